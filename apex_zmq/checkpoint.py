@@ -1,0 +1,267 @@
+"""Checkpoints: one safetensors file each, everything that is no tensor as JSON in its header.
+
+Reading executes nothing that is in the file. A run directory holds numbered checkpoints
+`step-000005000.safetensors`, and `latest.safetensors` and `best.safetensors`, each a hard link
+to what was the newest, or the best, when it was saved; so no numbered file is needed to keep them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from apex_zmq.errors import UserError
+from apex_zmq.optimizers import CenteredRMSProp
+
+FORMAT_VERSION = 1
+LATEST = "latest.safetensors"
+BEST = "best.safetensors"
+Tensors = dict[str, Tensor]
+
+_METADATA_KEY = "apex_zmq_checkpoint"
+_GROUPS = ("online", "target", "optimizer", "random")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read, written or used; the message names it and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All a run needs to go on, or an evaluator to play. Loaded tensors lie on the CPU.
+
+    Everything but the tensors must be JSON: plain dicts, lists, strings, finite numbers, None.
+    """
+
+    tensors: dict[str, Tensors]  # "online", "target", "optimizer" (`optimizer_to_tensors`), "random" (torch's states)
+    numpy_rng: dict[str, Any]  # `bit_generator.state` of a PCG64 generator
+    counters: dict[str, float]  # "updates", an integer, is required; decisions, episodes, beta, ...
+    config: dict[str, Any]  # `config.to_tree`
+    run_id: str
+    epoch: int  # of the learner, in ns: the next one must be above it
+    best_score: float | None  # of the evaluation that chose the best checkpoint so far
+    experience: str  # signature
+    network: str  # signature
+
+
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "numpy_rng": dict,
+    "counters": dict,
+    "config": dict,
+    "run_id": str,
+    "epoch": int,
+    "best_score": (int, float, type(None)),
+    "experience": str,
+    "network": str,
+}
+
+
+def save(path: Path | str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that `path` holds either its former content or all of the new one.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    path = Path(path)
+    tensors = {
+        f"{group}/{name}": tensor.detach().contiguous()
+        for group, named in checkpoint.tensors.items()
+        for name, tensor in named.items()
+    }
+    header = {"format_version": FORMAT_VERSION} | {name: getattr(checkpoint, name) for name in _JSON_TYPES}
+    data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(header, allow_nan=False)})
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    _replace(path, write)
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint file, or the latest one of a run directory.
+
+    Raises:
+        CheckpointError: no such file, damaged, not one of ours, or of a newer format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / LATEST).is_file():
+            raise CheckpointError(f"{path} holds no {LATEST}; name a run directory that has one, or a checkpoint file")
+        path = path / LATEST
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _read_header(path, file.metadata() or {})
+            tensors: dict[str, Tensors] = {group: {} for group in _GROUPS}
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                group, _, name = key.partition("/")
+                tensors.setdefault(group, {})[name] = file.get_tensor(key)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint {path}; name a checkpoint file or a run directory") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        if _looks_like_safetensors(path):
+            remedy = "it is truncated or damaged, use another of its run's step-*.safetensors"
+        else:
+            remedy = "it is no safetensors file, name one that this program saved"
+        raise CheckpointError(f"cannot read checkpoint {path}: {remedy} ({error})") from None
+    return Checkpoint(tensors=tensors, **header)
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if _METADATA_KEY not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file of another program; name one that this program saved")
+    try:
+        header: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
+        version = int(header.pop("format_version"))
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has checkpoint format {version}, this program reads up to {FORMAT_VERSION}; update apex_zmq"
+            )
+        if header.keys() != _JSON_TYPES.keys():
+            raise ValueError(f"fields {', '.join(sorted(header.keys() ^ _JSON_TYPES.keys()))}")
+        for name, kind in _JSON_TYPES.items():
+            if not isinstance(header[name], kind):
+                raise ValueError(f"{name} is a {type(header[name]).__name__}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a damaged header ({error}); use another checkpoint") from None
+    return header
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Whether the JSON header starts where it should, after its own length."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in its place for good."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # one left by a killed process may be a link to a checkpoint
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            # Also after success: renaming one link of a file over another of the same file does nothing.
+            temporary.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"cannot write {path}: {reason}; check the directory's space and permissions") from None
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory, which one learner at a time writes.
+
+    Args:
+        directory: created when missing.
+        keep: numbered checkpoints kept, the last written; 0 keeps all.
+
+    Raises:
+        CheckpointError: the directory cannot be made.
+    """
+
+    def __init__(self, directory: Path | str, keep: int) -> None:
+        self.directory = Path(directory)
+        self._keep = keep
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for abandoned in self.directory.glob(".*.safetensors.tmp"):
+                abandoned.unlink()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot use run directory {self.directory}: {error.strerror}; name another"
+            ) from None
+
+    def save(self, checkpoint: Checkpoint, best: bool = False) -> Path:
+        """Save as step-<updates>.safetensors, as the latest, and as the best if it is; return the path.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
+        path = self.directory / f"step-{int(checkpoint.counters['updates']):09d}.safetensors"
+        save(path, checkpoint)
+        for name in (LATEST, BEST) if best else (LATEST,):
+            _replace(self.directory / name, lambda temporary: _link(path, temporary))
+        self._prune(path)
+        return path
+
+    def _prune(self, written: Path) -> None:
+        if self._keep == 0:
+            return
+        # By age, not by number: a run resumed from an earlier checkpoint counts up from there.
+        others = [path for path in self.directory.glob("step-*.safetensors") if path != written]
+        others.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        for path in others[self._keep - 1 :]:
+            path.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard link, or copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+_STATE_NAMES: dict[type[Optimizer], frozenset[str]] = {
+    Adam: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    CenteredRMSProp: frozenset({"grad_avg", "square_avg"}),
+}
+
+
+def optimizer_to_tensors(optimizer: Optimizer, network: nn.Module) -> Tensors:
+    """Copies of the state an optimizer keeps of a network, named "<parameter name>.<state name>".
+
+    Hyperparameters are left out: they come from the settings.
+    """
+    return {
+        f"{name}.{key}": tensor.clone()
+        for name, parameter in network.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def optimizer_from_tensors(optimizer: Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a new optimizer of all parameters of `network` the state that `optimizer_to_tensors` took.
+
+    Raises:
+        CheckpointError: the state is of another optimizer or of another network.
+    """
+    indices = {name: index for index, (name, _) in enumerate(network.named_parameters())}
+    state: dict[int, Tensors] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        if name not in indices or (tensor.dim() > 0 and tensor.shape != network.get_parameter(name).shape):
+            raise CheckpointError(
+                f"optimizer state {full_name} fits no parameter; set agent.network to the checkpoint's"
+            )
+        state.setdefault(indices[name], {})[key] = tensor.clone()
+    expected = _STATE_NAMES[type(optimizer)]
+    for named in state.values():
+        if named.keys() != expected:
+            raise CheckpointError(
+                f"the checkpoint's optimizer keeps {', '.join(sorted(named))}, this one {', '.join(sorted(expected))}; "
+                "set learner.optimizer to the checkpoint's"
+            )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

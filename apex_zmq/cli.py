@@ -1,0 +1,304 @@
+"""Arguments, signals and logging of the programs under `bin/`.
+
+Heavy imports wait until the arguments are known to be good, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from apex_zmq import __version__
+from apex_zmq import config as settings
+from apex_zmq.config import Config, ConfigError
+from apex_zmq.errors import UserError
+
+ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")
+LAUNCHED = "APEX_LAUNCHED"  # set by apex-train for the roles that must not outlive it
+PR_SET_PDEATHSIG = 1
+
+# Options of apex-train that stand for one setting each: flag, setting, type.
+TRAIN_FLAGS: tuple[tuple[str, str, type], ...] = (
+    ("--num-actors", "run.num_actors", int),
+    ("--batch-size", "learner.batch_size", int),
+    ("--buffer-size", "replay.capacity", int),
+    ("--episodes", "run.episodes", int),
+    ("--sync-every", "learner.sync_every", int),
+    ("--save-every", "learner.save_every", int),
+    ("--learning-rate", "learner.learning_rate", float),
+    ("--alpha", "replay.alpha", float),
+    ("--beta", "learner.beta", float),
+    ("--beta-annealing", "learner.beta_annealing", float),
+    ("--max-minutes", "run.max_minutes", float),
+    ("--max-decisions", "run.max_decisions", int),
+    ("--max-updates", "run.max_updates", int),
+    ("--seed", "run.seed", int),
+)
+
+
+def actor(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-actor."""
+    parser = _parser("apex-actor", "Plays with the learner's parameters and sends its experience to the replay.")
+    parser.add_argument(
+        "--actor-index", type=int, metavar="I", help="place among the actors, from 0; needs --num-lanes"
+    )
+    parser.add_argument(
+        "--num-lanes",
+        type=int,
+        metavar="N",
+        help="lanes of all actors together: with --actor-index, lane i explores with the paper's fixed "
+        "eps^(1 + alpha i/(N-1)); without both, each episode draws its epsilon from the same spread (default)",
+    )
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        index, total = arguments.actor_index, arguments.num_lanes
+        if (index is None) != (total is None):
+            raise ConfigError("--actor-index and --num-lanes go together; give both or neither")
+        if index is not None and not 0 <= index * config.actor.lanes <= total - config.actor.lanes:
+            raise ConfigError(
+                f"--actor-index {index} with {config.actor.lanes} lanes lies outside --num-lanes {total}; "
+                "count the lanes of all actors"
+            )
+        name = f"actor-{index}" if index is not None else f"actor-{socket.gethostname()[:40]}-{os.getpid()}"
+        stop = _prepare(name, config, config.actor.threads)
+        from apex_zmq.roles.actor import Actor
+
+        Actor(config, name, index, total).run(stop)
+        return 0
+
+    return _main(parser, run, argv)
+
+
+def replay(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-replay."""
+    parser = _parser("apex-replay", "Stores experience and deals prioritized batches to the learner.")
+    parser.add_argument("--shard", type=int, default=0, metavar="S", help="which shard this is, from 0 (default: 0)")
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        if not 0 <= arguments.shard < config.replay.shards:
+            raise ConfigError(f"--shard {arguments.shard}: replay.shards is {config.replay.shards}; count from 0")
+        stop = _prepare(f"replay-{arguments.shard}", config, 1)
+        from apex_zmq.roles.replay import ReplayServer
+
+        ReplayServer(config, arguments.shard).run(stop)
+        return 0
+
+    return _main(parser, run, argv)
+
+
+def learner(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-learner."""
+    parser = _parser("apex-learner", "Trains on the replay's batches and publishes parameters.")
+    _add_run_options(parser)
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        directory = _run_directory(arguments, config)
+        stop = _prepare("learner", config, config.learner.threads)
+        from apex_zmq.roles.learner import Learner
+
+        Learner(config, directory, resume=arguments.resume, init_from=arguments.init_from).run(stop)
+        return 0
+
+    return _main(parser, run, argv)
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-train."""
+    parser = _parser("apex-train", "Starts actors, replay and learner of one run on this machine.")
+    defaults = {setting.name: setting for setting in settings.settings()}
+    for flag, name, kind in TRAIN_FLAGS:
+        setting = defaults[name]
+        default = "never" if setting.default is None else setting.default
+        parser.add_argument(
+            flag,
+            type=kind,
+            metavar="N" if kind is int else "X",
+            help=f"{setting.description} Sets {name} (default: the config's; without one {default})",
+        )
+    _add_run_options(parser)
+    parser.add_argument("--tcp", action="store_true", help="loopback TCP between the roles instead of ipc")
+    parser.add_argument("--render", action="store_true", help="show a lane in a window (not available yet)")
+
+    def overrides(arguments: argparse.Namespace) -> list[str]:
+        given = ((name, getattr(arguments, flag[2:].replace("-", "_"))) for flag, name, _ in TRAIN_FLAGS)
+        return [f"{name}={value}" for name, value in given if value is not None]
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        if arguments.render:
+            raise ConfigError("--render is not available yet; leave it out and watch TensorBoard")
+        directory = _run_directory(arguments, config)
+        from apex_zmq.launch import launch
+
+        return launch(config, directory, tcp=arguments.tcp, resume=arguments.resume, init_from=arguments.init_from)
+
+    return _main(parser, run, argv, overrides)
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-eval."""
+    parser = argparse.ArgumentParser("apex-eval", description="Plays a checkpoint and reports how well.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its latest)"
+    )
+    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes to play (default: 10)")
+    parser.add_argument(
+        "--protocol",
+        choices=("greedy", "noop"),
+        default="noop",
+        help="greedy: fixed start, best action always; noop: 0 to 30 random no-op frames first and "
+        "a random action with probability 0.01 (default)",
+    )
+    parser.add_argument("--seed", type=int, default=10_000, metavar="S", help="seed of the games (default: 10000)")
+    parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        if arguments.episodes < 1 or arguments.seed < 0:
+            raise ConfigError("--episodes must be at least 1 and --seed at least 0")
+        _prepare("evaluator", config, 1)
+        from apex_zmq.checkpoint import load
+        from apex_zmq.roles import evaluator
+
+        summary = evaluator.evaluate(load(arguments.checkpoint), arguments.episodes, arguments.protocol, arguments.seed)
+        if arguments.json:
+            print(json.dumps(summary))
+        else:
+            print("\n".join(f"{name:12} {value}" for name, value in summary.items()))
+        return 0
+
+    return _main(parser, run, argv)
+
+
+def _parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Options that all roles share, and the settings below them."""
+    lines = [
+        f"  {setting.name} ({setting.type}; default {_plain(setting.default)})\n      {setting.description}"
+        for setting in settings.settings()
+    ]
+    parser = argparse.ArgumentParser(
+        program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="settings, for --set and config files (seconds in _s, bytes in _bytes):\n" + "\n".join(lines),
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML file of settings, such as configs/mario-cpu.yaml (default: none)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="change one setting; may be repeated, wins over all else",
+    )
+    described = {setting.name: setting for setting in settings.settings()}
+    for name in ADDRESSES:
+        setting = described[f"addresses.{name}"]
+        many = "" if isinstance(setting.default, str) else ", commas between shards"
+        parser.add_argument(
+            f"--{name}",
+            metavar="ADDRESS",
+            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {_plain(setting.default)})",
+        )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
+    )
+    return parser
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value).strip('"')
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="run directory (default: checkpoints/<config name>-<time>)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --run-dir (default: the config's newest run)"
+    )
+    parser.add_argument(
+        "--init-from", type=Path, metavar="CHECKPOINT", help="start from the parameters of a checkpoint (default: none)"
+    )
+
+
+def _run_directory(arguments: argparse.Namespace, config: Config) -> Path:
+    given = arguments.run_dir or (Path(config.run.dir) if config.run.dir else None)
+    name = arguments.config.stem if arguments.config else "default"
+    if arguments.resume:
+        if arguments.init_from:
+            raise ConfigError("--resume and --init-from exclude each other; give one")
+        runs = sorted(Path("checkpoints").glob(f"{name}-[0-9]*"), key=lambda path: path.stat().st_mtime)
+        if given is None and not runs:
+            raise ConfigError(f"--resume found no run checkpoints/{name}-*; name one with --run-dir")
+        return given or runs[-1]
+    return given or Path("checkpoints") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _main(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, Config], int],
+    argv: Sequence[str] | None,
+    overrides: Callable[[argparse.Namespace], list[str]] = lambda _: [],
+) -> int:
+    """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2."""
+    arguments = parser.parse_args(argv)
+    try:
+        config = Config()
+        if "config" in arguments:
+            flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
+            config = settings.load(
+                arguments.config,
+                [
+                    *settings.from_environment(),
+                    *(settings.address_override(name, value) for name, value in flags if value),
+                    *(["addresses.insecure=true"] if arguments.insecure else []),
+                    *overrides(arguments),
+                    *arguments.overrides,
+                ],
+            )
+        return run(arguments, config)
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _prepare(name: str, config: Config, threads: int) -> threading.Event:
+    """Logging, threads and signals of a role; the event is set when it is to stop."""
+    logging.basicConfig(
+        level=config.telemetry.log_level.upper(),
+        format=f"%(asctime)s %(levelname)-7s {name} %(message)s",
+        stream=sys.stdout,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if LAUNCHED in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    return stop
+
+
+PROGRAMS = {"actor": actor, "replay": replay, "learner": learner, "train": train, "eval": evaluate}
+
+if __name__ == "__main__":
+    sys.exit(PROGRAMS[sys.argv[1]](sys.argv[2:]))

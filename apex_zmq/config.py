@@ -1,0 +1,453 @@
+"""One typed tree of settings: frozen, documented, validated; YAML in, unknown key = error.
+
+Units stand in the names (`_s` seconds, `_bytes`) or in the description. The
+defaults are the program's; files under `configs/` choose others. This module
+imports neither torch nor numba, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from apex_zmq.errors import UserError
+
+MARIO = "SuperMarioBros"  # the `env.id` of the game
+
+Count = Annotated[int, Meta(ge=1)]
+NonNegativeInt = Annotated[int, Meta(ge=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+
+
+def doc(description: str) -> Meta:
+    """The help text of a setting."""
+    return Meta(description=description)
+
+
+class ConfigError(UserError):
+    """A setting that cannot work; the message names it and the remedy."""
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all sections: frozen, unknown keys refused."""
+
+
+class Run(Section, frozen=True):
+    """One training run: its place on disk, seed and budgets."""
+
+    dir: Annotated[str | None, doc("Run directory; null: checkpoints/<config name>-<time>.")] = None
+    seed: Annotated[NonNegativeInt, doc("Seed of networks, exploration and environments.")] = 0
+    num_actors: Annotated[Count, doc("Actor processes that apex-train starts.")] = 4
+    episodes: Annotated[Count | None, doc("Stop after so many episodes; null: never.")] = 2000
+    max_minutes: Annotated[Positive | None, doc("Stop after so many minutes; null: never.")] = None
+    max_decisions: Annotated[
+        Count | None, doc("Stop after so many decisions (agent steps) of all actors; null: never.")
+    ] = None
+    max_updates: Annotated[Count | None, doc("Stop after so many gradient steps; null: never.")] = None
+
+
+class Reward(Section, frozen=True):
+    """Terms of the Mario reward, added up once per decision."""
+
+    progress: Annotated[float, doc("Per pixel of new maximum x.")] = 0.1
+    progress_clip: Annotated[Count, doc("Pixels of progress counted at most per decision.")] = 12
+    time: Annotated[float, doc("Per decision.")] = -0.01
+    death: Annotated[float, doc("At a death.")] = -3.0
+    clear: Annotated[float, doc("At the flag or a change of stage.")] = 5.0
+
+
+class Env(Section, frozen=True):
+    """The environment: Super Mario Bros by stage, or any Gymnasium id."""
+
+    id: Annotated[str, doc("SuperMarioBros, or a Gymnasium id with discrete actions.")] = MARIO
+    emulator: Annotated[
+        Literal["auto", "fceumm", "nes-py"], doc("auto: FCEUmm where stable-retro is installed, else nes-py.")
+    ] = "auto"
+    stages: Annotated[tuple[str, ...], Meta(min_length=1), doc("Stages 1-1 to 8-4, drawn per episode.")] = ("1-1",)
+    actions: Annotated[
+        Literal["RIGHT_ONLY", "SIMPLE_MOVEMENT", "COMPLEX_MOVEMENT"] | tuple[tuple[str, ...], ...],
+        doc("Action set by name, or a list of button lists (NOOP right left up down A B)."),
+    ] = "SIMPLE_MOVEMENT"
+    frame_skip: Annotated[int, Meta(ge=1, le=60), doc("Emulator frames per decision.")] = 4
+    hud: Annotated[
+        Literal["crop", "mask", "keep"], doc("The 32 rows of score and clock: cut off, blackened, or kept.")
+    ] = "crop"
+    frame_height: Annotated[int, Meta(ge=8, le=240), doc("Rows of an image frame after resizing.")] = 84
+    frame_width: Annotated[int, Meta(ge=8, le=256), doc("Columns of an image frame after resizing.")] = 84
+    frame_stack: Annotated[int, Meta(ge=1, le=16), doc("Frames per observation (1 for vectors).")] = 4
+    noop_max: Annotated[
+        int, Meta(ge=0, le=255), doc("Random no-op emulator frames at an episode's start, at most.")
+    ] = 30
+    stall_limit: Annotated[
+        Count | None, doc("Decisions without a new maximum x that truncate an episode; null: none.")
+    ] = 300
+    max_episode_steps: Annotated[
+        Count | None, doc("Decisions that truncate an episode; null: none beyond the environment's own.")
+    ] = None
+    reward: Annotated[Reward, doc("Terms of the Mario reward.")] = Reward()
+
+
+class Agent(Section, frozen=True):
+    """What actor and learner must agree on beside the environment."""
+
+    network: Annotated[
+        Literal["nature", "small", "mlp"],
+        doc("Dueling Q-network: nature (Mnih 2015), small (a CNN for CPUs), mlp (vectors)."),
+    ] = "nature"
+    n_step: Annotated[int, Meta(ge=1, le=64), doc("Steps of the n-step return.")] = 3
+    gamma: Annotated[Probability, doc("Discount per decision.")] = 0.99
+
+
+class Actor(Section, frozen=True):
+    """Acting: lanes, exploration, shipping."""
+
+    lanes: Annotated[int, Meta(ge=1, le=256), doc("Environment lanes per actor process.")] = 8
+    segment_length: Annotated[int, Meta(ge=1, le=1024), doc("Transitions per shipped segment.")] = 32
+    epsilon: Annotated[Probability, doc("Base of the exploration ladder eps^(1 + alpha i/(N-1)).")] = 0.4
+    epsilon_alpha: Annotated[NonNegative, doc("Exponent alpha of the ladder.")] = 7.0
+    repeat_zeta: Annotated[
+        Annotated[float, Meta(gt=1)] | None,
+        doc("Epsilon-z-greedy: exponent of the zeta law of repeats; null: single steps."),
+    ] = None
+    repeat_max: Annotated[Count, doc("Epsilon-z-greedy: decisions a random action lasts at most.")] = 12
+    watchdog_s: Annotated[Positive, doc("Seconds of emulator work after which a hung actor ends itself.")] = 60.0
+    threads: Annotated[Count, doc("Torch threads of an actor.")] = 1
+
+
+class Replay(Section, frozen=True):
+    """Prioritized replay; counts are over all shards."""
+
+    shards: Annotated[int, Meta(ge=1, le=64), doc("Replay processes.")] = 1
+    capacity: Annotated[Count, doc("Transitions kept.")] = 1_000_000
+    arena_bytes: Annotated[int, Meta(ge=1 << 20), doc("Bytes of compressed experience kept.")] = 2_000_000_000
+    min_size: Annotated[Count, doc("Transitions inserted before the first batch.")] = 50_000
+    alpha: Annotated[Probability, doc("Priority exponent: p = (|TD| + epsilon)^alpha.")] = 0.6
+    epsilon: Annotated[Positive, doc("Added to |TD| before the exponent.")] = 0.01
+    samples_per_insert: Annotated[
+        Positive | None, doc("Samples drawn per transition inserted; null: free-running, as in the paper.")
+    ] = None
+    tolerance: Annotated[
+        Positive | None, doc("Samples the ratio may be off by, each way; null: 4 (batch + ratio x segment).")
+    ] = None
+    credits: Annotated[int, Meta(ge=1, le=64), doc("Batches in flight to a learner per shard.")] = 4
+    credit_timeout_s: Annotated[
+        Positive, doc("Seconds after which an unacknowledged batch counts as lost and its credit returns.")
+    ] = 30.0
+
+
+class Learner(Section, frozen=True):
+    """Gradient steps, target network, checkpoints, pace of publication."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], doc("auto: cuda where there is one.")] = "auto"
+    threads: Annotated[Count, doc("Torch threads of the learner on the CPU.")] = 1
+    batch_size: Annotated[int, Meta(ge=1, le=65536), doc("Transitions per gradient step.")] = 512
+    optimizer: Annotated[Literal["adam", "rmsprop"], doc("adam, or centered rmsprop with eps inside the root.")] = (
+        "adam"
+    )
+    learning_rate: Annotated[Positive, doc("Step size.")] = 2.5e-4
+    optimizer_eps: Annotated[Positive, doc("Epsilon of the optimizer.")] = 1.5e-4
+    rmsprop_decay: Annotated[Probability, doc("Decay of RMSProp's averages.")] = 0.95
+    loss: Annotated[Literal["l2", "huber"], doc("Loss on the TD error; huber's threshold is 1.")] = "huber"
+    max_grad_norm: Annotated[Positive, doc("Gradient norm is clipped to this before the step.")] = 40.0
+    double: Annotated[bool, doc("Double Q-learning: the online network chooses the next action.")] = True
+    target_period: Annotated[Count, doc("Updates between copies to the target network.")] = 2500
+    beta: Annotated[Probability, doc("Importance-sampling exponent at the start.")] = 0.4
+    beta_annealing: Annotated[NonNegative, doc("Added to beta per update, up to 1.")] = 0.001
+    sync_every: Annotated[Count, doc("Updates between parameter publications.")] = 1000
+    save_every: Annotated[Count, doc("Updates between checkpoints.")] = 5000
+    keep_checkpoints: Annotated[NonNegativeInt, doc("Numbered checkpoints kept; 0: all.")] = 10
+
+
+class Telemetry(Section, frozen=True):
+    """Status messages, log lines, TensorBoard."""
+
+    status_interval_s: Annotated[Positive, doc("Seconds between a role's status messages.")] = 1.0
+    log_interval_s: Annotated[Positive, doc("Seconds between TensorBoard points and progress lines.")] = 10.0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], doc("Lowest level logged.")] = "info"
+
+
+class Addresses(Section, frozen=True):
+    """Where the roles meet: tcp://host:port or ipc:///path. Bound by the role in brackets."""
+
+    experience: Annotated[tuple[str, ...], Meta(min_length=1), doc("[replay] One per shard.")] = (
+        "tcp://127.0.0.1:5551",
+    )
+    priorities: Annotated[tuple[str, ...], Meta(min_length=1), doc("[replay] One per shard.")] = (
+        "tcp://127.0.0.1:5552",
+    )
+    batches: Annotated[str, doc("[learner] Batches from all shards.")] = "tcp://127.0.0.1:5553"
+    parameters: Annotated[str, doc("[learner] Parameters, heartbeats, relayed status.")] = "tcp://127.0.0.1:5554"
+    status: Annotated[str, doc("[learner] Status of every role.")] = "tcp://127.0.0.1:5555"
+    insecure: Annotated[bool, doc("Allow binding to an address that other hosts can reach.")] = False
+
+
+class Config(Section, frozen=True):
+    """All settings of a run."""
+
+    run: Annotated[Run, doc("The run.")] = Run()
+    env: Annotated[Env, doc("The environment.")] = Env()
+    agent: Annotated[Agent, doc("What actor and learner share.")] = Agent()
+    actor: Annotated[Actor, doc("Acting.")] = Actor()
+    replay: Annotated[Replay, doc("Replay.")] = Replay()
+    learner: Annotated[Learner, doc("Learning.")] = Learner()
+    telemetry: Annotated[Telemetry, doc("Telemetry.")] = Telemetry()
+    addresses: Annotated[Addresses, doc("Addresses.")] = Addresses()
+
+
+class Setting(typing.NamedTuple):
+    """One documented setting, for `--help` and the documents."""
+
+    name: str  # dotted
+    type: str
+    default: Any
+    description: str
+
+
+def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[Setting]:
+    """Every setting below a section, in the order of definition."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    for field in msgspec.structs.fields(section):
+        bare, *metas = typing.get_args(hints[field.name])  # nested Annotated are flattened
+        name = prefix + field.name
+        if isinstance(bare, type) and issubclass(bare, Section):
+            yield from settings(bare, name + ".")
+            continue
+        text = next(meta.description for meta in metas if meta.description is not None)
+        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        yield Setting(name, _type_name(bare), default, text)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(str(option) for option in options)
+    if typing.get_origin(hint) is tuple:
+        return f"[{_type_name(options[0])}, ...]"
+    if options:
+        return " | ".join(_type_name(option) for option in options)
+    return "null" if hint is type(None) else str(hint.__name__)
+
+
+def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply `section.key=value` overrides on top, then validate.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type, impossible value.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(f"cannot read config {path}: {error.strerror}; configs/ holds ready ones") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(loaded, dict | None):
+            raise ConfigError(f"{path} must hold sections (run, env, agent, ...), not a {type(loaded).__name__}")
+        tree = loaded or {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: write section.key=value")
+        *parents, leaf = key.strip().split(".")
+        node = tree
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {override}: {parent} is not a section")
+            node = child
+        try:
+            node[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    return from_tree(tree, str(path) if path is not None else "settings")
+
+
+def from_tree(tree: Mapping[str, Any], source: str) -> Config:
+    """Convert and validate a tree of plain values; `source` names it in errors.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
+    _refuse_unknown_keys(Config, tree, "", source)
+    try:
+        config = msgspec.convert(tree, Config, strict=False)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise ConfigError(f"{source}: {where.rstrip('`') or 'settings'}: {what}; see --help for its type") from None
+    validate(config)
+    return config
+
+
+def _refuse_unknown_keys(section: type[Section], tree: Mapping[str, Any], prefix: str, source: str) -> None:
+    hints = typing.get_type_hints(section)
+    for key, value in tree.items():
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
+            raise ConfigError(f"{source}: unknown setting {prefix}{key}; {remedy}")
+        hint = hints[key]
+        if isinstance(hint, type) and issubclass(hint, Section) and isinstance(value, Mapping):
+            _refuse_unknown_keys(hint, value, f"{prefix}{key}.", source)
+
+
+def to_tree(config: Section) -> dict[str, Any]:
+    """Plain values, ready for YAML, JSON or `from_tree`."""
+    return typing.cast("dict[str, Any]", msgspec.to_builtins(config))
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved settings as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with dotted settings changed, validated again.
+
+    Raises:
+        ConfigError: as `from_tree`.
+    """
+    tree = to_tree(config)
+    for name, value in changes.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    return from_tree(tree, "options")
+
+
+def tolerance(config: Config) -> float:
+    """Samples by which a shard's account may be off its samples-per-insert line."""
+    replay = config.replay
+    if replay.tolerance is not None:
+        return replay.tolerance
+    per_insert = replay.samples_per_insert or 0.0
+    return 4.0 * (config.learner.batch_size + per_insert * config.actor.segment_length)
+
+
+def min_size_per_shard(config: Config) -> int:
+    """Transitions a shard holds before it deals its first batch."""
+    return math.ceil(config.replay.min_size / config.replay.shards)
+
+
+def validate(config: Config) -> None:
+    """Refuse settings that are each possible but cannot work together.
+
+    Raises:
+        ConfigError: names the settings and the remedy.
+    """
+    replay, learner, addresses = config.replay, config.learner, config.addresses
+    per_shard = replay.capacity // replay.shards
+    length, batch = config.actor.segment_length, learner.batch_size
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(message)
+
+    require(
+        config.agent.n_step <= length,
+        f"agent.n_step {config.agent.n_step} exceeds actor.segment_length {length}; lengthen segments",
+    )
+    require(
+        batch <= per_shard,
+        f"learner.batch_size {batch} exceeds the {per_shard} transitions of a shard; raise replay.capacity",
+    )
+    require(
+        length <= per_shard,
+        f"actor.segment_length {length} exceeds the {per_shard} transitions of a shard; raise replay.capacity",
+    )
+    require(
+        replay.min_size <= replay.capacity - replay.shards * length,
+        f"replay.min_size {replay.min_size} does not fit replay.capacity {replay.capacity} with a segment to spare; "
+        "lower it",
+    )
+    if replay.samples_per_insert is not None:
+        needed = batch + replay.samples_per_insert * length
+        require(
+            2 * tolerance(config) >= needed,
+            f"replay.tolerance {tolerance(config):g} can deadlock: 2 x tolerance must reach "
+            f"batch_size + samples_per_insert x segment_length = {needed:g}",
+        )
+    for name in ("experience", "priorities"):
+        count = len(getattr(addresses, name))
+        require(
+            count == replay.shards,
+            f"addresses.{name} lists {count} addresses for replay.shards {replay.shards}; list one per shard",
+        )
+    for address in all_addresses(addresses):
+        check_address(address)
+    if config.env.id == MARIO:
+        for stage in config.env.stages:
+            world, dash, area = stage.partition("-")
+            require(
+                bool(dash) and world in tuple("12345678") and area in tuple("1234"),
+                f"env.stages: no stage {stage!r}; stages run from 1-1 to 8-4",
+            )
+        if not isinstance(config.env.actions, str):
+            buttons = {"NOOP", "right", "left", "up", "down", "A", "B"}
+            require(bool(config.env.actions), "env.actions: list at least one action, such as [right]")
+            for action in config.env.actions:
+                unknown = set(action) - buttons
+                require(
+                    bool(action) and not unknown,
+                    f"env.actions: {list(action)} names {', '.join(sorted(unknown)) or 'no button'}; "
+                    f"buttons are {' '.join(sorted(buttons))}",
+                )
+
+
+def all_addresses(addresses: Addresses) -> tuple[str, ...]:
+    """Every address of a run."""
+    return (
+        *addresses.experience,
+        *addresses.priorities,
+        addresses.batches,
+        addresses.parameters,
+        addresses.status,
+    )
+
+
+def check_address(address: str) -> None:
+    """Refuse what ZeroMQ would not take.
+
+    Raises:
+        ConfigError: not tcp://host:port or ipc://path, port out of range, path too long.
+    """
+    scheme, separator, rest = address.partition("://")
+    if scheme == "ipc" and separator and rest:
+        if len(rest.encode()) > 107:
+            raise ConfigError(f"address {address}: an ipc path holds at most 107 bytes; use a shorter directory")
+        return
+    host, colon, port = rest.rpartition(":")
+    if scheme != "tcp" or not host or not colon or not (port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(f"address {address}: write tcp://host:port (port 1 to 65535) or ipc:///path")
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Overrides from APEX_EXPERIENCE, APEX_PRIORITIES, APEX_BATCHES, APEX_PARAMETERS, APEX_STATUS."""
+    overrides = []
+    for field in ("experience", "priorities", "batches", "parameters", "status"):
+        value = environ.get(f"APEX_{field.upper()}")
+        if value:
+            overrides.append(address_override(field, value))
+    return overrides
+
+
+def address_override(field: str, value: str) -> str:
+    """`--set` form of an address given by flag or environment; commas separate shards."""
+    listed = field in ("experience", "priorities")
+    return f"addresses.{field}={json.dumps(value.split(',') if listed else value)}"  # JSON is YAML

@@ -1,0 +1,1 @@
+"""Environments: lanes that are stepped one decision at a time."""

@@ -1,0 +1,232 @@
+"""NES emulators behind one small interface, and the ROM they run.
+
+FCEUmm is driven directly through the libretro C interface (libretro.h, API
+version 1): RAM is a live view, and a screen costs nothing until it is read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from apex_zmq.envs.interface import EnvError
+from apex_zmq.types import UInt8s, UInt16s
+
+ROM_SHA256 = "ec299b990e8bfee8ba46e3f61d63b2e1ae5b8a2e431de84e2e4bbd692dc53586"
+RAM_BYTES = 2048
+SCREEN_ROWS, SCREEN_COLUMNS = 224, 240
+
+RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 128, 64, 32, 16, 8, 4, 2, 1
+
+
+class Emulator(Protocol):
+    """One NES with the game inserted.
+
+    A saved state holds everything but the screen, so `screen` means something
+    only after a `step`. Not for use by several threads.
+    """
+
+    @property
+    def ram(self) -> UInt8s:
+        """[2048], live and writable until `close`."""
+
+    @property
+    def screen(self) -> UInt16s:
+        """[224, 240] RGB565 of the last frame, a view valid until the next `step`."""
+
+    def step(self, buttons: int) -> None:
+        """Run one frame with the given buttons (sum of RIGHT, LEFT, ..., A) held."""
+
+    def power_on(self) -> None:
+        """Switch off and on; the next frame is number 0 of recorded inputs."""
+
+    def save_state(self) -> bytes:
+        """The machine's state."""
+
+    def load_state(self, state: bytes) -> None:
+        """Continue from a state saved by an emulator of the same kind."""
+
+    def close(self) -> None:
+        """Free the machine; its views must not be used any more."""
+
+
+def make_emulator(kind: str) -> Emulator:
+    """An emulator by the name that `env.emulator` has for it.
+
+    Raises:
+        EnvError: it, or the game, is not installed.
+    """
+    if kind == "nes-py":
+        raise EnvError("env.emulator nes-py is not supported yet; install stable-retro and set it to auto")
+    return FCEUmm()
+
+
+def rom_path() -> Path:
+    """The game inside the gym-super-mario-bros wheel, found without importing the package.
+
+    Raises:
+        EnvError: missing, or not the ROM the rules were written for.
+    """
+    path = _package_file("gym_super_mario_bros", "_roms/super-mario-bros.nes", "gym-super-mario-bros")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != ROM_SHA256:
+        raise EnvError(f"{path} is not the expected ROM (SHA-256 {ROM_SHA256}); reinstall gym-super-mario-bros")
+    return path
+
+
+def _package_file(package: str, name: str, distribution: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder, name)
+        if path.is_file():
+            return path
+    raise EnvError(f"{package}/{name} not found; pip install {distribution}")
+
+
+# libretro.h: enum values and callback types.
+_SET_PIXEL_FORMAT = 10
+_SYSTEM_RAM = 2
+_ENVIRONMENT = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_uint, ctypes.c_void_p)
+_VIDEO = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t)
+_AUDIO = ctypes.CFUNCTYPE(None, ctypes.c_int16, ctypes.c_int16)
+_AUDIO_BATCH = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t)
+_POLL = ctypes.CFUNCTYPE(None)
+_INPUT = ctypes.CFUNCTYPE(ctypes.c_int16, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
+_JOYPAD = (B, 0, SELECT, START, UP, DOWN, LEFT, RIGHT, A, 0, 0, 0, 0, 0, 0, 0)  # by RETRO_DEVICE_ID_JOYPAD
+
+
+class _GameInfo(ctypes.Structure):
+    _fields_ = (
+        ("path", ctypes.c_char_p),
+        ("data", ctypes.c_char_p),
+        ("size", ctypes.c_size_t),
+        ("meta", ctypes.c_char_p),
+    )
+
+
+_cores_loaded = itertools.count()
+
+
+def _load_core() -> ctypes.CDLL:
+    """The FCEUmm library; a core keeps its machine in globals, so each needs a library of its own."""
+    path = _package_file("stable_retro", "cores/fceumm_libretro.so", "stable-retro")
+    try:
+        if next(_cores_loaded) == 0:
+            return ctypes.CDLL(str(path))
+        with tempfile.NamedTemporaryFile(suffix=path.name) as copy:
+            shutil.copyfile(path, copy.name)
+            return ctypes.CDLL(copy.name)
+    except OSError as error:
+        raise EnvError(f"cannot load {path}: {error}; reinstall stable-retro") from None
+
+
+@functools.cache
+def _held(buttons: int) -> tuple[int, ...]:
+    return tuple(int(buttons & bit != 0) for bit in _JOYPAD)
+
+
+class FCEUmm:
+    """The libretro core of stable-retro's wheel (see `Emulator`).
+
+    Raises:
+        EnvError: core or ROM missing or unusable.
+    """
+
+    def __init__(self) -> None:
+        rom = rom_path()
+        data = rom.read_bytes()
+        self._core = core = _load_core()
+        core.retro_get_memory_data.restype = ctypes.c_void_p
+        core.retro_get_memory_size.restype = ctypes.c_size_t
+        core.retro_serialize_size.restype = ctypes.c_size_t
+        core.retro_load_game.restype = core.retro_serialize.restype = core.retro_unserialize.restype = ctypes.c_bool
+        core.retro_serialize.argtypes = core.retro_unserialize.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+
+        self._buttons = _held(0)
+        self._picture = (0, 0, 0, 0)  # address, columns, rows, bytes per row
+        # The core keeps bare pointers to these: they must live as long as it does. To every
+        # request but the pixel format the answer is no: default options, no log.
+        self._callbacks = {
+            "environment": _ENVIRONMENT(lambda command, _: command == _SET_PIXEL_FORMAT),
+            "video_refresh": _VIDEO(self._on_video),
+            "audio_sample": _AUDIO(lambda left, right: None),
+            "audio_sample_batch": _AUDIO_BATCH(lambda samples, count: count),
+            "input_poll": _POLL(lambda: None),
+            "input_state": _INPUT(lambda port, device, index, button: 0 if port else self._buttons[button]),
+        }
+        for name, callback in self._callbacks.items():
+            getattr(core, f"retro_set_{name}")(callback)
+        core.retro_init()
+        game = _GameInfo(str(rom).encode(), data, len(data), None)
+        if not core.retro_load_game(ctypes.byref(game)):
+            raise EnvError(f"FCEUmm refuses {rom}; reinstall stable-retro and gym-super-mario-bros")
+        if core.retro_get_memory_size(_SYSTEM_RAM) != RAM_BYTES:
+            raise EnvError("FCEUmm does not offer the NES's RAM; reinstall stable-retro")
+        address = core.retro_get_memory_data(_SYSTEM_RAM)
+        self._ram: UInt8s = np.frombuffer(memoryview((ctypes.c_uint8 * RAM_BYTES).from_address(address)), np.uint8)
+        self._state = ctypes.create_string_buffer(core.retro_serialize_size())
+        # One frame belongs to switching on, as in stable-retro: recorded inputs count from there.
+        self.step(0)
+        _, columns, rows, _ = self._picture
+        if rows < SCREEN_ROWS or columns < SCREEN_COLUMNS:
+            raise EnvError(f"FCEUmm draws {rows} x {columns} pixels; reinstall stable-retro")
+        self._power_on = self.save_state()
+
+    def _on_video(self, address: int | None, columns: int, rows: int, pitch: int) -> None:
+        if address is not None:
+            self._picture = (address, columns, rows, pitch)
+
+    @property
+    def ram(self) -> UInt8s:
+        """As `Emulator.ram`."""
+        return self._ram
+
+    @property
+    def screen(self) -> UInt16s:
+        """As `Emulator.screen`, cropped evenly where the core draws the overscan too."""
+        address, columns, rows, pitch = self._picture
+        top, left = (rows - SCREEN_ROWS) // 2, (columns - SCREEN_COLUMNS) // 2
+        memory = memoryview((ctypes.c_uint8 * (rows * pitch)).from_address(address))
+        pixels: UInt16s = np.frombuffer(memory, np.uint16).reshape(rows, pitch // 2)
+        return pixels[top : top + SCREEN_ROWS, left : left + SCREEN_COLUMNS]
+
+    def step(self, buttons: int) -> None:
+        """As `Emulator.step`."""
+        self._buttons = _held(buttons)
+        self._core.retro_run()
+
+    def power_on(self) -> None:
+        """As `Emulator.power_on`."""
+        self.load_state(self._power_on)
+
+    def save_state(self) -> bytes:
+        """As `Emulator.save_state`.
+
+        Raises:
+            EnvError: the core refuses.
+        """
+        if not self._core.retro_serialize(self._state, len(self._state)):
+            raise EnvError("FCEUmm could not save its state; reinstall stable-retro")
+        return self._state.raw
+
+    def load_state(self, state: bytes) -> None:
+        """As `Emulator.load_state`.
+
+        Raises:
+            EnvError: not a state of this core.
+        """
+        if len(state) != len(self._state) or not self._core.retro_unserialize(state, len(state)):
+            raise EnvError(f"{len(state)} bytes are not a state of this FCEUmm; save one with the same version")
+
+    def close(self) -> None:
+        """As `Emulator.close`."""
+        self._core.retro_unload_game()
+        self._core.retro_deinit()

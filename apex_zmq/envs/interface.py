@@ -1,0 +1,66 @@
+"""What an actor sees of any environment: specifications, steps, lanes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from apex_zmq.errors import UserError
+from apex_zmq.types import FrameSpec
+
+Frame = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
+
+class EnvError(UserError):
+    """An environment that cannot be made or has gone wrong; one line, with the remedy."""
+
+
+class EnvSpec(NamedTuple):
+    """What a network must fit: the stored frame and the number of actions."""
+
+    frame: FrameSpec
+    num_actions: int
+
+
+class Progress(NamedTuple):
+    """How far a Mario episode has come."""
+
+    stage: str  # "1-1" to "8-4"
+    max_x: int  # pixels from the left end of the area, the most so far
+    cleared: bool
+
+
+class Step(NamedTuple):
+    """The result of one decision.
+
+    frame: single frame of `EnvSpec.frame`, in memory of its own.
+    progress: None outside Mario.
+    """
+
+    frame: Frame
+    reward: float
+    terminated: bool
+    truncated: bool
+    progress: Progress | None
+
+
+class Lanes(Protocol):
+    """Environments numbered from 0 that are stepped one at a time, in any order.
+
+    A lane's trajectory depends on the seed, its number and its own actions only.
+    Frames are single: stacking is the caller's. Not for use by several threads.
+    """
+
+    spec: EnvSpec
+    num_lanes: int
+
+    def reset(self, lane: int) -> Frame:
+        """Begin an episode; its first frame."""
+
+    def step(self, lane: int, action: int) -> Step:
+        """Take one decision, 0 <= action < num_actions, in an episode that has not ended."""
+
+    def close(self) -> None:
+        """Give the environments' resources back."""

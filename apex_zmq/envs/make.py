@@ -1,0 +1,32 @@
+"""From settings to lanes."""
+
+from __future__ import annotations
+
+from apex_zmq import config
+from apex_zmq.envs.emulators import make_emulator
+from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
+from apex_zmq.envs.lanes import GymLanes, MarioLanes, gym_spec, mario_spec
+
+__all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spec", "make_lanes"]
+
+MARIO = "SuperMarioBros"
+
+
+def env_spec(env: config.Env) -> EnvSpec:
+    """What the environment of these settings looks like; Mario needs no emulator for it.
+
+    Raises:
+        EnvError: a Gymnasium environment that cannot be made or used.
+    """
+    return mario_spec(env) if env.id == MARIO else gym_spec(env)
+
+
+def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
+    """Lanes of the environment of these settings, to be reset before they are stepped.
+
+    Raises:
+        EnvError: emulator, game or Gymnasium environment missing or unusable.
+    """
+    if env.id == MARIO:
+        return MarioLanes(env, num_lanes, seed, make_emulator(env.emulator))
+    return GymLanes(env, num_lanes, seed)

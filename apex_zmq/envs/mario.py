@@ -1,0 +1,241 @@
+"""The rules of Super Mario Bros, read from RAM: one place for every emulator.
+
+Addresses are those of the game's well-known RAM map. What ends an episode, and
+what a decision earns, is defined here and nowhere else; a change to either
+changes RULES_VERSION.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from apex_zmq import config
+from apex_zmq.envs import emulators
+from apex_zmq.envs.emulators import Emulator
+from apex_zmq.envs.interface import EnvError
+from apex_zmq.types import UInt8s, UInt16s
+
+RULES_VERSION = 1
+
+STAGES = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
+
+_BUTTONS = {
+    "NOOP": 0,
+    "right": emulators.RIGHT,
+    "left": emulators.LEFT,
+    "down": emulators.DOWN,
+    "up": emulators.UP,
+    "A": emulators.A,
+    "B": emulators.B,
+}
+_RIGHT_ONLY = (("NOOP",), ("right",), ("right", "A"), ("right", "B"), ("right", "A", "B"))
+_SIMPLE_MOVEMENT = (*_RIGHT_ONLY, ("A",), ("left",))
+_COMPLEX_MOVEMENT = (*_SIMPLE_MOVEMENT, ("left", "A"), ("left", "B"), ("left", "A", "B"), ("down",), ("up",))
+ACTION_SETS = {
+    "RIGHT_ONLY": _RIGHT_ONLY,
+    "SIMPLE_MOVEMENT": _SIMPLE_MOVEMENT,
+    "COMPLEX_MOVEMENT": _COMPLEX_MOVEMENT,
+}
+
+# Values of player_state (0x0e).
+_SLIDING_DOWN_FLAGPOLE = 0x04
+_DEAD = 0x06
+_IN_CONTROL = 0x08
+_DYING = 0x0B
+
+# Values of the game's mode (0x770) and of the task within it (0x772).
+_PLAYING_MODE = 1
+_END_OF_WORLD_MODE = 2
+_PLAYING_TASK = 3
+
+
+def action_buttons(actions: str | tuple[tuple[str, ...], ...]) -> tuple[int, ...]:
+    """The buttons byte of each action of a set, given by name or as lists of buttons.
+
+    Raises:
+        KeyError: unknown name; `config.validate` refuses it first.
+    """
+    listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
+    return tuple(sum(_BUTTONS[button] for button in set(action)) for action in listed)
+
+
+class Reading(NamedTuple):
+    """What RAM says after one frame."""
+
+    x: int  # pixels from the left end of the area
+    y_page: int  # 1: on the screen; 0: above it; more: below it
+    in_clouds: bool  # a bonus area that one leaves by falling out of it
+    player_state: int
+    status: int  # 0 small, 1 tall, 2 with fire
+    lives: int  # left after this one; 255 when the game is over
+    world: int  # 1 to 8
+    stage: int  # 1 to 4
+    area: int  # counts the parts of a world, from 1
+    mode: int  # 0 title and demo, 1 playing, 2 end of a world, 3 game over
+    time: int  # units left on the clock
+    score: int
+    coins: int
+
+
+def read(ram: UInt8s) -> Reading:
+    """Read a [2048] RAM."""
+    byte = ram.tobytes()
+    return Reading(
+        x=byte[0x6D] * 256 + byte[0x86],
+        y_page=byte[0xB5],
+        in_clouds=byte[0x743] != 0,
+        player_state=byte[0x0E],
+        status=byte[0x756],
+        lives=byte[0x75A],
+        world=byte[0x75F] + 1,
+        stage=byte[0x75C] + 1,
+        area=byte[0x760] + 1,
+        mode=byte[0x770],
+        time=_number(byte[0x7F8:0x7FB]),
+        score=_number(byte[0x7DE:0x7E4]),
+        coins=_number(byte[0x7ED:0x7EF]),
+    )
+
+
+def _number(digits: bytes) -> int:
+    value = 0
+    for digit in digits:
+        value = value * 10 + digit
+    return value
+
+
+class Outcome(Enum):
+    """Where an episode stands."""
+
+    PLAYING = 0
+    DEAD = 1
+    CLEARED = 2
+
+
+def outcome(start: Reading, now: Reading) -> Outcome:
+    """Judge one frame of an episode that began at `start`."""
+    # On the flagpole the float state (0x1d) is 3, which it is on a vine too, and now and
+    # then 2: the player's routine tells the flagpole from all else.
+    if (
+        now.player_state == _SLIDING_DOWN_FLAGPOLE
+        or now.mode == _END_OF_WORLD_MODE
+        or (now.world, now.stage) != (start.world, start.stage)
+    ):
+        return Outcome.CLEARED
+    if (
+        now.player_state in (_DYING, _DEAD)
+        or (now.y_page > 1 and not now.in_clouds)
+        or now.lives < start.lives
+        or now.lives == 255
+    ):
+        return Outcome.DEAD
+    return Outcome.PLAYING
+
+
+class Episode(NamedTuple):
+    """The account of an episode after some decisions."""
+
+    start: Reading
+    max_x: int
+    decisions: int = 0
+    stalled: int = 0  # decisions since max_x last grew
+    outcome: Outcome = Outcome.PLAYING
+
+
+def begin(start: Reading) -> Episode:
+    """The account of an episode before its first decision."""
+    return Episode(start, start.x)
+
+
+def advance(episode: Episode, readings: Sequence[Reading]) -> Episode:
+    """Account for one decision, given the readings of its frames (one at least)."""
+    max_x = max(episode.max_x, *(reading.x for reading in readings))
+    return Episode(
+        start=episode.start,
+        max_x=max_x,
+        decisions=episode.decisions + 1,
+        stalled=0 if max_x > episode.max_x else episode.stalled + 1,
+        outcome=outcome(episode.start, readings[-1]),
+    )
+
+
+def reward(before: Episode, after: Episode, terms: config.Reward) -> float:
+    """What the decision between two accounts earned."""
+    earned = min(after.max_x - before.max_x, terms.progress_clip) * terms.progress + terms.time
+    if after.outcome is Outcome.DEAD:
+        earned += terms.death
+    elif after.outcome is Outcome.CLEARED:
+        earned += terms.clear
+    return earned
+
+
+def truncated(episode: Episode, env: config.Env) -> bool:
+    """Whether an episode still being played is cut off: too long, or without progress for too long."""
+    return episode.outcome is Outcome.PLAYING and (
+        (env.stall_limit is not None and episode.stalled >= env.stall_limit)
+        or (env.max_episode_steps is not None and episode.decisions >= env.max_episode_steps)
+    )
+
+
+class Start(NamedTuple):
+    """The first playable frame of a stage."""
+
+    state: bytes
+    screen: UInt16s  # [224, 240] RGB565, memory of its own
+
+
+# Frames, counted from power-on. In 1-1 the player is in control after 207.
+_TITLE_FRAMES = 60
+_START_FRAMES_MAX = 120
+_PLAYABLE_FRAMES_MAX = 600
+
+_starts: dict[tuple[type[Emulator], str], Start] = {}
+
+
+def start_state(emulator: Emulator, stage: str) -> Start:
+    """The first playable frame of a stage; worked out once per process and kind of emulator.
+
+    Leaves the emulator anywhere.
+
+    Raises:
+        EnvError: no such stage, or the game does not get there.
+    """
+    key = type(emulator), stage
+    if key not in _starts:
+        _starts[key] = _play_to_start(emulator, stage)
+    return _starts[key]
+
+
+def _play_to_start(emulator: Emulator, stage: str) -> Start:
+    """Play from power-on to the first frame of a stage that obeys the player.
+
+    The stage is written into RAM on the title screen, before START makes the
+    game load it, as gym-super-mario-bros does. Underground and water stages
+    begin behind the walk into the pipe: it is an area of its own.
+    """
+    if stage not in STAGES:
+        raise EnvError(f"no stage {stage!r}; stages run from 1-1 to 8-4")
+    world, number = int(stage[0]), int(stage[2])
+    area = number + 1 if world in (1, 2, 4, 7) and number >= 2 else number
+    ram = emulator.ram
+    emulator.power_on()
+    for _ in range(_TITLE_FRAMES):
+        emulator.step(0)
+    for frame in range(_START_FRAMES_MAX):
+        ram[0x75F], ram[0x75C], ram[0x760] = world - 1, number - 1, area - 1
+        # The game acts on a press, not on a button held.
+        emulator.step(emulators.START if frame % 2 == 0 else 0)
+        if ram[0x770] == _PLAYING_MODE:
+            break
+    for _ in range(_PLAYABLE_FRAMES_MAX):
+        emulator.step(0)
+        if ram[0x772] == _PLAYING_TASK and ram[0x0E] == _IN_CONTROL:
+            break
+    now = read(ram)
+    if (now.world, now.stage, now.mode, now.player_state) != (world, number, _PLAYING_MODE, _IN_CONTROL):
+        raise EnvError(f"stage {stage} did not start within {_PLAYABLE_FRAMES_MAX} frames; reinstall stable-retro")
+    return Start(emulator.save_state(), np.array(emulator.screen))

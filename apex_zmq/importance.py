@@ -1,0 +1,97 @@
+"""Importance weights of prioritized samples drawn from one or several replay shards (NumPy)."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from apex_zmq.types import Float32s, Float64s
+
+COUNTED_BATCHES = 1000
+PRIOR_BATCHES = 100
+MAXIMUM_DECAY = 0.99
+
+
+def beta_at(beta0: float, annealing: float, updates: int) -> float:
+    """The importance-sampling exponent after so many updates: linear from beta0 up to 1."""
+    return min(1.0, beta0 + annealing * updates)
+
+
+@dataclass(slots=True)
+class _Shard:
+    generation: int
+    num_transitions: int
+    heard: float
+
+
+class ImportanceWeights:
+    """Weights (N P(i))^-beta over an exponential mean of the batch maxima.
+
+    With one shard P(i) = p_i / M, which is plain prioritized replay (Schaul et al. 2016,
+    arXiv 1511.05952, sec. 3.4). Over shards P(i) = f_s p_i / M_s, with f_s the shard's share of
+    what was trained on, f_s = (c_s + 100 N_s/N) / (c + 100): c_s of the last c <= 1,000 batches
+    came from shard s, and sizes stand in for counts while those are few. N sums the transitions
+    of the live shards, those heard within `shard_timeout_s`. Counts and mean start anew when the
+    set of live shards, or the generation of one, changes.
+
+    A mean of maxima instead of each batch's own maximum: the latter would cancel f_s.
+    """
+
+    def __init__(self, shard_timeout_s: float = 30.0) -> None:
+        self._timeout_s = shard_timeout_s
+        self._live: dict[int, _Shard] = {}
+        self._restart()
+
+    def _restart(self) -> None:
+        self._recent: deque[int] = deque()
+        self._counts: Counter[int] = Counter()
+        self._maximum: float | None = None
+
+    def weigh(
+        self,
+        shard: int,
+        generation: int,
+        priorities: Float64s,
+        mass: float,
+        num_transitions: int,
+        beta: float,
+        now: float,
+    ) -> Float32s:
+        """Account for one batch and return its weights, float32 [B].
+
+        Args:
+            shard: s, which shard sampled the batch.
+            generation: of that shard.
+            priorities: p_i, float64 [B], > 0, as stored when the batch was sampled.
+            mass: M_s, sum of all stored priorities of the shard then.
+            num_transitions: N_s, transitions in the shard then.
+            beta: exponent, in [0, 1].
+            now: clock in seconds, never running backwards.
+        """
+        self._hear(shard, generation, num_transitions, now)
+        self._count(shard)
+        total = sum(live.num_transitions for live in self._live.values())
+        prior = PRIOR_BATCHES * num_transitions / total
+        share = (self._counts[shard] + prior) / (len(self._recent) + PRIOR_BATCHES)
+        weights = (total * share / mass * priorities) ** -beta
+
+        maximum = float(weights.max())
+        if self._maximum is None:
+            self._maximum = maximum
+        self._maximum += (1 - MAXIMUM_DECAY) * (maximum - self._maximum)
+        return (weights / self._maximum).astype(np.float32)
+
+    def _hear(self, shard: int, generation: int, num_transitions: int, now: float) -> None:
+        before = {name: live.generation for name, live in self._live.items()}
+        self._live[shard] = _Shard(generation, num_transitions, now)
+        self._live = {name: live for name, live in self._live.items() if now - live.heard <= self._timeout_s}
+        if before != {name: live.generation for name, live in self._live.items()}:
+            self._restart()
+
+    def _count(self, shard: int) -> None:
+        self._recent.append(shard)
+        self._counts[shard] += 1
+        if len(self._recent) > COUNTED_BATCHES:
+            self._counts[self._recent.popleft()] -= 1

@@ -1,0 +1,237 @@
+"""Starts the roles of one run on this machine and keeps them running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apex_zmq import config as settings
+from apex_zmq.cli import LAUNCHED
+from apex_zmq.config import Config
+
+MAX_RESTARTS = 5  # in a row
+BACKOFF_S = 1.0  # doubles with each restart in a row
+STEADY_S = 60.0  # a role that ran for so long starts its count anew
+STOP_S = 20.0
+POLL_S = 0.2
+EXIT_BAD_INPUT = 2
+PROGRESS = " progress "
+
+
+class Terminal:
+    """Prints the roles' lines; on a terminal the newest progress line stays at the bottom."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live = ""
+        self._is_terminal = sys.stdout.isatty()
+
+    def show(self, role: str, line: str) -> None:
+        """One line that a role has printed."""
+        with self._lock:
+            if not self._is_terminal:
+                print(f"{role:9}| {line}", flush=True)
+                return
+            if PROGRESS in line:
+                self._live = line.partition(PROGRESS)[2].strip()
+            else:
+                print(f"\r\x1b[2K{role:9}| {line}")
+            width = shutil.get_terminal_size().columns
+            print(f"\r\x1b[2K{self._live[: width - 1]}", end="", flush=True)
+
+    def close(self) -> None:
+        """Leave the live line where it is."""
+        if self._is_terminal and self._live:
+            print()
+
+
+@dataclass
+class Role:
+    """One role's process, and how often it had to be started again.
+
+    again: arguments for starting once more; None: the same.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    terminal: Terminal
+    again: Sequence[str] | None = None
+    process: subprocess.Popen[str] | None = None
+    restarts: int = 0
+    started: float = 0.0
+    start_at: float = 0.0
+    _reader: threading.Thread | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        """Start the process; its output goes to the terminal under the role's name."""
+        arguments = self.again if self.restarts and self.again is not None else self.arguments
+        command = [sys.executable, "-m", "apex_zmq.cli", *arguments]
+        # A session of its own, so that Ctrl-C reaches the launcher alone, which stops the roles in order.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ | {LAUNCHED: "1"},
+            start_new_session=True,
+        )
+        self.started = time.monotonic()
+        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.terminal.show(self.name, line.rstrip("\n"))
+
+    def stop(self) -> None:
+        """Ask the process to end."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the process to end, and end it when it does not."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.terminal.show("launcher", f"{self.name} does not stop; killing it")
+            self.process.kill()
+            self.process.wait()
+        if self._reader is not None:
+            self._reader.join(timeout=1.0)
+
+
+def launch(config: Config, directory: Path, *, tcp: bool, resume: bool, init_from: Path | None) -> int:
+    """Run actors, replay shards and learner until a budget is spent, Ctrl-C, or a role dies for good.
+
+    Returns:
+        Exit code: 0 after a budget or Ctrl-C, else that of the role that died.
+    """
+    home = Path(tempfile.mkdtemp(prefix="apex-"))  # 0700
+    stop = threading.Event()
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    terminal = Terminal()
+    try:
+        config = settings.replace(config, local_addresses(config.replay.shards, home if not tcp else None))
+        path = home / "config.yaml"
+        path.write_text(settings.to_yaml(config))
+        return _supervise(_roles(config, path, directory, resume, init_from, terminal), stop, terminal)
+    finally:
+        terminal.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def local_addresses(shards: int, home: Path | None) -> dict[str, object]:
+    """Address settings of a run on this machine: ipc below `home`, or free loopback ports."""
+    counts = {"experience": shards, "priorities": shards, "batches": 1, "parameters": 1, "status": 1}
+    total = sum(counts.values())
+    if home is not None:
+        pool = [f"ipc://{home}/{number}" for number in range(total)]
+    else:
+        pool = [f"tcp://127.0.0.1:{port}" for port in free_ports(total)]
+    addresses: dict[str, object] = {}
+    for name, count in counts.items():
+        taken, pool = pool[:count], pool[count:]
+        addresses[f"addresses.{name}"] = taken if name in ("experience", "priorities") else taken[0]
+    return addresses
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback TCP ports that nobody has bound just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _roles(
+    config: Config, path: Path, directory: Path, resume: bool, init_from: Path | None, terminal: Terminal
+) -> list[Role]:
+    """Learner, shards, actors; the learner first, since a bad run directory or checkpoint shows there."""
+    common = ["--config", str(path)]
+    learner = ["learner", *common, "--run-dir", str(directory)]
+    first = ["--resume"] if resume else ["--init-from", str(init_from)] if init_from is not None else []
+    total_lanes = str(config.run.num_actors * config.actor.lanes)
+    return [
+        Role("learner", [*learner, *first], terminal, again=[*learner, "--resume"]),
+        *(
+            Role(f"replay-{shard}", ["replay", *common, "--shard", str(shard)], terminal)
+            for shard in range(config.replay.shards)
+        ),
+        *(
+            Role(
+                f"actor-{index}",
+                ["actor", *common, "--actor-index", str(index), "--num-lanes", total_lanes],
+                terminal,
+            )
+            for index in range(config.run.num_actors)
+        ),
+    ]
+
+
+def _supervise(roles: list[Role], stop: threading.Event, terminal: Terminal) -> int:
+    for role in roles:
+        role.start()
+    code = 0
+    try:
+        while not stop.wait(POLL_S):
+            ended = _check(roles, terminal)
+            if ended is not None:
+                code = ended
+                break
+    finally:
+        _stop_in_order(roles)
+    return code
+
+
+def _check(roles: list[Role], terminal: Terminal) -> int | None:
+    """Start again what has died; the run's exit code once it is over."""
+    now = time.monotonic()
+    for role in roles:
+        if role.process is None:
+            if now >= role.start_at:
+                role.start()
+            continue
+        code = role.process.poll()
+        if code is None:
+            continue
+        if code == 0 and role.name == "learner":
+            return 0
+        role.restarts = role.restarts + 1 if now - role.started < STEADY_S else 1
+        if code == EXIT_BAD_INPUT or role.restarts > MAX_RESTARTS:
+            role.wait(0)
+            terminal.show("launcher", f"{role.name} ended with code {code}; stopping the run")
+            return code if code > 0 else 1
+        backoff = BACKOFF_S * 2 ** (role.restarts - 1)
+        terminal.show("launcher", f"{role.name} ended with code {code}; starting it again in {backoff:g} s")
+        role.process, role.start_at = None, now + backoff
+    return None
+
+
+def _stop_in_order(roles: list[Role]) -> None:
+    """Actors first, so that the learner hears of their last episodes; then the learner, which saves."""
+    for prefix in ("actor", "learner", "replay"):
+        group = [role for role in roles if role.name.startswith(prefix)]
+        for role in group:
+            role.stop()
+        for role in group:
+            role.wait(STOP_S)

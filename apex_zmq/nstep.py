@@ -1,0 +1,89 @@
+"""Steps of one lane -> n-step transitions (NumPy, pure).
+
+A run is M consecutive steps of one lane; episodes may end inside it. Step t leads from
+observation t to next observation t, which is the real final observation where the episode ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from apex_zmq.types import Float32s, UInt8s
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class NStepColumns:
+    """The n-step transitions that start at each of T leading steps of a run.
+
+    The transition of step t ends at next observation t + steps[t] - 1.
+    """
+
+    reward: Float32s  # [T] sum of gamma^i r_(t+i), i < k
+    discount: Float32s  # [T] gamma^k, or 0 where the episode terminated within k steps
+    steps: UInt8s  # [T] k, steps taken: n, or fewer where the episode ended, 1..n
+    td_error: Float32s  # [T] |reward + discount * next_value - q_taken|
+
+
+def num_complete(ends: Bools, n: int) -> int:
+    """Leading steps whose transition is known: n steps are there from it on, or its episode's end.
+
+    Args:
+        ends: bool [M], where an episode terminated or was truncated.
+        n: the horizon.
+    """
+    after_last_end = int(np.flatnonzero(ends)[-1]) + 1 if ends.any() else 0
+    return max(len(ends) - n + 1, after_last_end, 0)
+
+
+def n_step_columns(
+    reward: Float32s,
+    terminated: Bools,
+    truncated: Bools,
+    q_taken: Float32s,
+    next_value: Float32s,
+    n: int,
+    gamma: float,
+) -> NStepColumns:
+    """Transitions of all T = num_complete(terminated | truncated, n) complete steps of a run.
+
+    Windows end with their episode: after a termination nothing is added (discount 0), after a
+    truncation the value of the real final observation is. Initial priorities follow Horgan et al.
+    2018 (arXiv 1803.00933, algorithm 1): |TD| from the values the actor has anyway.
+
+    Args:
+        reward: float32 [M], reward of each step.
+        terminated: bool [M], the step ended the episode in a terminal state.
+        truncated: bool [M], the step was the last for another reason; a step that also terminated
+            counts as terminated.
+        q_taken: float32 [M], Q(observation t, action t).
+        next_value: float32 [M], max_a Q(next observation t, a); ignored where terminated.
+        n: the horizon, 1..255.
+        gamma: discount per step.
+    """
+    ends = terminated | truncated
+    total = len(reward)
+    count = num_complete(ends, n)
+    step = np.arange(count)
+    # The first end at or after each step, `total` where none is known.
+    episode_end = np.minimum.accumulate(np.where(ends, np.arange(total), total)[::-1])[::-1][:count]
+    last = np.minimum(step + n - 1, episode_end)
+    steps = last - step + 1
+
+    powers = np.power(float(gamma), np.arange(n + 1))
+    window = step[:, None] + np.arange(n)
+    rewards = np.where(window <= last[:, None], reward[np.minimum(window, total - 1)], 0.0)
+    returns = rewards @ powers[:n]
+    discount = np.where(terminated[last], 0.0, powers[steps])
+    bootstrap = np.where(terminated[last], 0.0, next_value[last])
+    td_error = np.abs(returns + discount * bootstrap - q_taken[:count])
+    return NStepColumns(
+        reward=returns.astype(np.float32),
+        discount=discount.astype(np.float32),
+        steps=steps.astype(np.uint8),
+        td_error=td_error.astype(np.float32),
+    )

@@ -1,0 +1,1 @@
+"""The replay shard: a log of compressed segments, sampled by priority."""

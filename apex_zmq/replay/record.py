@@ -1,0 +1,171 @@
+"""A segment as one self-describing record of the arena, and the kernels that read records.
+
+Records begin at multiples of `UNIT` = 64 bytes and are little-endian:
+
+    header               64 bytes, `HEADER`
+    reward, discount, td_error   float32[T] each; td_error is the initial one
+    frame ends           uint32[F + 1], from 0, counted from the first frame's first byte
+    frame CRCs           uint32[F]
+    first, action        uint16[T] each
+    steps                uint8[T]
+    frames               the encoded frames, concatenated
+    padding
+
+A transition of key k is row k - first_key.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from apex_zmq.replay.sum_tree import kernel
+from apex_zmq.types import Float32s, Int64s, Segment, UInt8s, UInt16s, UInt32s
+
+HEADER = np.dtype(
+    [
+        ("magic", "<u8"),
+        ("record_bytes", "<u8"),  # the whole record, header and padding included
+        ("first_key", "<i8"),
+        ("boot", "<u8"),
+        ("sequence", "<u8"),
+        ("reserved", "<u8"),
+        ("transitions", "<u4"),
+        ("frames", "<u4"),
+        ("actor", "<u4"),  # number of the actor's name
+        ("crc", "<u4"),  # CRC-32 of the record without this field
+    ],
+    align=True,
+)
+MAGIC = int.from_bytes(b"APEXREC1", "little")
+UNIT = HEADER.itemsize  # records begin at multiples of it
+
+
+class Columns(NamedTuple):
+    """Byte offsets of a record's columns from the record's start."""
+
+    reward: int
+    discount: int
+    td_error: int
+    ends: int
+    crcs: int
+    first: int
+    action: int
+    steps: int
+    frames: int
+
+
+def columns(transitions: int, frames: int) -> Columns:
+    """Where the columns of a record of T transitions and F frames lie."""
+    reward = UNIT
+    discount = reward + 4 * transitions
+    td_error = discount + 4 * transitions
+    ends = td_error + 4 * transitions
+    crcs = ends + 4 * (frames + 1)
+    first = crcs + 4 * frames
+    action = first + 2 * transitions
+    steps = action + 2 * transitions
+    return Columns(reward, discount, td_error, ends, crcs, first, action, steps, steps + transitions)
+
+
+def size_of(transitions: int, frames: int, frame_bytes: int) -> int:
+    """Bytes of a record, padding included."""
+    return -(-(columns(transitions, frames).frames + frame_bytes) // UNIT) * UNIT
+
+
+def write(record: UInt8s, segment: Segment, frame_ends: UInt32s, first_key: int, actor: int) -> None:
+    """Fill `record`, uint8[size_of(...)] of the arena, from a checked segment."""
+    parts: tuple[tuple[npt.ArrayLike, str], ...] = (
+        (segment.reward, "<f4"),
+        (segment.discount, "<f4"),
+        (segment.td_error, "<f4"),
+        (frame_ends, "<u4"),
+        (segment.frame_crcs, "<u4"),
+        (segment.first, "<u2"),
+        (segment.action, "<u2"),
+        (segment.steps, "u1"),
+        (np.frombuffer(segment.frames, np.uint8), "u1"),
+    )
+    position = UNIT
+    for part, dtype in parts:
+        raw = np.ascontiguousarray(part, dtype).view(np.uint8)
+        record[position : position + len(raw)] = raw
+        position += len(raw)
+    header = record[:UNIT].view(HEADER)
+    shape = (segment.num_transitions, len(segment.frame_sizes))
+    header[0] = (MAGIC, len(record), first_key, segment.boot, segment.sequence, 0, *shape, actor, 0)
+    header["crc"] = crc_of(record)
+
+
+def crc_of(record: UInt8s) -> int:
+    """CRC-32 of a record, its crc field left out."""
+    return zlib.crc32(record[UNIT:].data, zlib.crc32(record[: UNIT - 4].data))
+
+
+_columns = cast("Callable[[int, int], Columns]", numba.njit(columns, nogil=True, cache=True))
+
+
+@kernel(
+    numba.void(
+        numba.uint8[::1],
+        numba.from_dtype(HEADER)[::1],
+        numba.int64[::1],
+        numba.int64[::1],
+        numba.int64,
+        numba.uint16[::1],
+        numba.float32[::1],
+        numba.float32[::1],
+        numba.uint8[::1],
+        numba.uint32[:, ::1],
+        numba.int64[::1],
+    )
+)
+def read_rows(
+    arena: UInt8s,
+    headers: npt.NDArray[np.void],
+    records: Int64s,
+    keys: Int64s,
+    stack: int,
+    action: UInt16s,
+    reward: Float32s,
+    discount: Float32s,
+    steps: UInt8s,
+    frame_sizes: UInt32s,
+    begins: Int64s,
+) -> None:
+    """Read the columns of keys[B] from the records at arena offsets records[B].
+
+    Fills action .. steps [B], begins[B] (arena offset of each window's first byte) and,
+    as far as each window goes, frame_sizes[B, W]: the rest must be 0.
+    """
+    uint16, uint32, float32 = arena.view(np.uint16), arena.view(np.uint32), arena.view(np.float32)
+    for j in range(len(keys)):
+        header = headers[records[j] // UNIT]
+        row = keys[j] - header.first_key
+        at = _columns(header.transitions, header.frames)
+        steps[j] = arena[records[j] + at.steps + row]
+        action[j] = uint16[(records[j] + at.action) // 2 + row]
+        reward[j] = float32[(records[j] + at.reward) // 4 + row]
+        discount[j] = float32[(records[j] + at.discount) // 4 + row]
+        first = (records[j] + at.ends) // 4 + np.int64(uint16[(records[j] + at.first) // 2 + row])
+        begins[j] = records[j] + at.frames + np.int64(uint32[first])
+        for i in range(stack + np.int64(steps[j])):
+            frame_sizes[j, i] = uint32[first + i + 1] - uint32[first + i]
+
+
+@kernel(numba.void(numba.uint8[::1], numba.int64[::1], numba.int64[::1], numba.uint8[::1]))
+def copy_windows(arena: UInt8s, begins: Int64s, window_bytes: Int64s, frames: UInt8s) -> None:
+    """Copy window j, window_bytes[j] bytes from arena[begins[j]] on, behind window j - 1."""
+    position = 0
+    for j in range(len(begins)):
+        # Slices, so that the loop below indexes from 0 and becomes a vector copy.
+        source = arena[begins[j] : begins[j] + window_bytes[j]]
+        target = frames[position : position + window_bytes[j]]
+        for i in range(len(target)):
+            target[i] = source[i]
+        position += len(target)

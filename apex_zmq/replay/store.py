@@ -1,0 +1,322 @@
+"""The replay shard's log: segments in a byte ring, priorities in a sum tree.
+
+A segment becomes one record in the arena (`record.py`) and stays encoded; nothing is
+kept per transition but its record's place and its priority, both at slot
+`key mod capacity`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from apex_zmq.replay import record
+from apex_zmq.replay.sum_tree import SumTree
+from apex_zmq.types import (
+    Float32s,
+    Float64s,
+    FrameSpec,
+    Int64s,
+    Segment,
+    UInt8s,
+    UInt16s,
+    UInt32s,
+    UInt64s,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """B transitions drawn in proportion to priority; fields as in `types.Batch`."""
+
+    num_transitions: int
+    mass: float
+    frame: FrameSpec
+    keys: UInt64s  # [B]
+    priority: Float64s  # [B]
+    action: UInt16s  # [B]
+    reward: Float32s  # [B]
+    discount: Float32s  # [B]
+    steps: UInt8s  # [B]
+    frame_sizes: UInt32s  # [B, W]
+    frames: UInt8s  # [sum of frame_sizes]
+
+
+class UpdateCounts(NamedTuple):
+    """What became of each row of a priority update; the four add up to its length."""
+
+    applied: int
+    retired: int  # retired by this row, or retired before and left so
+    evicted: int  # no longer stored
+    unknown: int  # a key this store never gave out
+
+
+class Store:
+    """Prioritized first-in first-out store of encoded segments; not thread-safe.
+
+    Attributes:
+        generation: random 63-bit number, new for every store: keys mean nothing in another.
+        first_key: key of the oldest stored transition.
+        next_key: key the next transition will get; the stored ones are first_key .. next_key - 1.
+        num_bytes: bytes of all stored records.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        arena_bytes: int,
+        frame_window: int,
+        alpha: float,
+        epsilon: float,
+        seed: int | None,
+    ) -> None:
+        """An empty store; the arena's memory is taken only as it fills.
+
+        capacity: transitions kept at most.
+        arena_bytes: bytes of records kept at most.
+        frame_window: W, frames of a window: stack + n.
+        alpha, epsilon: a stored priority is (|TD| + epsilon)^alpha.
+        seed: of sampling; None: from the system.
+
+        Raises:
+            ValueError: alpha outside [0, 1], or epsilon not finite and > 0 (0 is the priority of retired transitions).
+        """
+        if not 0 <= alpha <= 1 or not 0 < epsilon < np.inf:
+            raise ValueError(f"need alpha in [0, 1] and epsilon > 0, not {alpha} and {epsilon}")
+        self.capacity = capacity
+        self.frame_window = frame_window
+        self.alpha = alpha
+        self.epsilon = epsilon
+        self.generation = secrets.randbits(63)
+        self.first_key = 0
+        self.next_key = 0
+        self.num_bytes = 0
+        self._frame: FrameSpec | None = None
+        self._tree = SumTree(capacity)
+        self._rng = np.random.default_rng(seed)
+        self._arena: UInt8s = np.zeros(arena_bytes // record.UNIT * record.UNIT, np.uint8)
+        self._headers = self._arena.view(record.HEADER)
+        self._head = 0  # arena offset behind the newest record
+        self._records: Int64s = np.zeros(capacity, np.int64)  # [slot] arena offset of the record
+        self._actors: dict[str, int] = {}  # name -> number, in the order of first appearance
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions stored, retired ones included."""
+        return self.next_key - self.first_key
+
+    @property
+    def mass(self) -> float:
+        """M, the sum of all stored priorities."""
+        return self._tree.total
+
+    def append(self, segment: Segment) -> int:
+        """Store a segment, evicting whole segments first-in first-out to make room.
+
+        Returns:
+            The key of its first transition; the others follow.
+
+        Raises:
+            ValueError: the segment contradicts itself or the store's window or frame spec, or is larger
+                than the store. Nothing has changed then.
+        """
+        frame_ends = self._check(segment)
+        count, frames = segment.num_transitions, len(segment.frame_sizes)
+        record_bytes = record.size_of(count, frames, int(frame_ends[-1]))
+        if count > self.capacity or record_bytes > len(self._arena):
+            raise ValueError(
+                f"a segment of {count} transitions and {record_bytes} bytes never fits a store "
+                f"of {self.capacity} transitions and {len(self._arena)} bytes"
+            )
+        while self.num_transitions + count > self.capacity:
+            self._evict_oldest()
+        while (offset := self._place(record_bytes)) is None:
+            self._evict_oldest()
+
+        key = self.next_key
+        actor = self._actors.setdefault(segment.actor, len(self._actors))
+        record.write(self._arena[offset : offset + record_bytes], segment, frame_ends, key, actor)
+        priority = self._priority(segment.td_error)
+        for rows, slots in self._slot_ranges(key, count):
+            self._records[slots] = offset
+            self._tree.set_range(slots.start, slots.stop, priority[rows])
+        self.next_key += count
+        self.num_bytes += record_bytes
+        self._head = offset + record_bytes
+        self._frame = segment.frame
+        return key
+
+    def sample(self, batch_size: int) -> Sample:
+        """Draw B transitions, stratified, with probability p_i / M each.
+
+        Raises:
+            ValueError: the mass is 0: nothing is stored, or all of it is retired.
+        """
+        slots = self._tree.stratified(batch_size, self._rng)
+        assert self._frame is not None
+        keys = self.first_key + (slots - self.first_key) % self.capacity
+        action = np.empty(batch_size, np.uint16)
+        reward = np.empty(batch_size, np.float32)
+        discount = np.empty(batch_size, np.float32)
+        steps = np.empty(batch_size, np.uint8)
+        frame_sizes = np.zeros((batch_size, self.frame_window), np.uint32)
+        begins = np.empty(batch_size, np.int64)
+        record.read_rows(
+            self._arena,
+            self._headers,
+            self._records[slots],
+            keys,
+            self._frame.stack,
+            action,
+            reward,
+            discount,
+            steps,
+            frame_sizes,
+            begins,
+        )
+        window_bytes = frame_sizes.sum(axis=1, dtype=np.int64)
+        frames = np.empty(int(window_bytes.sum()), np.uint8)
+        record.copy_windows(self._arena, begins, window_bytes, frames)
+        return Sample(
+            num_transitions=self.num_transitions,
+            mass=self.mass,
+            frame=self._frame,
+            keys=keys.astype(np.uint64),
+            priority=self._tree.get(slots),
+            action=action,
+            reward=reward,
+            discount=discount,
+            steps=steps,
+            frame_sizes=frame_sizes,
+            frames=frames,
+        )
+
+    def update(self, keys: UInt64s, td_error: Float32s) -> UpdateCounts:
+        """Set priorities of keys[B] from td_error[B]; a negative one retires its transition until it is evicted.
+
+        Of a repeated key the last row counts, unless any row retires it.
+
+        Raises:
+            ValueError: lengths differ, or a td_error is not finite. Nothing has changed then.
+        """
+        keys = np.asarray(keys, np.uint64)
+        td_error = np.asarray(td_error, np.float32)
+        if keys.shape != td_error.shape or not np.isfinite(td_error).all():
+            raise ValueError("a priority update needs one finite td_error per key")
+        evicted = keys < np.uint64(self.first_key)
+        unknown = keys >= np.uint64(self.next_key)
+        live = ~(evicted | unknown)
+        slots = (keys[live] % np.uint64(self.capacity)).astype(np.int64)
+        live_error = td_error[live]
+        # Priorities are positive, so a live leaf of 0 is a retired one.
+        retired = (live_error < 0) | (self._tree.get(slots) == 0)
+        self._tree.set(slots[~retired], self._priority(live_error[~retired]))
+        self._tree.set(slots[retired], 0.0)
+        num_retired = int(retired.sum())
+        return UpdateCounts(
+            applied=len(slots) - num_retired,
+            retired=num_retired,
+            evicted=int(evicted.sum()),
+            unknown=int(unknown.sum()),
+        )
+
+    def actors_of(self, keys: Iterable[int]) -> list[str]:
+        """The actors that sent these transitions, each once, in order; keys that are not stored have none."""
+        names = list(self._actors)
+        stored = (key for key in map(int, keys) if self.first_key <= key < self.next_key)
+        return sorted({names[self._header(key)["actor"]] for key in stored})
+
+    def check_valid(self) -> None:
+        """Verify every record and the tree; reads the whole arena.
+
+        Raises:
+            AssertionError: records, slots, priorities and counters contradict each other.
+        """
+        self._tree.check_valid()
+        assert 0 <= self.num_transitions <= self.capacity, "more transitions than the capacity"
+        spans = []
+        key = self.first_key
+        while key < self.next_key:
+            header = self._header(key)
+            count, record_bytes = int(header["transitions"]), int(header["record_bytes"])
+            offset = int(self._records[key % self.capacity])
+            assert header["magic"] == record.MAGIC, f"no record holds key {key}"
+            assert header["first_key"] == key, f"no record begins with key {key}"
+            assert header["crc"] == record.crc_of(self._arena[offset : offset + record_bytes]), f"CRC of key {key}"
+            for _, slots in self._slot_ranges(key, count):
+                assert np.all(self._records[slots] == offset), f"a slot of the record of key {key} points elsewhere"
+            spans.append((offset, offset + record_bytes))
+            key += count
+        assert key == self.next_key, "the newest record ends beyond the next key"
+        assert sum(stop - start for start, stop in spans) == self.num_bytes <= len(self._arena), "bytes miscounted"
+        assert not spans or spans[-1][1] == self._head, "the head is not behind the newest record"
+        ordered = sorted(spans)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(ordered)), "overlap"
+        free = np.ones(self.capacity, bool)
+        free[np.arange(self.first_key, self.next_key) % self.capacity] = False
+        assert not self._tree.get(np.flatnonzero(free)).any(), "an empty slot has a priority"
+
+    def _priority(self, td_error: Float32s) -> Float64s:
+        return cast(Float64s, (np.asarray(td_error, np.float64) + self.epsilon) ** self.alpha)
+
+    def _header(self, key: int) -> np.void:
+        return cast(np.void, self._headers[self._records[key % self.capacity] // record.UNIT])
+
+    def _slot_ranges(self, key: int, count: int) -> Iterable[tuple[slice, slice]]:
+        """(rows, slots) of `count` transitions from `key` on: two where the slots wrap."""
+        start = key % self.capacity
+        fitting = min(count, self.capacity - start)
+        yield slice(0, fitting), slice(start, start + fitting)
+        if fitting < count:
+            yield slice(fitting, count), slice(0, count - fitting)
+
+    def _place(self, record_bytes: int) -> int | None:
+        """Arena offset for a new record, or None while stored records are in its way."""
+        if self.num_transitions == 0:
+            return 0
+        tail = int(self._records[self.first_key % self.capacity])
+        if self._head <= tail:
+            return self._head if self._head + record_bytes <= tail else None
+        if self._head + record_bytes <= len(self._arena):
+            return self._head
+        return 0 if record_bytes <= tail else None
+
+    def _evict_oldest(self) -> None:
+        header = self._header(self.first_key)
+        count = int(header["transitions"])
+        for _, slots in self._slot_ranges(self.first_key, count):
+            self._tree.set_range(slots.start, slots.stop, 0.0)
+        self.first_key += count
+        self.num_bytes -= int(header["record_bytes"])
+
+    def _check(self, segment: Segment) -> UInt32s:
+        """Check all that the kernels and the tree rely on; returns the frame ends, uint32[F + 1]."""
+        count, frames, stack = segment.num_transitions, len(segment.frame_sizes), segment.frame.stack
+
+        def require(condition: bool | np.bool_, message: str) -> None:
+            if not condition:
+                raise ValueError(f"segment {segment.sequence} of {segment.actor}: {message}")
+
+        if self._frame is not None and segment.frame != self._frame:
+            require(False, f"frames of {segment.frame}, but this store holds {self._frame}")
+        require(count > 0, "no transitions")
+        per_row = (segment.first, segment.steps, segment.reward, segment.discount, segment.td_error)
+        require(all(len(column) == count for column in per_row), "columns of different lengths")
+        require(len(segment.frame_crcs) == frames, "not one CRC per frame")
+        ends = np.zeros(frames + 1, np.uint64)
+        np.cumsum(segment.frame_sizes, dtype=np.uint64, out=ends[1:])
+        require(int(ends[-1]) == memoryview(segment.frames).nbytes < 2**32, "frame sizes do not add up to the frames")
+        require(np.all(segment.frame_sizes), "an empty frame")
+        shortest, longest = int(segment.steps.min()), int(segment.steps.max())
+        require(shortest >= 1 and stack + longest <= self.frame_window, f"windows longer than {self.frame_window}")
+        past_window = segment.first.astype(np.int64) + segment.steps + stack
+        require(past_window.max() <= frames, "a window ends beyond the frames")
+        require(np.all((segment.td_error >= 0) & (segment.td_error < np.inf)), "a td_error negative or not finite")
+        require(0 <= segment.boot < 2**64 and 0 <= segment.sequence < 2**64, "boot or sequence beyond 64 bits")
+        return ends.astype(np.uint32)

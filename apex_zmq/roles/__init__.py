@@ -1,0 +1,1 @@
+"""The processes of a run: each a loop that reads top to bottom."""

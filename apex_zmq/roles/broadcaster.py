@@ -1,0 +1,129 @@
+"""The learner's voice and ear: publishes parameters, hears every role's status, feeds TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from apex_zmq.config import Config, ConfigError, to_yaml
+from apex_zmq.telemetry import PROGRESS, Board, Meter, RunStats, progress_line
+from apex_zmq.transport import Inbox, Publisher, wait
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_status, encode
+
+log = logging.getLogger(__name__)
+
+SERVE_S = 0.05  # a welcome leaves only while subscriptions are being read: at least every 0.1 s
+HEARTBEAT_S = 1.0
+STATUS_HWM = 1000
+
+
+class Broadcaster(threading.Thread):
+    """One thread that owns the parameter and status sockets and the run's statistics.
+
+    stats: read its counts from any thread.
+    meter: the training thread's numbers go in here.
+    update, waited_s, progress_time: set by the training thread: gradient steps of the
+    run, seconds spent waiting for batches, unix seconds of its last progress.
+
+    Raises:
+        ConfigError: an address that cannot be bound.
+    """
+
+    def __init__(self, config: Config, directory: Path, stats: RunStats, update: int, boot: int) -> None:
+        super().__init__(name="broadcaster", daemon=True)
+        addresses = config.addresses
+        self._publisher = Publisher(addresses.parameters, insecure=addresses.insecure)
+        try:
+            self._statuses: Inbox[Status] = Inbox.bind(
+                addresses.status, {Kind.STATUS: decode_status}, hwm=STATUS_HWM, insecure=addresses.insecure
+            )
+        except ConfigError:
+            self._publisher.close()
+            raise
+        self.stats = stats
+        self.meter = Meter()
+        self.update = self._first_update = update
+        self.waited_s = 0.0
+        self.progress_time = time.time()
+        self._config = config
+        self._directory = directory
+        self._boot = boot
+        self._lock = threading.Lock()
+        self._pending: Parameters | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._closing = threading.Event()
+
+    def publish(self, parameters: Parameters) -> None:
+        """Hand over parameters; of several that wait the newest is sent."""
+        with self._lock:
+            self._pending = parameters
+
+    def run(self) -> None:
+        """Serve until closed."""
+        board = Board(self._directory, to_yaml(self._config), self.stats.decisions)
+        interval_s = self._config.telemetry.log_interval_s
+        next_heartbeat = next_summary = time.monotonic() + min(interval_s, HEARTBEAT_S)
+        while not self._closing.is_set():
+            wait([self._statuses], [], SERVE_S)
+            self._publisher.serve()
+            self._send_parameters()
+            now = time.monotonic()
+            while (status := self._statuses.receive()) is not None:
+                self.stats.hear(status, now)
+                self._publisher.send(encode(Kind.RELAYED_STATUS, status))
+            if self._heartbeat is not None and now >= next_heartbeat:
+                self._publisher.send(encode(Kind.HEARTBEAT, self._heartbeat))
+                next_heartbeat = now + HEARTBEAT_S
+            if now >= next_summary:
+                self._summarize(board, now)
+                next_summary = now + interval_s
+        self._summarize(board, time.monotonic())
+        board.close()
+        self._publisher.close()
+        self._statuses.close()
+
+    def _send_parameters(self) -> None:
+        with self._lock:
+            parameters, self._pending = self._pending, None
+        if parameters is None:
+            return
+        (part,) = encode(Kind.PARAMETERS, parameters)
+        self._publisher.welcome(part)
+        self._heartbeat = Heartbeat(
+            run=parameters.run, epoch=parameters.epoch, version=parameters.version, update=parameters.update
+        )
+
+    def _summarize(self, board: Board, now: float) -> None:
+        self.stats.hear(
+            self._learner_status({"updates": self.update - self._first_update, "waited_s": self.waited_s}), now
+        )
+        numbers = self.stats.summary(now, self.update) | self.meter.take()
+        board.write(numbers, self.stats.decisions)
+        self._publisher.send(encode(Kind.RELAYED_STATUS, self._learner_status(numbers)))
+        log.info("%s%s", PROGRESS, progress_line(numbers))
+
+    def _learner_status(self, metrics: dict[str, float]) -> Status:
+        return Status(
+            role="learner",
+            name="learner",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            boot=self._boot,
+            time=time.time(),
+            progress_time=self.progress_time,
+            metrics=metrics,
+        )
+
+    def close(self) -> None:
+        """Write the last point and end the thread."""
+        self._closing.set()
+        if self.is_alive():
+            self.join()
+        else:
+            self._publisher.close()
+            self._statuses.close()

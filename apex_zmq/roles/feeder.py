@@ -1,0 +1,122 @@
+"""Batches from the shards, decoded into buffers ready for the network, off the training thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from apex_zmq.transport import Inbox
+from apex_zmq.types import Batch, FrameSpec
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.frames import decode_windows
+from apex_zmq.wire.messages import decode_batch
+
+log = logging.getLogger(__name__)
+
+DECODED_AHEAD = 2
+RECEIVE_HWM = 4
+IDLE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """A batch and its frames. The windows' memory goes back with `Feeder.recycle`."""
+
+    batch: Batch
+    windows: npt.NDArray[Any]  # [B, W, *frame]
+    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode
+
+
+class Feeder(threading.Thread):
+    """Receives the batches of one learner epoch and decodes each frame once.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        insecure: bool,
+        epoch: int,
+        frame: FrameSpec,
+        n_step: int,
+        num_actions: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(name="feeder", daemon=True)
+        self._inbox: Inbox[Batch] = Inbox.bind(
+            address,
+            {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step, num_actions)},
+            hwm=RECEIVE_HWM,
+            insecure=insecure,
+        )
+        self._epoch = epoch
+        self._pin_memory = pin_memory
+        self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
+        self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
+        self._closing = threading.Event()
+
+    def get(self, timeout_s: float) -> DecodedBatch | None:
+        """The next decoded batch, or None when there is none in time."""
+        try:
+            return self._decoded.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def recycle(self, decoded: DecodedBatch) -> None:
+        """Give a batch's memory back once nothing reads it any more."""
+        self._buffers.put(decoded.windows)
+
+    @property
+    def refused(self) -> int:
+        """Messages dropped for breaking the protocol."""
+        return self._inbox.refused
+
+    def run(self) -> None:
+        """Receive and decode until closed."""
+        while not self._closing.is_set():
+            batch = self._inbox.receive(IDLE_S)
+            if batch is None or batch.epoch != self._epoch:
+                continue
+            windows = self._buffer(batch)
+            broken = decode_windows(batch.frames, batch.frame_sizes, batch.frame, windows)
+            self._hand_over(DecodedBatch(batch, windows, broken))
+        self._inbox.close()
+
+    def _buffer(self, batch: Batch) -> npt.NDArray[Any]:
+        shape = (*batch.frame_sizes.shape, *batch.frame.shape)
+        try:
+            buffer = self._buffers.get_nowait()
+        except queue.Empty:
+            buffer = np.empty(0)
+        if buffer.shape == shape:
+            return buffer
+        # Zeros: padded places of short windows are never read but must not be garbage that is not finite.
+        dtype = torch.uint8 if batch.frame.dtype == "uint8" else torch.float32
+        fresh: npt.NDArray[Any] = torch.zeros(shape, dtype=dtype, pin_memory=self._pin_memory).numpy()
+        return fresh
+
+    def _hand_over(self, decoded: DecodedBatch) -> None:
+        while not self._closing.is_set():
+            try:
+                self._decoded.put(decoded, timeout=IDLE_S)
+                return
+            except queue.Full:
+                continue
+
+    def close(self) -> None:
+        """End the thread and free its address."""
+        self._closing.set()
+        if self.is_alive():
+            self.join()
+        else:
+            self._inbox.close()

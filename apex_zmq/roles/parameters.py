@@ -1,0 +1,89 @@
+"""Following the learner's parameters: newest wins, and who falls behind is welcomed again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numpy.typing as npt
+
+from apex_zmq.errors import UserError
+from apex_zmq.transport import Inbox, wait
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat, decode_parameters
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, npt.NDArray[Any]]
+BEHIND_S = 10.0  # a publication is this late before its follower reconnects
+
+
+class MismatchError(UserError):
+    """The learner trains something else than this process is set up for."""
+
+
+class ParameterFollower:
+    """Subscribes to a learner and yields each newest set of parameters once.
+
+    newest: the last Parameters taken (None before the first).
+    """
+
+    def __init__(self, address: str, network_signature: str, experience_signature: str) -> None:
+        self.newest: Parameters | None = None
+        self.received_at = 0.0  # monotonic seconds
+        self._address = address
+        self._signatures = network_signature, experience_signature
+        self._inbox = self._subscribe()
+        self._behind_since: float | None = None
+
+    def _subscribe(self) -> Inbox[tuple[Parameters, Arrays] | Heartbeat]:
+        return Inbox.subscribe(self._address, {Kind.PARAMETERS: decode_parameters, Kind.HEARTBEAT: decode_heartbeat})
+
+    def poll(self, timeout_s: float = 0.0) -> Arrays | None:
+        """The newest parameters by name, if any have come since the last call.
+
+        Raises:
+            MismatchError: the learner's network or experience is another.
+        """
+        if timeout_s:
+            wait([self._inbox], [], timeout_s)
+        taken: Arrays | None = None
+        while (message := self._inbox.receive()) is not None:
+            if isinstance(message, Heartbeat):
+                self._hear_heartbeat(message)
+            elif self._is_newer(message[0]):
+                self.newest, taken = message
+                self._check_signatures(self.newest)
+                self.received_at = time.monotonic()
+                self._behind_since = None
+        return taken
+
+    def _is_newer(self, message: Parameters | Heartbeat) -> bool:
+        newest = self.newest
+        return newest is None or (message.epoch, message.version) > (newest.epoch, newest.version)
+
+    def _hear_heartbeat(self, heartbeat: Heartbeat) -> None:
+        now = time.monotonic()
+        if not self._is_newer(heartbeat):
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = now
+        elif now - self._behind_since > BEHIND_S:
+            log.warning("parameters stay behind the learner's version %d; connecting anew", heartbeat.version)
+            self._inbox.close()
+            self._inbox = self._subscribe()
+            self._behind_since = None
+
+    def _check_signatures(self, parameters: Parameters) -> None:
+        theirs = parameters.network_signature, parameters.experience_signature
+        for what, ours, found in zip(("network", "experience"), self._signatures, theirs, strict=True):
+            if ours != found:
+                raise MismatchError(
+                    f"the learner of run {parameters.run} publishes {what} signature {found}, ours is {ours}: "
+                    "start this process with the learner's config"
+                )
+
+    def close(self) -> None:
+        """Close the subscription."""
+        self._inbox.close()

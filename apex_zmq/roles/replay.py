@@ -1,0 +1,279 @@
+"""The replay role: stores segments as they arrive, deals batches, applies priorities."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import psutil
+
+from apex_zmq import config as settings
+from apex_zmq.config import Config, ConfigError
+from apex_zmq.replay.governor import Governor
+from apex_zmq.replay.store import Store
+from apex_zmq.roles.status import StatusReporter
+from apex_zmq.signature import experience_signature
+from apex_zmq.transport import Inbox, Outbox, wait
+from apex_zmq.types import Batch, PriorityUpdate, Segment
+from apex_zmq.wire.codec import Kind, WireError
+from apex_zmq.wire.messages import (
+    Hello,
+    Parts,
+    decode_hello,
+    decode_priorities,
+    decode_segment,
+    encode_batch,
+)
+
+log = logging.getLogger(__name__)
+
+EXPERIENCE_HWM = 4  # segments per actor; the same on both ends
+PRIORITY_HWM = 256
+IDLE_S = 0.1
+# Beside the arena: a slot's record offset, row and tree node, with a margin.
+INDEX_BYTES_PER_TRANSITION = 24
+
+
+@dataclass
+class Credits:
+    """Batches in flight to one learner: what may still be dealt, and what got lost (DESIGN: credits).
+
+    A batch is in flight from dealing until a priority message acknowledges its
+    number or a later one, or until it is older than the timeout.
+    """
+
+    limit: int
+    timeout_s: float
+    next_number: int = 0
+    lost: int = 0
+    _in_flight: deque[tuple[int, float]] = field(default_factory=deque)
+
+    def available(self, now: float) -> bool:
+        """Whether one more batch may be dealt; returns credits older than the timeout."""
+        while self._in_flight and now - self._in_flight[0][1] > self.timeout_s:
+            self._in_flight.popleft()
+            self.lost += 1
+        return len(self._in_flight) < self.limit
+
+    def deal(self, now: float) -> int:
+        """Spend a credit; the number of the batch."""
+        number = self.next_number
+        self._in_flight.append((number, now))
+        self.next_number += 1
+        return number
+
+    def acknowledge(self, number: int) -> None:
+        """Return the credits of all batches up to this number."""
+        while self._in_flight and self._in_flight[0][0] <= number:
+            self._in_flight.popleft()
+
+
+@dataclass
+class Dealing:
+    """The learner process that batches are dealt to."""
+
+    hello: Hello
+    credits: Credits
+
+
+def check_memory(config: Config) -> int:
+    """Bytes one shard will need.
+
+    Raises:
+        ConfigError: more than the machine has available.
+    """
+    shards = config.replay.shards
+    needed = config.replay.arena_bytes // shards + INDEX_BYTES_PER_TRANSITION * config.replay.capacity // shards
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise ConfigError(
+            f"a replay shard needs {needed / 1e9:.1f} GB and this machine has {available / 1e9:.1f} GB available; "
+            "lower replay.arena_bytes or replay.capacity, or raise replay.shards and spread them over hosts"
+        )
+    return needed
+
+
+class ReplayServer:
+    """One shard. `run` is the role; everything before it binds and allocates.
+
+    Raises:
+        ConfigError: an address that cannot be bound, a budget the machine does not have.
+    """
+
+    def __init__(self, config: Config, shard: int) -> None:
+        replay, addresses = config.replay, config.addresses
+        self._shard = shard
+        self._batch_size = config.learner.batch_size
+        self._signature = experience_signature(config)
+        self._credit_limit, self._credit_timeout_s = replay.credits, replay.credit_timeout_s
+        needed = check_memory(config)
+        self._experience: Inbox[Segment] = Inbox.bind(
+            addresses.experience[shard],
+            {Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step)},
+            hwm=EXPERIENCE_HWM,
+            insecure=addresses.insecure,
+        )
+        self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
+            addresses.priorities[shard],
+            {Kind.PRIORITIES: decode_priorities, Kind.HELLO: self._decode_hello},
+            hwm=PRIORITY_HWM,
+            insecure=addresses.insecure,
+        )
+        self._batches = Outbox(addresses.batches, hwm=replay.credits)
+        self._store = Store(
+            capacity=replay.capacity // replay.shards,
+            arena_bytes=replay.arena_bytes // replay.shards,
+            frame_window=config.env.frame_stack + config.agent.n_step,
+            alpha=replay.alpha,
+            epsilon=replay.epsilon,
+            seed=config.run.seed + shard,
+        )
+        self._governor = Governor(
+            min_size=settings.min_size_per_shard(config),
+            samples_per_insert=replay.samples_per_insert,
+            tolerance=settings.tolerance(config),
+            batch_size=config.learner.batch_size,
+            max_segment=config.actor.segment_length,
+        )
+        self._dealing: Dealing | None = None
+        self._reporter = StatusReporter(
+            "replay",
+            f"replay-{shard}",
+            secrets.randbits(63),
+            addresses.status,
+            config.telemetry.status_interval_s,
+        )
+        self._counts = {"refused_segments": 0, "stale_updates": 0, "retired": 0, "evicted_updates": 0}
+        self._wait_s = {"insert_blocked_s": 0.0, "sample_blocked_s": 0.0}
+        log.info(
+            "shard %d holds up to %d transitions in %.2f GB; signature %s",
+            shard,
+            replay.capacity // replay.shards,
+            needed / 1e9,
+            self._signature,
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until told to stop."""
+        self._reporter.start()
+        while not stop.is_set():
+            may_insert = self._governor.may_insert()
+            may_deal = self._may_deal()
+            started = time.monotonic()
+            wait(
+                [self._priorities, self._experience] if may_insert else [self._priorities],
+                [self._batches] if may_deal else [],
+                IDLE_S,
+            )
+            self._account_waiting(time.monotonic() - started, may_insert)
+            while (message := self._priorities.receive()) is not None:
+                self._hear_learner(message)
+            if may_insert and (segment := self._experience.receive()) is not None:
+                self._insert(segment)
+            if may_deal and self._batches.ready:
+                self._deal()
+            self._report()
+        self._reporter.close()
+        self._experience.close()
+        self._priorities.close()
+        self._batches.close()
+
+    def _decode_hello(self, parts: Parts) -> Hello:
+        hello = decode_hello(parts)
+        if hello.signature != self._signature:
+            raise WireError(
+                f"learner of run {hello.run} has experience signature {hello.signature}, ours is {self._signature}: "
+                "start it with this run's config"
+            )
+        return hello
+
+    def _hear_learner(self, message: PriorityUpdate | Hello) -> None:
+        if isinstance(message, Hello):
+            current = self._dealing
+            if current is None or message.epoch > current.hello.epoch:
+                log.info("dealing to learner of run %s, epoch %d", message.run, message.epoch)
+                self._dealing = Dealing(message, Credits(self._credit_limit, self._credit_timeout_s))
+            return
+        update = message
+        if update.generation != self._store.generation:
+            self._counts["stale_updates"] += 1
+            return
+        if self._dealing is not None and update.epoch == self._dealing.hello.epoch:
+            self._dealing.credits.acknowledge(update.number)
+        if (update.td_error < 0).any():
+            broken = update.keys[update.td_error < 0]
+            log.warning(
+                "transitions that do not decode, from %s", ", ".join(sorted(set(self._store.actors_of(broken))))
+            )
+        counts = self._store.update(update.keys, update.td_error)
+        self._counts["evicted_updates"] += counts.evicted
+        self._counts["retired"] += counts.retired
+
+    def _insert(self, segment: Segment) -> None:
+        try:
+            self._store.append(segment)
+        except ValueError as error:
+            self._counts["refused_segments"] += 1
+            log.warning("refused a segment of %s: %s", segment.actor, error)
+            return
+        self._governor.inserts += segment.num_transitions
+        self._reporter.progress()
+
+    def _may_deal(self) -> bool:
+        return (
+            self._dealing is not None
+            and self._dealing.credits.available(time.monotonic())
+            and self._store.mass > 0
+            and self._governor.may_sample()
+        )
+
+    def _deal(self) -> None:
+        assert self._dealing is not None
+        sample = self._store.sample(self._batch_size)
+        batch = Batch(
+            epoch=self._dealing.hello.epoch,
+            rank=self._dealing.hello.rank,
+            shard=self._shard,
+            generation=self._store.generation,
+            number=self._dealing.credits.next_number,
+            num_transitions=sample.num_transitions,
+            mass=sample.mass,
+            frame=sample.frame,
+            keys=sample.keys,
+            priority=sample.priority,
+            action=sample.action,
+            reward=sample.reward,
+            discount=sample.discount,
+            steps=sample.steps,
+            frame_sizes=sample.frame_sizes,
+            frames=sample.frames.data,
+        )
+        if self._batches.send(encode_batch(batch)):
+            self._dealing.credits.deal(time.monotonic())
+            self._governor.samples += self._batch_size
+            self._reporter.progress()
+
+    def _account_waiting(self, elapsed_s: float, may_insert: bool) -> None:
+        """Time in which the governor held one side back: the price of its ratio."""
+        if not may_insert:
+            self._wait_s["insert_blocked_s"] += elapsed_s
+        if self._governor.inserts >= self._governor.min_size and not self._governor.may_sample():
+            self._wait_s["sample_blocked_s"] += elapsed_s
+
+    def _report(self) -> None:
+        store, governor = self._store, self._governor
+        self._reporter.metrics = {
+            "size": store.num_transitions,
+            "bytes": store.num_bytes,
+            "mass": store.mass,
+            "inserts": governor.inserts,
+            "samples": governor.samples,
+            "lost_batches": self._dealing.credits.lost if self._dealing else 0,
+            "refused_messages": self._experience.refused + self._priorities.refused,
+            **self._counts,
+            **self._wait_s,
+        }

@@ -1,0 +1,38 @@
+"""Signatures by which peers know that they belong to the same run's setting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from apex_zmq import config as settings
+from apex_zmq.envs.emulators import ROM_SHA256
+from apex_zmq.envs.mario import RULES_VERSION
+
+
+def experience_signature(config: settings.Config) -> str:
+    """16 hex digits over all that gives a stored transition its meaning.
+
+    Computed from the config alone, so that a replay host needs no emulator.
+    Emulator and stages are left out: actors may differ in them.
+    """
+    env = settings.to_tree(config.env)
+    del env["emulator"], env["stages"]
+    meaning: dict[str, Any] = {"env": env, "n_step": config.agent.n_step, "gamma": config.agent.gamma}
+    if config.env.id == settings.MARIO:
+        meaning |= {"rules": RULES_VERSION, "rom": ROM_SHA256}
+    return _digest(meaning)
+
+
+def network_signature(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """16 hex digits over names, shapes and dtypes of a network's parameters."""
+    return _digest([[name, list(array.shape), str(array.dtype)] for name, array in arrays.items()])
+
+
+def _digest(meaning: Mapping[str, Any] | Iterable[Any]) -> str:
+    canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

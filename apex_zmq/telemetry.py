@@ -1,0 +1,201 @@
+"""What a run tells of itself: statuses of all roles, summed up, for TensorBoard and people."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from apex_zmq.wire.messages import Episode, Status
+
+PROGRESS = "progress  "  # begins the log line that apex-train shows live
+LOW_EPSILON = 0.01
+EPISODE_WINDOW = 100  # as in Stable-Baselines3's rollout/ep_rew_mean
+LOW_EPSILON_WINDOW = 20
+# Metrics that only grow while their process lives; the others are momentary.
+COUNTERS = (
+    "decisions",
+    "blocked_s",
+    "inserts",
+    "samples",
+    "insert_blocked_s",
+    "sample_blocked_s",
+    "updates",
+    "waited_s",
+)
+AWAY_S = 10.0  # a role that has not reported for so long no longer counts
+
+
+@dataclass
+class RunStats:
+    """Sums the statuses of all roles; counters survive restarts of their roles.
+
+    episodes, decisions: of the whole run, resumed ones included.
+    """
+
+    episodes: int = 0
+    decisions: int = 0
+    clears: int = 0
+    best_x: int = 0
+    _last: dict[tuple[str, int], Status] = field(default_factory=dict)
+    _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
+    _counters: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _at_summary: dict[str, float] = field(default_factory=dict)
+    _summary_time: float = field(default_factory=time.monotonic)
+    _recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
+    _recent_low: deque[Episode] = field(default_factory=lambda: deque(maxlen=LOW_EPSILON_WINDOW))
+
+    def hear(self, status: Status, now: float) -> None:
+        """Take in one status; now: monotonic seconds."""
+        key = (status.name, status.boot)
+        before = self._last[key].metrics if key in self._last else {}
+        grown = {name: status.metrics.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS}
+        for name, value in grown.items():
+            self._counters[name] += value
+        self.decisions += round(grown["decisions"])
+        self._last[key], self._heard_at[key] = status, now
+        for episode in status.episodes:
+            self.episodes += 1
+            self.clears += episode.cleared
+            self.best_x = max(self.best_x, episode.max_x)
+            self._recent.append(episode)
+            if episode.epsilon <= LOW_EPSILON:
+                self._recent_low.append(episode)
+
+    @property
+    def low_epsilon_return(self) -> float | None:
+        """Mean return of the last low-epsilon episodes, once there are enough of them."""
+        if len(self._recent_low) < LOW_EPSILON_WINDOW:
+            return None
+        return float(np.mean([episode.episode_return for episode in self._recent_low]))
+
+    def live(self, role: str, now: float) -> list[Status]:
+        """The last status of each process of a role that is not away."""
+        return [
+            status for key, status in self._last.items() if status.role == role and now - self._heard_at[key] <= AWAY_S
+        ]
+
+    def summary(self, now: float, update: int) -> dict[str, float]:
+        """Numbers since the last summary, by TensorBoard tag."""
+        elapsed = max(now - self._summary_time, 1e-9)
+        rate = {name: (self._counters[name] - self._at_summary.get(name, 0.0)) / elapsed for name in COUNTERS}
+        self._at_summary, self._summary_time = dict(self._counters), now
+        actors, shards = self.live("actor", now), self.live("replay", now)
+        numbers = {
+            "train/updates": float(update),
+            "time/decisions_per_s": rate["decisions"],
+            "time/inserts_per_s": rate["inserts"],
+            "time/updates_per_s": rate["updates"],
+            "wait/learner": min(1.0, rate["waited_s"]),
+            "replay/size": _total(shards, "size"),
+            "replay/bytes": _total(shards, "bytes"),
+            "rollout/episodes": self.episodes,
+            "rollout/clears": self.clears,
+            "rollout/best_x": self.best_x,
+            "actors/count": len(actors),
+        }
+        inserts = self._counters["inserts"]
+        if inserts:
+            numbers["replay/samples_per_insert"] = self._counters["samples"] / inserts
+        if actors:
+            numbers["wait/actors"] = min(1.0, rate["blocked_s"] / len(actors))
+            numbers["actors/parameter_age_updates"] = float(
+                np.mean([update - actor.metrics.get("parameter_update", update) for actor in actors])
+            )
+            numbers["actors/parameter_age_s"] = float(
+                np.mean([actor.metrics.get("parameter_age_s", 0.0) for actor in actors])
+            )
+        if shards:
+            numbers["wait/replay_insert"] = min(1.0, rate["insert_blocked_s"] / len(shards))
+            numbers["wait/replay_sample"] = min(1.0, rate["sample_blocked_s"] / len(shards))
+        numbers |= _rollout("rollout", self._recent)
+        numbers |= _rollout("rollout/low_epsilon", self._recent_low)
+        return numbers
+
+
+def _total(statuses: Iterable[Status], metric: str) -> float:
+    return sum(status.metrics.get(metric, 0.0) for status in statuses)
+
+
+def _rollout(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
+    episodes = list(episodes)
+    if not episodes:
+        return {}
+    numbers = {
+        f"{prefix}/ep_rew_mean": float(np.mean([episode.episode_return for episode in episodes])),
+        f"{prefix}/ep_len_mean": float(np.mean([episode.length for episode in episodes])),
+    }
+    if any(episode.stage for episode in episodes):
+        numbers[f"{prefix}/max_x_mean"] = float(np.mean([episode.max_x for episode in episodes]))
+        numbers[f"{prefix}/max_x"] = max(episode.max_x for episode in episodes)
+        numbers[f"{prefix}/clear_rate"] = float(np.mean([episode.cleared for episode in episodes]))
+    return numbers
+
+
+class Meter:
+    """Means of numbers that one thread adds and another takes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._counts: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, numbers: Mapping[str, float]) -> None:
+        """One more value of each."""
+        with self._lock:
+            for name, value in numbers.items():
+                self._sums[name] += value
+                self._counts[name] += 1
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call."""
+        with self._lock:
+            means = {name: self._sums[name] / self._counts[name] for name in self._sums}
+            self._sums.clear()
+            self._counts.clear()
+        return means
+
+
+class Board:
+    """The TensorBoard events of a run, over decisions.
+
+    start: decisions so far; what an interrupted run wrote beyond is hidden, so
+    that a resumed run's curves join.
+    """
+
+    def __init__(self, directory: Path, config_text: str, start: int) -> None:
+        self._writer = SummaryWriter(str(directory), purge_step=start if start else None)
+        self._writer.add_text("config", f"```yaml\n{config_text}```", start)
+
+    def write(self, numbers: Mapping[str, float], decisions: int) -> None:
+        """One point of each curve."""
+        for tag, value in numbers.items():
+            self._writer.add_scalar(tag, value, decisions)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+def progress_line(numbers: Mapping[str, float]) -> str:
+    """The run in one line, from the same numbers that TensorBoard shows."""
+    shown: list[tuple[str, str, Callable[[float], str]]] = [
+        ("episodes", "rollout/episodes", lambda x: f"{x:.0f}"),
+        ("decisions/s", "time/decisions_per_s", lambda x: f"{x:.0f}"),
+        ("updates", "train/updates", lambda x: f"{x:.0f}"),
+        ("updates/s", "time/updates_per_s", lambda x: f"{x:.1f}"),
+        ("replay", "replay/size", lambda x: f"{x:.0f}"),
+        ("return", "rollout/ep_rew_mean", lambda x: f"{x:.1f}"),
+        ("low-eps return", "rollout/low_epsilon/ep_rew_mean", lambda x: f"{x:.1f}"),
+        ("best x", "rollout/best_x", lambda x: f"{x:.0f}"),
+        ("clears", "rollout/clears", lambda x: f"{x:.0f}"),
+        ("loss", "train/loss", lambda x: f"{x:.4f}"),
+    ]
+    return "  ".join(f"{label} {form(numbers[tag])}" for label, tag, form in shown if tag in numbers)

@@ -1,0 +1,141 @@
+"""Gradient steps of Ape-X DQN, without any socket: networks, optimizer, counters."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from apex_zmq.checkpoint import optimizer_from_tensors, optimizer_to_tensors
+from apex_zmq.config import Config, ConfigError
+from apex_zmq.envs.make import EnvSpec
+from apex_zmq.importance import beta_at
+from apex_zmq.losses import double_q_td_error, split_windows, td_loss
+from apex_zmq.networks import make_network, to_arrays
+from apex_zmq.optimizers import make_optimizer
+from apex_zmq.types import Batch, Float32s
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """td_error: [B] float32 |TD| of each row, None where the step was skipped. metrics: by TensorBoard tag."""
+
+    td_error: Float32s | None
+    metrics: dict[str, float]
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a `learner.device` setting.
+
+    Raises:
+        ConfigError: cuda asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("learner.device is cuda and torch finds no GPU; set learner.device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Trainer:
+    """Online and target network and their optimizer.
+
+    updates: gradient steps taken so far.
+    """
+
+    def __init__(self, config: Config, spec: EnvSpec) -> None:
+        learner = config.learner
+        self.device = choose_device(learner.device)
+        self.updates = 0
+        self._config = learner
+        self._stack = spec.frame.stack
+        self.online = make_network(config.agent.network, spec.frame, spec.num_actions, config.run.seed).to(self.device)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self._optimizer = make_optimizer(learner, self.online.parameters())
+
+    @property
+    def beta(self) -> float:
+        """Importance-sampling exponent of the next step."""
+        return beta_at(self._config.beta, self._config.beta_annealing, self.updates)
+
+    def step(self, windows: npt.NDArray[Any], batch: Batch, weights: Float32s) -> StepResult:
+        """One gradient step (Horgan 2018, algorithm 2).
+
+        Args:
+            windows: [B, W, *frame] decoded frames.
+            batch: the columns of the same rows.
+            weights: [B] importance weights; 0 leaves a row out.
+
+        Returns:
+            |TD| before the step. A loss or gradient that is not finite skips the step.
+        """
+        config, put = self._config, self._to_device
+        obs, next_obs = split_windows(put(windows), put(batch.steps.astype(np.int64)), self._stack)
+        with torch.no_grad():
+            target_q = self.target(next_obs)
+            selector_q = self.online(next_obs) if config.double else target_q
+        q = self.online(obs)
+        td_error = double_q_td_error(
+            q,
+            put(batch.action.astype(np.int64)),
+            put(batch.reward),
+            put(batch.discount),
+            target_q,
+            selector_q,
+        )
+        loss = td_loss(td_error, put(weights), config.loss)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
+        loss_value, norm_value = float(loss.detach()), float(grad_norm)
+        if not (np.isfinite(loss_value) and np.isfinite(norm_value)):
+            log.error("update %d skipped: loss %g, gradient norm %g", self.updates, loss_value, norm_value)
+            return StepResult(None, {})
+        metrics = {
+            "train/loss": loss_value,
+            "train/q_mean": float(q.detach().mean()),
+            "train/td_error_mean": float(td_error.detach().abs().mean()),
+            "train/grad_norm": norm_value,
+            "train/learning_rate": config.learning_rate,
+            "train/beta": self.beta,
+        }
+        self._optimizer.step()
+        self.updates += 1
+        if self.updates % config.target_period == 0:
+            self.target.load_state_dict(self.online.state_dict())
+        return StepResult(td_error.detach().abs().cpu().numpy(), metrics)
+
+    def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The online network's parameters by name, copied."""
+        return to_arrays(self.online)
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """All tensors that a resumed run needs, by group."""
+        return {
+            "online": dict(self.online.state_dict()),
+            "target": dict(self.target.state_dict()),
+            "optimizer": optimizer_to_tensors(self._optimizer, self.online),
+            "torch_rng": {"cpu": torch.get_rng_state()},
+        }
+
+    def restore(self, state: dict[str, dict[str, torch.Tensor]], updates: int) -> None:
+        """Go on where `state` was taken."""
+        self.online.load_state_dict(state["online"])
+        self.target.load_state_dict(state["target"])
+        optimizer_from_tensors(self._optimizer, self.online, state["optimizer"])
+        torch.set_rng_state(state["torch_rng"]["cpu"])
+        self.updates = updates
+
+    def initialize(self, parameters: dict[str, torch.Tensor]) -> None:
+        """Start both networks from another run's online parameters."""
+        self.online.load_state_dict(parameters)
+        self.target.load_state_dict(parameters)

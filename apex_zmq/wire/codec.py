@@ -1,0 +1,127 @@
+"""The first part of every message: an 8-byte prelude, then a MessagePack body.
+
+Prelude, little-endian: kind u8 | protocol version u8 | flags u8 | reserved u8
+(0) | raw_size u32, the body's size before compression. docs/PROTOCOL.md is the
+authority; `PROTOCOL_VERSION` is pinned to it by a test.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Any
+
+import lz4.block
+import numpy as np
+import numpy.typing as npt
+
+from apex_zmq.types import Buffer
+
+PROTOCOL_VERSION = 1
+PRELUDE = struct.Struct("<BBBBI")
+FLAG_LZ4 = 1
+
+# Below this many bytes, or above this share of the original, lz4 costs more than it saves.
+MIN_COMPRESSED_BYTES = 512
+MAX_COMPRESSED_SHARE = 0.9
+
+
+class Kind(IntEnum):
+    """First byte of every message; PUB/SUB filters match on it."""
+
+    SEGMENT = 1
+    BATCH = 2
+    PRIORITIES = 3
+    HELLO = 4
+    PARAMETERS = 5
+    HEARTBEAT = 6
+    STATUS = 7
+    RELAYED_STATUS = 8
+
+
+# Bytes allowed per kind: (body before compression, each buffer part).
+LIMITS: dict[Kind, tuple[int, int]] = {
+    Kind.SEGMENT: (4 << 20, 256 << 20),
+    Kind.BATCH: (64 << 20, 1 << 30),
+    Kind.PRIORITIES: (4 << 20, 0),
+    Kind.HELLO: (4 << 10, 0),
+    Kind.PARAMETERS: (1 << 30, 0),
+    Kind.HEARTBEAT: (4 << 10, 0),
+    Kind.STATUS: (4 << 20, 0),
+    Kind.RELAYED_STATUS: (4 << 20, 0),
+}
+
+
+class WireError(ValueError):
+    """A message that breaks the protocol; the text is the reason, fit for a log."""
+
+
+def pack(kind: Kind, body: bytes) -> bytes:
+    """Prelude and body, compressed where that pays."""
+    raw_size, flags = len(body), 0
+    if raw_size >= MIN_COMPRESSED_BYTES and kind is not Kind.PARAMETERS:  # float weights hardly compress
+        compressed = lz4.block.compress(body, store_size=False)
+        if len(compressed) <= MAX_COMPRESSED_SHARE * raw_size:
+            body, flags = compressed, FLAG_LZ4
+    return PRELUDE.pack(kind, PROTOCOL_VERSION, flags, 0, raw_size) + body
+
+
+def kind_of(part: Buffer) -> Kind:
+    """Kind of a message from its first part.
+
+    Raises:
+        WireError: too short, unknown kind, another protocol version.
+    """
+    if len(part) < PRELUDE.size:
+        raise WireError(f"message of {len(part)} bytes is shorter than its prelude")
+    kind, version = part[0], part[1]
+    if version != PROTOCOL_VERSION:
+        raise WireError(f"protocol version {version}, ours is {PROTOCOL_VERSION}")
+    try:
+        return Kind(kind)
+    except ValueError:
+        raise WireError(f"unknown message kind {kind}") from None
+
+
+def unpack(part: Buffer) -> tuple[Kind, Buffer]:
+    """Kind and raw body of a message's first part; sizes are checked before anything is allocated.
+
+    Raises:
+        WireError: as `kind_of`; unknown flags, sizes that disagree or exceed the kind's limit.
+    """
+    kind = kind_of(part)
+    _, _, flags, reserved, raw_size = PRELUDE.unpack_from(part)
+    body = memoryview(part)[PRELUDE.size :]
+    limit = LIMITS[kind][0]
+    if flags & ~FLAG_LZ4 or reserved:
+        raise WireError(f"unknown flags {flags:#x} {reserved:#x}")
+    if raw_size > limit:
+        raise WireError(f"body of {raw_size} bytes exceeds the {limit} of {kind.name}")
+    if flags & FLAG_LZ4:
+        try:
+            raw: bytes = lz4.block.decompress(body, uncompressed_size=raw_size)
+        except (lz4.block.LZ4BlockError, ValueError, OverflowError, MemoryError):
+            raise WireError("body does not decompress") from None
+        if len(raw) != raw_size:
+            raise WireError(f"body decompresses to {len(raw)} bytes, {raw_size} declared")
+        return kind, raw
+    if len(body) != raw_size:
+        raise WireError(f"body of {len(body)} bytes, {raw_size} declared")
+    return kind, body
+
+
+def to_bytes(array: npt.ArrayLike, dtype: str) -> bytes:
+    """A column as little-endian bytes, C order."""
+    return np.ascontiguousarray(array, dtype=dtype).tobytes()
+
+
+def from_bytes(data: Buffer, dtype: str, shape: tuple[int, ...], name: str) -> npt.NDArray[Any]:
+    """A column from little-endian bytes, without a copy.
+
+    Raises:
+        WireError: the size is not that of `shape`.
+    """
+    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if len(data) != expected:
+        raise WireError(f"{name} holds {len(data)} bytes, {expected} expected")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)

@@ -1,0 +1,140 @@
+"""Frames on the wire: each image is one lz4 block, each vector its raw bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import logging
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import lz4.block
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+
+from apex_zmq.types import Buffer, FrameSpec, UInt8s, UInt32s
+
+log = logging.getLogger(__name__)
+Decoder = Callable[[UInt8s, UInt32s, UInt8s], npt.NDArray[np.bool_]]
+
+
+def encode_frame(frame: npt.NDArray[Any], codec: str) -> bytes:
+    """One frame as it travels."""
+    if codec == "raw":
+        return frame.tobytes()
+    encoded: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
+    return encoded
+
+
+def frame_crc(encoded: Buffer) -> int:
+    """CRC-32 (zlib's polynomial) of an encoded frame."""
+    return zlib.crc32(encoded)
+
+
+def decode_windows(frames: Buffer, sizes: UInt32s, frame: FrameSpec, out: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Decode every frame of a batch straight into its place.
+
+    Args:
+        frames: encoded frames, concatenated row by row; its length is the sum of `sizes`.
+        sizes: [B, W] bytes of each; 0 leaves the place as it is.
+        frame: what one decoded frame is.
+        out: [B, W, *frame.shape] of frame.dtype, C-contiguous.
+
+    Returns:
+        [B] True where a frame of the row did not decode to exactly one frame (or is not finite).
+    """
+    source = np.frombuffer(frames, np.uint8)
+    places = out.reshape(*sizes.shape, -1).view(np.uint8)
+    if frame.codec == "raw":
+        bad = _copy_raw(source, sizes, places)
+        finite = np.isfinite(out).reshape(len(out), -1).all(axis=1)
+        result: npt.NDArray[np.bool_] = bad | ~finite
+        return result
+    return _lz4_decoder()(source, sizes, places)
+
+
+@njit(nogil=True, cache=True)
+def _copy_raw(source: UInt8s, sizes: UInt32s, places: UInt8s) -> npt.NDArray[np.bool_]:
+    bad = np.zeros(sizes.shape[0], np.bool_)
+    offset = 0
+    for row in range(sizes.shape[0]):
+        for position in range(sizes.shape[1]):
+            size = sizes[row, position]
+            if size == places.shape[2]:
+                places[row, position] = source[offset : offset + size]
+            elif size != 0:
+                bad[row] = True
+            offset += size
+    return bad
+
+
+def _decode_lz4_in_python(source: UInt8s, sizes: UInt32s, places: UInt8s) -> npt.NDArray[np.bool_]:
+    bad = np.zeros(sizes.shape[0], np.bool_)
+    raw_size = places.shape[2]
+    offset = 0
+    for row, position in np.ndindex(*sizes.shape):
+        size = int(sizes[row, position])
+        if size:
+            try:
+                raw = lz4.block.decompress(source[offset : offset + size], uncompressed_size=raw_size)
+                places[row, position] = np.frombuffer(raw, np.uint8)
+            except (lz4.block.LZ4BlockError, ValueError):
+                bad[row] = True
+        offset += size
+    return bad
+
+
+def _compiled_decoder() -> Decoder:
+    """The decode loop over liblz4's own LZ4_decompress_safe, which the lz4 wheel's extension exports.
+
+    Raises:
+        OSError, AttributeError: the symbol is not to be had.
+    """
+    origin = importlib.util.find_spec("lz4.block._block")
+    if origin is None or origin.origin is None:
+        raise OSError("lz4's block extension has no file")
+    function = ctypes.CDLL(origin.origin).LZ4_decompress_safe
+    llvmlite.binding.add_symbol("LZ4_decompress_safe", ctypes.cast(function, ctypes.c_void_p).value)
+    # By name and not by address, so that the kernel can be cached on disk.
+    decompress: Any = types.ExternalFunction(
+        "LZ4_decompress_safe", types.int32(types.voidptr, types.voidptr, types.int32, types.int32)
+    )
+
+    @njit(nogil=True, cache=True)
+    def decode(source: UInt8s, sizes: UInt32s, places: UInt8s) -> npt.NDArray[np.bool_]:
+        bad = np.zeros(sizes.shape[0], np.bool_)
+        raw_size = places.shape[2]
+        offset = 0
+        for row in range(sizes.shape[0]):
+            for position in range(sizes.shape[1]):
+                size = sizes[row, position]
+                if size:
+                    block, place = source[offset : offset + size], places[row, position]
+                    if decompress(block.ctypes, place.ctypes, block.size, raw_size) != raw_size:
+                        bad[row] = True
+                offset += size
+        return bad
+
+    return decode
+
+
+@functools.cache
+def _lz4_decoder() -> Decoder:
+    """The compiled decoder where it passes a test, else the slow one."""
+    spec = FrameSpec((64,), "uint8", 1)
+    frame = np.arange(64, dtype=np.uint8)
+    encoded = encode_frame(frame, "lz4")
+    try:
+        decode = _compiled_decoder()
+        out = np.zeros((1, 1, spec.nbytes), np.uint8)
+        bad = decode(np.frombuffer(encoded, np.uint8), np.array([[len(encoded)]], np.uint32), out)
+        if not bad[0] and (out[0, 0] == frame).all():
+            return decode
+        log.warning("liblz4's symbol does not decode as expected; decoding frames in Python, slowly")
+    except Exception as error:  # whatever the platform's linker or compiler makes of it, Python decodes too
+        log.warning("no compiled frame decoder (%s); decoding frames in Python, slowly", error)
+    return _decode_lz4_in_python

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apex_zmq import config
+from apex_zmq.envs import mario
+from apex_zmq.envs.emulators import RIGHT, A, B, FCEUmm
+from apex_zmq.envs.interface import EnvError
+from apex_zmq.envs.mario import Outcome, Reading
+from apex_zmq.types import UInt8s, UInt16s
+
+CLEARS = json.loads((Path(__file__).parents[1] / "data/mario-1-1-clears.json").read_text())
+READING = Reading(
+    x=40, y_page=1, in_clouds=False, player_state=8, status=0, lives=2,
+    world=1, stage=1, area=1, mode=1, time=400, score=0, coins=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[FCEUmm]:
+    machine = FCEUmm()
+    yield machine
+    machine.close()
+
+
+@pytest.mark.parametrize("play", CLEARS["plays"], ids=lambda play: f"flag{play['flag_frame']}")
+def test_recorded_plays_clear_at_the_flag(emulator: FCEUmm, play: dict[str, Any]) -> None:
+    first = CLEARS["first_playable_frame"]
+    inputs = bytes.fromhex(play["inputs"])
+    emulator.power_on()
+    for buttons in inputs[:first]:
+        emulator.step(buttons)
+    readings = [mario.read(emulator.ram)]
+    for buttons in inputs[first : play["flag_frame"] + 1]:
+        emulator.step(buttons)
+        readings.append(mario.read(emulator.ram))
+    outcomes = [mario.outcome(readings[0], reading) for reading in readings]
+    assert outcomes[:-1] == [Outcome.PLAYING] * (len(outcomes) - 1)
+    assert outcomes[-1] is Outcome.CLEARED
+    x = np.array([reading.x for reading in readings])
+    assert x[0] == 40
+    assert x[-1] == x.max() == 3161
+    assert np.abs(np.diff(x)).max() <= 5
+    assert np.all(np.diff([reading.score for reading in readings]) >= 0)
+    assert np.all(np.diff([reading.time for reading in readings]) <= 0)
+
+
+def test_walking_right_dies_at_the_first_goomba(emulator: FCEUmm) -> None:
+    emulator.load_state(mario.start_state(emulator, "1-1").state)
+    start = mario.read(emulator.ram)
+    for _ in range(300):
+        emulator.step(RIGHT)
+        now = mario.read(emulator.ram)
+        if mario.outcome(start, now) is not Outcome.PLAYING:
+            break
+    assert mario.outcome(start, now) is Outcome.DEAD
+    assert 280 < now.x < 320
+    assert now.lives == 2  # judged at the touch, long before the life is gone
+
+
+def test_the_start_of_1_1_is_the_recorded_one(emulator: FCEUmm) -> None:
+    emulator.power_on()
+    for buttons in bytes.fromhex(CLEARS["plays"][1]["inputs"])[: CLEARS["first_playable_frame"]]:
+        emulator.step(buttons)
+    recorded, screen = emulator.ram.copy(), emulator.screen.copy()
+    start = mario.start_state(emulator, "1-1")
+    emulator.load_state(start.state)
+    np.testing.assert_array_equal(emulator.ram, recorded)
+    np.testing.assert_array_equal(start.screen, screen)
+
+
+@pytest.mark.parametrize("stage", mario.STAGES)
+def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
+    emulator.load_state(mario.start_state(emulator, stage).state)
+    start = mario.read(emulator.ram)
+    assert f"{start.world}-{start.stage}" == stage
+    assert (start.x, start.y_page, start.lives, start.mode, start.player_state) == (40, 1, 2, 1, 8)
+    assert start.time in (300, 400)
+    area_type = emulator.ram[0x74E]  # 0 water, 1 ground, 2 underground, 3 castle
+    expected = {"1-2": 2, "4-2": 2, "2-2": 0, "7-2": 0}.get(stage, 3 if stage.endswith("4") else 1)
+    assert area_type == expected
+
+
+class Stuck:
+    """An emulator on which nothing ever happens."""
+
+    def __init__(self) -> None:
+        self.ram: UInt8s = np.zeros(2048, np.uint8)
+        self.screen: UInt16s = np.zeros((224, 240), np.uint16)
+
+    def step(self, buttons: int) -> None: ...
+
+    def power_on(self) -> None: ...
+
+    def save_state(self) -> bytes:
+        return b""
+
+    def load_state(self, state: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_game_that_does_not_start_is_an_error() -> None:
+    with pytest.raises(EnvError, match="1-1 did not start"):
+        mario.start_state(Stuck(), "1-1")
+
+
+def test_an_unknown_stage_is_an_error() -> None:
+    with pytest.raises(EnvError, match="no stage '9-1'"):
+        mario.start_state(Stuck(), "9-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, Outcome.PLAYING),
+        ({"x": 3000, "time": 1, "area": 3, "y_page": 0}, Outcome.PLAYING),
+        ({"player_state": 0x0B}, Outcome.DEAD),
+        ({"player_state": 0x06}, Outcome.DEAD),
+        ({"player_state": 0x01}, Outcome.PLAYING),  # on a vine
+        ({"player_state": 0x03}, Outcome.PLAYING),  # in a pipe
+        ({"y_page": 2}, Outcome.DEAD),
+        ({"y_page": 2, "in_clouds": True}, Outcome.PLAYING),
+        ({"lives": 1}, Outcome.DEAD),
+        ({"lives": 3}, Outcome.PLAYING),
+        ({"lives": 255}, Outcome.DEAD),
+        ({"player_state": 0x04}, Outcome.CLEARED),
+        ({"mode": 2}, Outcome.CLEARED),
+        ({"stage": 2}, Outcome.CLEARED),
+        ({"world": 4}, Outcome.CLEARED),
+    ],
+)
+def test_outcomes(change: dict[str, Any], expected: Outcome) -> None:
+    assert mario.outcome(READING, READING._replace(**change)) is expected
+
+
+def test_read_takes_numbers_apart() -> None:
+    ram = np.zeros(2048, np.uint8)
+    ram[[0x6D, 0x86, 0x75F, 0x75C, 0x760]] = 12, 89, 3, 1, 2
+    ram[0x7F8:0x7FB] = 3, 0, 7
+    ram[0x7DE:0x7E4] = 0, 1, 2, 3, 5, 0
+    ram[0x7ED:0x7EF] = 4, 2
+    reading = mario.read(ram)
+    assert (reading.x, reading.world, reading.stage, reading.area) == (3161, 4, 2, 3)
+    assert (reading.time, reading.score, reading.coins) == (307, 12350, 42)
+
+
+def test_rewards_by_hand() -> None:
+    terms = config.Reward(progress=0.5, progress_clip=12, time=-1.0, death=-10.0, clear=20.0)
+    decisions: list[tuple[list[dict[str, Any]], float]] = [
+        ([{"x": 44}, {"x": 48}], 3.0),  # 8 pixels
+        ([{"x": 46}, {"x": 43}], -1.0),  # back
+        ([{"x": 47}, {"x": 50}], 0.0),  # 2 pixels beyond the best
+        ([{"x": 53}, {"x": 51}], 0.5),  # the best counts, not the last
+        ([{"x": 100}], 5.0),  # clipped
+        ([{"x": 104, "player_state": 0x04}], 21.0),  # progress and flag
+    ]
+    episode = mario.begin(READING)
+    for changes, expected in decisions:
+        after = mario.advance(episode, [READING._replace(**change) for change in changes])
+        assert mario.reward(episode, after, terms) == pytest.approx(expected)
+        episode = after
+    assert (episode.max_x, episode.decisions, episode.outcome) == (104, 6, Outcome.CLEARED)
+    dead = mario.advance(mario.begin(READING), [READING._replace(x=42, player_state=0x0B)])
+    assert mario.reward(mario.begin(READING), dead, terms) == pytest.approx(-10.0)
+
+
+def test_a_stall_truncates_and_progress_starts_the_count_again() -> None:
+    env = config.Env(stall_limit=3)
+    cut = []
+    episode = mario.begin(READING)
+    for x in (41, 41, 30, 42, 42, 42, 42):
+        episode = mario.advance(episode, [READING._replace(x=x)])
+        cut.append(mario.truncated(episode, env))
+    assert cut == [False, False, False, False, False, False, True]
+
+
+def test_length_truncates_but_a_terminal_end_is_none() -> None:
+    env = config.Env(stall_limit=None, max_episode_steps=2)
+    one = mario.advance(mario.begin(READING), [READING])
+    assert not mario.truncated(one, env)
+    assert mario.truncated(mario.advance(one, [READING]), env)
+    assert not mario.truncated(mario.advance(one, [READING._replace(player_state=0x0B)]), env)
+    assert not mario.truncated(one, config.Env(stall_limit=None))
+
+
+def test_action_sets() -> None:
+    right_only = (0, RIGHT, RIGHT + A, RIGHT + B, RIGHT + A + B)
+    assert mario.action_buttons("RIGHT_ONLY") == right_only
+    assert mario.action_buttons("SIMPLE_MOVEMENT") == (*right_only, 1, 64)
+    assert mario.action_buttons("COMPLEX_MOVEMENT") == (*right_only, 1, 64, 65, 66, 67, 32, 16)
+    assert mario.action_buttons((("right", "right", "B"), ("NOOP",))) == (130, 0)

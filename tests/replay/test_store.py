@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scipy.stats import chisquare
+
+from apex_zmq.replay.store import Store
+from apex_zmq.types import FrameSpec, Segment, UInt64s
+
+STACK, N_STEP, ALPHA, EPSILON = 3, 2, 0.6, 0.01
+WINDOW = STACK + N_STEP
+SPEC = FrameSpec((84, 84), "uint8", STACK)
+
+
+def make_store(capacity: int, arena_bytes: int = 1 << 20, seed: int | None = 0) -> Store:
+    return Store(
+        capacity=capacity, arena_bytes=arena_bytes, frame_window=WINDOW, alpha=ALPHA, epsilon=EPSILON, seed=seed
+    )
+
+
+def make_segment(
+    rng: np.random.Generator, episodes: list[int], max_frame_bytes: int = 40, sequence: int = 0
+) -> Segment:
+    """Whole episodes of the given numbers of steps, frames of random bytes and sizes."""
+    first: list[int] = []
+    steps: list[int] = []
+    num_frames = 0
+    for length in episodes:
+        first += range(num_frames, num_frames + length)
+        steps += [min(N_STEP, length - t) for t in range(length)]
+        num_frames += STACK + length
+    frames = [rng.bytes(int(size)) for size in rng.integers(1, max_frame_bytes + 1, num_frames)]
+    count = len(first)
+    return Segment(
+        actor=f"actor-{rng.integers(3)}",
+        boot=int(rng.integers(2**63)),
+        sequence=sequence,
+        frame=SPEC,
+        frames=b"".join(frames),
+        frame_sizes=np.array([len(frame) for frame in frames], np.uint32),
+        frame_crcs=np.array([zlib.crc32(frame) for frame in frames], np.uint32),
+        first=np.array(first, np.uint16),
+        steps=np.array(steps, np.uint8),
+        action=rng.integers(0, 2**16, count).astype(np.uint16),
+        reward=rng.normal(size=count).astype(np.float32),
+        discount=rng.random(count).astype(np.float32),
+        td_error=(rng.random(count) * rng.integers(0, 2, count)).astype(np.float32),
+    )
+
+
+def priority(td_error: float | np.float32) -> float:
+    return float((np.float64(td_error) + EPSILON) ** ALPHA)
+
+
+@dataclass
+class Transition:
+    """What a plain dictionary remembers of a transition."""
+
+    actor: str
+    columns: tuple[Any, ...]
+    window: list[bytes]
+    priority: float
+
+
+def transitions_of(segment: Segment) -> list[Transition]:
+    ends = itertools.accumulate(segment.frame_sizes.tolist(), initial=0)
+    frames = [bytes(segment.frames)[start:stop] for start, stop in itertools.pairwise(ends)]
+    rows = zip(segment.action, segment.reward, segment.discount, segment.steps, strict=True)
+    return [
+        Transition(
+            segment.actor, columns, frames[first : first + STACK + int(columns[3])], priority(segment.td_error[row])
+        )
+        for row, (first, columns) in enumerate(zip(segment.first.tolist(), rows, strict=True))
+    ]
+
+
+class StoreAgainstDict(RuleBasedStateMachine):
+    """Random appends, samples and updates, late ones too, on the store and on a dictionary."""
+
+    @initialize(capacity=st.integers(12, 80), arena_bytes=st.integers(1500, 6000), seed=st.integers(0, 2**32 - 1))
+    def start(self, capacity: int, arena_bytes: int, seed: int) -> None:
+        self.store = make_store(capacity, arena_bytes, seed)
+        self.arena_bytes = arena_bytes
+        self.rng = np.random.default_rng(seed)
+        self.model: dict[int, Transition] = {}
+        self.first_keys: list[int] = []
+        self.dealt: list[UInt64s] = []
+
+    @rule(episodes=st.lists(st.integers(1, 6), min_size=1, max_size=2), max_frame_bytes=st.sampled_from([1, 9, 60]))
+    def append(self, episodes: list[int], max_frame_bytes: int) -> None:
+        segment = make_segment(self.rng, episodes, max_frame_bytes, len(self.first_keys))
+        try:
+            key = self.store.append(segment)
+        except ValueError:
+            assert len(segment.frames) + 500 > self.arena_bytes
+            return
+        assert key == (max(self.model, default=-1) + 1)
+        self.first_keys.append(key)
+        self.model.update(enumerate(transitions_of(segment), start=key))
+        for evicted in range(min(self.model), self.store.first_key):
+            del self.model[evicted]
+
+    @precondition(lambda self: self.store.mass > 0)
+    @rule(batch_size=st.integers(1, 100))
+    def sample(self, batch_size: int) -> None:
+        sample = self.store.sample(batch_size)
+        assert (sample.num_transitions, sample.mass, sample.frame) == (len(self.model), self.store.mass, SPEC)
+        starts = itertools.accumulate(sample.frame_sizes.ravel().tolist(), initial=0)
+        frames = [sample.frames[start:stop].tobytes() for start, stop in itertools.pairwise(starts)]
+        assert sample.frames.size == sample.frame_sizes.sum()
+        assert sample.frame_sizes.shape == (batch_size, WINDOW)
+        for row, key in enumerate(sample.keys.tolist()):
+            expected = self.model[key]
+            padding = [b""] * (WINDOW - len(expected.window))
+            assert frames[row * WINDOW : (row + 1) * WINDOW] == expected.window + padding
+            columns = sample.action[row], sample.reward[row], sample.discount[row], sample.steps[row]
+            assert columns == expected.columns
+            assert sample.priority[row] == expected.priority > 0
+        self.dealt.append(sample.keys)
+
+    @precondition(lambda self: self.dealt)
+    @rule(age=st.integers(0, 10), retire=st.sampled_from([0.0, 0.0, 0.3, 1.0]), unknown=st.booleans())
+    def update(self, age: int, retire: float, unknown: bool) -> None:
+        keys = self.dealt[-1 - age % len(self.dealt)]
+        if unknown:
+            keys = np.append(keys, np.array([self.store.next_key, 2**64 - 1], np.uint64))
+        td_error = self.rng.random(len(keys)).astype(np.float32)
+        td_error[self.rng.random(len(keys)) < retire] *= -1
+        counts = self.store.update(keys, td_error)
+        rows = list(zip(keys.tolist(), td_error, strict=True))
+        retired_before = {key for key, _ in rows if key in self.model and self.model[key].priority == 0}
+        retired_rows = sum(key in retired_before or (key in self.model and td_error < 0) for key, td_error in rows)
+        retired = retired_before | {key for key, td_error in rows if td_error < 0}
+        for key, error in rows:
+            if key in self.model:
+                self.model[key].priority = 0.0 if key in retired else priority(error)
+        assert sum(counts) == len(keys)
+        assert counts.unknown == 2 * unknown
+        assert counts.evicted == sum(key < self.store.first_key for key, _ in rows)
+        assert counts.retired == retired_rows
+
+    @invariant()
+    def agrees(self) -> None:
+        store = self.store
+        store.check_valid()
+        assert store.num_transitions == len(self.model) <= store.capacity
+        assert store.num_bytes <= self.arena_bytes
+        assert list(self.model) == list(range(store.first_key, store.next_key))
+        assert store.mass == pytest.approx(sum(row.priority for row in self.model.values()), rel=1e-12)
+        assert store.first_key in {*self.first_keys, store.next_key}, "only whole segments are evicted"
+        around = range(max(store.first_key - 2, 0), store.next_key + 2)
+        assert store.actors_of(around) == sorted({row.actor for row in self.model.values()})
+        for key in around:
+            assert store.actors_of([key]) == ([self.model[key].actor] if key in self.model else [])
+
+
+TestStoreAgainstDict = StoreAgainstDict.TestCase
+TestStoreAgainstDict.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+
+
+def test_frequencies_match_the_priorities() -> None:
+    rng = np.random.default_rng(4)
+    store = make_store(100)
+    store.append(make_segment(rng, [30]))
+    segment = make_segment(rng, [20, 30])
+    store.append(segment)
+    store.update(np.arange(0, 80, 3, dtype=np.uint64), rng.random(27).astype(np.float32) * 4)
+    sample = store.sample(50_000)
+    keys, rows, counts = np.unique(sample.keys, return_index=True, return_counts=True)
+    assert len(keys) == 80
+    assert sample.priority[rows].sum() == pytest.approx(store.mass)
+    assert sample.priority[rows[79]] == priority(segment.td_error[49])
+    assert chisquare(counts, sample.priority[rows] / store.mass * 50_000).pvalue > 0.01
+
+
+def test_evicts_no_more_than_the_capacity_needs() -> None:
+    store = make_store(50)
+    rng = np.random.default_rng(0)
+    lengths = [int(length) for length in rng.integers(1, 20, 100)]
+    for index, length in enumerate(lengths):
+        store.append(make_segment(rng, [length]))
+        kept = next(i for i in range(index + 1) if sum(lengths[i : index + 1]) <= 50)
+        assert store.first_key == sum(lengths[:kept])
+
+
+def test_the_arena_holds_what_its_bytes_allow() -> None:
+    store = make_store(10_000, arena_bytes=64 * 100)
+    segment = make_segment(np.random.default_rng(0), [8])
+    store.append(segment)
+    fitting = 64 * 100 // store.num_bytes
+    for _ in range(3 * fitting):
+        store.append(segment)
+    assert store.num_transitions == 8 * fitting
+    store.check_valid()
+
+
+def test_retired_stays_retired_until_evicted() -> None:
+    store = make_store(10)
+    rng = np.random.default_rng(0)
+    store.append(make_segment(rng, [10]))
+    keys = np.arange(10, dtype=np.uint64)
+    assert store.update(keys, np.full(10, -1, np.float32)).retired == 10
+    assert store.update(keys, np.ones(10, np.float32)) == (0, 10, 0, 0)
+    assert store.mass == 0
+    with pytest.raises(ValueError, match="all priorities are 0"):
+        store.sample(1)
+    store.append(make_segment(rng, [10]))
+    assert store.sample(64).keys.min() >= 10
+    assert store.update(keys, np.ones(10, np.float32)).evicted == 10
+
+
+def test_a_repeated_key_takes_its_last_error_unless_retired() -> None:
+    store = make_store(10)
+    store.append(make_segment(np.random.default_rng(0), [1]))
+    store.update(np.array([0, 0], np.uint64), np.array([3, 5], np.float32))
+    assert store.mass == priority(5.0)
+    store.update(np.array([0, 0], np.uint64), np.array([-1, 5], np.float32))
+    assert store.mass == 0
+
+
+def test_generation_is_new_and_sampling_seeded() -> None:
+    first, second = make_store(100, seed=7), make_store(100, seed=7)
+    assert first.generation != second.generation
+    segment = make_segment(np.random.default_rng(0), [40, 40])
+    for store in (first, second):
+        store.append(segment)
+    assert np.array_equal(first.sample(64).keys, second.sample(64).keys)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda s: replace(s, frame=FrameSpec((80, 80), "uint8", STACK)), "this store holds"),
+        (lambda s: replace(s, reward=s.reward[1:]), "different lengths"),
+        (lambda s: replace(s, frames=s.frames[1:]), "add up"),
+        (lambda s: replace(s, frame_sizes=s.frame_sizes[1:]), "one CRC per frame"),
+        (lambda s: replace(s, frame_sizes=np.append(s.frame_sizes[:-2], [0, s.frame_sizes[-2:].sum()])), "empty frame"),
+        (lambda s: replace(s, first=s.first + np.uint16(1)), "beyond the frames"),
+        (lambda s: replace(s, steps=np.full_like(s.steps, N_STEP + 1)), "windows longer"),
+        (lambda s: replace(s, steps=np.zeros_like(s.steps)), "windows longer"),
+        (lambda s: replace(s, td_error=np.full_like(s.td_error, np.nan)), "td_error"),
+        (lambda s: replace(s, td_error=-s.td_error - 1), "td_error"),
+        (lambda s: replace(s, boot=2**64), "64 bits"),
+        (lambda s: make_segment(np.random.default_rng(0), []), "no transitions"),
+        (lambda s: make_segment(np.random.default_rng(0), [51]), "never fits"),
+        (lambda s: make_segment(np.random.default_rng(0), [40], max_frame_bytes=9000), "never fits"),
+    ],
+)
+def test_refuses_segments_that_cannot_be_stored(spoil: Callable[[Segment], Segment], reason: str) -> None:
+    store = make_store(50, arena_bytes=1 << 16)
+    good = make_segment(np.random.default_rng(0), [20])
+    store.append(good)
+    before = (store.num_transitions, store.num_bytes, store.mass, store.next_key)
+    with pytest.raises(ValueError, match=reason):
+        store.append(spoil(good))
+    assert (store.num_transitions, store.num_bytes, store.mass, store.next_key) == before
+    store.check_valid()
+
+
+def test_refuses_updates_that_are_not_finite() -> None:
+    store = make_store(10)
+    store.append(make_segment(np.random.default_rng(0), [5]))
+    mass = store.mass
+    for td_error in ([1.0, np.nan], [1.0, -np.inf], [1.0]):
+        with pytest.raises(ValueError, match="finite"):
+            store.update(np.array([0, 1], np.uint64), np.array(td_error, np.float32))
+    assert store.mass == mass
+
+
+@pytest.mark.parametrize(("alpha", "epsilon"), [(1.1, 0.01), (-0.1, 0.01), (0.6, 0.0), (0.6, np.inf)])
+def test_refuses_exponents_that_break_priorities(alpha: float, epsilon: float) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        Store(capacity=1, arena_bytes=64, frame_window=WINDOW, alpha=alpha, epsilon=epsilon, seed=0)
+
+
+def test_check_valid_notices_a_flipped_bit() -> None:
+    store = make_store(10)
+    store.append(make_segment(np.random.default_rng(0), [5]))
+    store._arena[store.num_bytes - 1] ^= 1
+    with pytest.raises(AssertionError, match="CRC of key 0"):
+        store.check_valid()
