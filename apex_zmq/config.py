@@ -23,11 +23,14 @@ from msgspec import Meta, Struct
 from apex_zmq.errors import UserError
 
 MARIO = "SuperMarioBros"  # the `env.id` of the game
+LARGEST = 1e30  # finite, in float32 too
 
 Count = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
+Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # as far as torch's generators reach
+Finite = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
+Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -48,7 +51,7 @@ class Run(Section, frozen=True):
     """One training run: its place on disk, seed and budgets."""
 
     dir: Annotated[str | None, doc("Run directory; null: checkpoints/<config name>-<time>.")] = None
-    seed: Annotated[NonNegativeInt, doc("Seed of networks, exploration and environments.")] = 0
+    seed: Annotated[Seed, doc("Seed of networks, exploration and environments.")] = 0
     num_actors: Annotated[Count, doc("Actor processes that apex-train starts.")] = 4
     episodes: Annotated[Count | None, doc("Stop after so many episodes; null: never.")] = 2000
     max_minutes: Annotated[Positive | None, doc("Stop after so many minutes; null: never.")] = None
@@ -61,11 +64,11 @@ class Run(Section, frozen=True):
 class Reward(Section, frozen=True):
     """Terms of the Mario reward, added up once per decision."""
 
-    progress: Annotated[float, doc("Per pixel of new maximum x.")] = 0.1
+    progress: Annotated[Finite, doc("Per pixel of new maximum x.")] = 0.1
     progress_clip: Annotated[Count, doc("Pixels of progress counted at most per decision.")] = 12
-    time: Annotated[float, doc("Per decision.")] = -0.01
-    death: Annotated[float, doc("At a death.")] = -3.0
-    clear: Annotated[float, doc("At the flag or a change of stage.")] = 5.0
+    time: Annotated[Finite, doc("Per decision.")] = -0.01
+    death: Annotated[Finite, doc("At a death.")] = -3.0
+    clear: Annotated[Finite, doc("At the flag or a change of stage.")] = 5.0
 
 
 class Env(Section, frozen=True):
@@ -118,7 +121,7 @@ class Actor(Section, frozen=True):
     epsilon: Annotated[Probability, doc("Base of the exploration ladder eps^(1 + alpha i/(N-1)).")] = 0.4
     epsilon_alpha: Annotated[NonNegative, doc("Exponent alpha of the ladder.")] = 7.0
     repeat_zeta: Annotated[
-        Annotated[float, Meta(gt=1)] | None,
+        Annotated[float, Meta(gt=1, le=LARGEST)] | None,
         doc("Epsilon-z-greedy: exponent of the zeta law of repeats; null: single steps."),
     ] = None
     repeat_max: Annotated[Count, doc("Epsilon-z-greedy: decisions a random action lasts at most.")] = 12
@@ -251,7 +254,7 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Confi
     tree: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
+            loaded = yaml.safe_load(Path(path).read_bytes())
         except OSError as error:
             raise ConfigError(f"cannot read config {path}: {error.strerror}; configs/ holds ready ones") from None
         except yaml.YAMLError as error:
@@ -433,7 +436,7 @@ def check_address(address: str) -> None:
             raise ConfigError(f"address {address}: an ipc path holds at most 107 bytes; use a shorter directory")
         return
     host, colon, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or not colon or not (port.isdigit() and 0 < int(port) < 65536):
+    if scheme != "tcp" or not host or not colon or not (port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError(f"address {address}: write tcp://host:port (port 1 to 65535) or ipc:///path")
 
 

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from apex_zmq.errors import UserError
 from apex_zmq.types import Float32s, FrameSpec
+
+
+class NetworkError(UserError, ValueError):
+    """A network that does not fit its observations."""
 
 
 class Convolution(NamedTuple):
@@ -116,10 +121,10 @@ def make_network(name: str, frame: FrameSpec, num_actions: int, seed: int | None
     With a seed the weights depend on nothing else, and torch's generator is left as it was.
 
     Raises:
-        ValueError: unknown name, a convolution on vectors, frames too small for it.
+        NetworkError: unknown name, a convolution on vectors, frames too small for it.
     """
     if num_actions < 1:
-        raise ValueError(f"a Q-network needs at least one action, not {num_actions}")
+        raise NetworkError(f"a Q-network needs at least one action, not {num_actions}")
     with _seeded(seed):
         return QNetwork(_make_torso(name, frame), HEAD_WIDTH[name], num_actions)
 
@@ -143,10 +148,11 @@ def _make_torso(name: str, frame: FrameSpec) -> ConvTorso | VectorTorso:
     if name == "mlp":
         return VectorTorso(frame.stack * math.prod(frame.shape), MLP_WIDTH, 1 / 255 if is_uint8 else 1.0)
     if name not in CONVOLUTIONS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(HEAD_WIDTH)}")
+        raise NetworkError(f"unknown network {name!r}; known: {', '.join(HEAD_WIDTH)}")
     if not is_uint8 or len(frame.shape) not in (2, 3):
-        raise ValueError(
-            f"network {name} needs uint8 images (H, W) or (C, H, W), not {frame.dtype} {frame.shape}; use mlp"
+        raise NetworkError(
+            f"network {name} needs uint8 images (H, W) or (C, H, W), not {frame.dtype} {frame.shape}; "
+            "use mlp for agent.network"
         )
     layers = CONVOLUTIONS[name]
     height, width = frame.shape[-2:]
@@ -154,7 +160,10 @@ def _make_torso(name: str, frame: FrameSpec) -> ConvTorso | VectorTorso:
     for layer in reversed(layers):
         smallest = (smallest - 1) * layer.stride + layer.kernel
     if min(height, width) < smallest:
-        raise ValueError(f"network {name} needs frames of at least {smallest}x{smallest}, not {height}x{width}")
+        raise NetworkError(
+            f"network {name} needs frames of at least {smallest}x{smallest}, not {height}x{width}; "
+            "raise env.frame_height or env.frame_width, or use mlp for agent.network"
+        )
     return ConvTorso(frame.stack * math.prod(frame.shape[:-2]), height, width, layers)
 
 

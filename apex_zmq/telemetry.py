@@ -96,10 +96,10 @@ class RunStats:
             "replay/size": _total(shards, "size"),
             "replay/bytes": _total(shards, "bytes"),
             "rollout/episodes": self.episodes,
-            "rollout/clears": self.clears,
-            "rollout/best_x": self.best_x,
             "actors/count": len(actors),
         }
+        if self.best_x:  # Mario
+            numbers |= {"rollout/clears": self.clears, "rollout/best_x": self.best_x}
         inserts = self._counters["inserts"]
         if inserts:
             numbers["replay/samples_per_insert"] = self._counters["samples"] / inserts

@@ -84,8 +84,8 @@ class Trainer:
         td_error = double_q_td_error(
             q,
             put(batch.action.astype(np.int64)),
-            put(batch.reward),
-            put(batch.discount),
+            put(batch.reward.astype(np.float32)),
+            put(batch.discount.astype(np.float32)),
             target_q,
             selector_q,
         )

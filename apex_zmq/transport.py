@@ -78,10 +78,21 @@ def is_local(address: str) -> bool:
 
 
 class _Bound:
-    """Holds what a bound address needs: for ipc, the lock that a second bind would otherwise steal it from."""
+    """Holds what a bound address needs: for ipc, a lock, or a second bind would silently steal the address.
+
+    Closes the socket when it cannot be bound.
+    """
 
     def __init__(self, socket: zmq.Socket[bytes], address: str, insecure: bool) -> None:
         self._lock: int | None = None
+        try:
+            self._bind(socket, address, insecure)
+        except ConfigError:
+            socket.close()
+            self.release()
+            raise
+
+    def _bind(self, socket: zmq.Socket[bytes], address: str, insecure: bool) -> None:
         if not (insecure or is_local(address)):
             raise ConfigError(
                 f"{address} can be reached by other hosts without keys; bind to 127.0.0.1, or accept it with --insecure"
@@ -91,7 +102,6 @@ class _Bound:
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
-            self.release()
             if error.errno == zmq.EADDRINUSE:
                 raise AddressInUseError(
                     f"address {address} is in use; stop the other process or choose another"
@@ -164,12 +174,13 @@ class Inbox(Generic[T]):
         return self._complaints.total
 
     def receive(self, timeout_s: float = 0.0) -> T | None:
-        """The next good message, or None when there is none in time."""
+        """The next good message, or None when there is none in time.
+
+        After the time is up one message at most is looked at, so that a flood of bad ones cannot hold the caller.
+        """
         deadline = time.monotonic() + timeout_s
-        while True:
-            wait_ms = max(0, round(1000 * (deadline - time.monotonic())))
-            if not self.socket.poll(wait_ms):
-                return None
+        remaining_s = timeout_s
+        while self.socket.poll(max(0, round(1000 * remaining_s))):
             frames = self.socket.recv_multipart(copy=False)
             try:
                 # A view of a part keeps its libzmq buffer alive; nothing is copied.
@@ -180,6 +191,10 @@ class Inbox(Generic[T]):
                 return decode(parts)
             except WireError as error:
                 self._complaints.add(_peer_address(frames[0]), str(error))
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                break
+        return None
 
     def close(self) -> None:
         """Close the socket and free its address."""
@@ -196,7 +211,7 @@ def _peer_address(frame: zmq.Frame) -> str:
 
 
 class _Complaints:
-    """Counts refusals and logs each peer and reason at a limited rate."""
+    """Counts refusals and logs those of each peer at a limited rate."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -210,7 +225,8 @@ class _Complaints:
             self._suppressed[peer] += 1
             return
         more = self._suppressed.pop(peer, 0)
-        log.warning("refused a message from %s: %s%s", peer, reason, f" (and {more} more before)" if more else "")
+        # A reason may quote the message: as a repr and cut short, it cannot forge or flood the log.
+        log.warning("refused a message from %s: %.300r%s", peer, reason, f" (and {more} more before)" if more else "")
         if len(self._next_log) > 1000:
             self._next_log.clear()
         self._next_log[peer] = now + COMPLAINT_INTERVAL_S

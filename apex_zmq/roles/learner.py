@@ -42,6 +42,9 @@ class RunDirectory:
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
+        self._is_new = not path.exists()
+        if resume and self._is_new:
+            raise ConfigError(f"no run directory {path} to resume; name one that holds a run with --run-dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -59,6 +62,13 @@ class RunDirectory:
     def release(self) -> None:
         """Let others use the directory."""
         os.close(self._lock)
+
+    def abandon(self) -> None:
+        """Release it, and leave no trace of one made for a run that could not begin."""
+        if self._is_new:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
+        self.release()
 
 
 class Learner:
@@ -79,28 +89,30 @@ class Learner:
         self._trainer = Trainer(config, spec)
         self._experience_signature = experience_signature(config)
         self._network_signature = network_signature(self._trainer.parameters())
+        if init_from is not None:
+            self._trainer.initialize(self._load(init_from).tensors["online"])
         self._directory = RunDirectory(directory, resume)
         self._run_id = secrets.token_hex(8)
         self._epoch = time.time_ns()
         self._elapsed_s = 0.0
         self._best_score: float | None = None
-        stats = RunStats()
-        if resume:
-            stats = self._restore(self._load(directory))
-        elif init_from is not None:
-            self._trainer.initialize(self._load(init_from).tensors["online"])
+        stats = self._restore(self._load(directory)) if resume else RunStats()
         self._checkpoints = CheckpointStore(directory, config.learner.keep_checkpoints)
         self._version = 0
-        self._broadcaster = Broadcaster(config, directory, stats, self._trainer.updates, secrets.randbits(63))
-        self._feeder = Feeder(
-            config.addresses.batches,
-            insecure=config.addresses.insecure,
-            epoch=self._epoch,
-            frame=spec.frame,
-            n_step=config.agent.n_step,
-            num_actions=spec.num_actions,
-            pin_memory=self._trainer.device.type == "cuda",
-        )
+        try:
+            self._broadcaster = Broadcaster(config, directory, stats, self._trainer.updates, secrets.randbits(63))
+            self._feeder = Feeder(
+                config.addresses.batches,
+                insecure=config.addresses.insecure,
+                epoch=self._epoch,
+                frame=spec.frame,
+                n_step=config.agent.n_step,
+                num_actions=spec.num_actions,
+                pin_memory=self._trainer.device.type == "cuda",
+            )
+        except ConfigError:
+            self._directory.abandon()
+            raise
         self._shards = [Outbox(address, hwm=PRIORITY_HWM) for address in config.addresses.priorities]
         self._weights = ImportanceWeights()
         log.info(

@@ -7,6 +7,7 @@ authority; `PROTOCOL_VERSION` is pinned to it by a test.
 
 from __future__ import annotations
 
+import math
 import struct
 from enum import IntEnum
 from typing import Any
@@ -24,6 +25,8 @@ FLAG_LZ4 = 1
 # Below this many bytes, or above this share of the original, lz4 costs more than it saves.
 MIN_COMPRESSED_BYTES = 512
 MAX_COMPRESSED_SHARE = 0.9
+# No lz4 block grows more than this; whoever claims so wants memory, not to be understood.
+MAX_LZ4_RATIO = 255
 
 
 class Kind(IntEnum):
@@ -98,6 +101,8 @@ def unpack(part: Buffer) -> tuple[Kind, Buffer]:
     if raw_size > limit:
         raise WireError(f"body of {raw_size} bytes exceeds the {limit} of {kind.name}")
     if flags & FLAG_LZ4:
+        if raw_size > MAX_LZ4_RATIO * len(body):
+            raise WireError(f"{len(body)} bytes of lz4 cannot hold a body of {raw_size}")
         try:
             raw: bytes = lz4.block.decompress(body, uncompressed_size=raw_size)
         except (lz4.block.LZ4BlockError, ValueError, OverflowError, MemoryError):
@@ -121,7 +126,7 @@ def from_bytes(data: Buffer, dtype: str, shape: tuple[int, ...], name: str) -> n
     Raises:
         WireError: the size is not that of `shape`.
     """
-    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    expected = math.prod(shape) * np.dtype(dtype).itemsize
     if len(data) != expected:
         raise WireError(f"{name} holds {len(data)} bytes, {expected} expected")
     return np.frombuffer(data, dtype=dtype).reshape(shape)

@@ -45,15 +45,16 @@ def decode_windows(frames: Buffer, sizes: UInt32s, frame: FrameSpec, out: npt.ND
         out: [B, W, *frame.shape] of frame.dtype, C-contiguous.
 
     Returns:
-        [B] True where a frame of the row did not decode to exactly one frame (or is not finite).
+        [B] True where a frame of the row did not decode to exactly one frame (or is not finite:
+        such a row is zeroed).
     """
     source = np.frombuffer(frames, np.uint8)
     places = out.reshape(*sizes.shape, -1).view(np.uint8)
     if frame.codec == "raw":
         bad = _copy_raw(source, sizes, places)
-        finite = np.isfinite(out).reshape(len(out), -1).all(axis=1)
-        result: npt.NDArray[np.bool_] = bad | ~finite
-        return result
+        bad |= ~np.isfinite(out).reshape(len(out), -1).all(axis=1)
+        out[bad] = 0  # a weight of 0 takes no NaN out of a loss
+        return bad
     return _lz4_decoder()(source, sizes, places)
 
 

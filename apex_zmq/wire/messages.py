@@ -26,6 +26,7 @@ MAX_BATCH = 1 << 16
 Parts = Sequence[Buffer]
 UInt = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
 class Body(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -44,7 +45,7 @@ class FrameBody(Body, frozen=True):
 class SegmentBody(Body, frozen=True):
     """Kind SEGMENT, actor to replay. Part 2: F encoded frames. Columns are little-endian bytes."""
 
-    signature: str
+    signature: Name
     actor: Name
     boot: UInt
     sequence: UInt
@@ -70,7 +71,7 @@ class BatchBody(Body, frozen=True):
     number: UInt
     rows: Annotated[int, Meta(ge=1, le=MAX_BATCH)]
     window: Annotated[int, Meta(ge=2, le=128)]
-    num_transitions: Annotated[int, Meta(ge=1)]
+    num_transitions: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
     mass: Annotated[float, Meta(gt=0)]
     frame: FrameBody
     keys: bytes  # u64[B]
@@ -100,15 +101,15 @@ class Hello(Body, frozen=True):
     run: Name
     epoch: UInt
     rank: UInt
-    signature: str
+    signature: Name
 
 
 class Tensor(Body, frozen=True):
     """One named parameter."""
 
-    name: str
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
     dtype: Literal["float32", "float16"]
-    shape: tuple[UInt, ...]
+    shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
     data: bytes
 
 
@@ -119,9 +120,9 @@ class Parameters(Body, frozen=True):
     epoch: UInt
     version: UInt  # counts publications within an epoch
     update: UInt  # the learner's gradient steps so far
-    network_signature: str
-    experience_signature: str
-    tensors: tuple[Tensor, ...]
+    network_signature: Name
+    experience_signature: Name
+    tensors: Annotated[tuple[Tensor, ...], Meta(max_length=4096)]
 
 
 class Heartbeat(Body, frozen=True):
@@ -188,7 +189,7 @@ def _decode_body(parts: Parts, kind: Kind, body: type[B], buffers: int = 0) -> B
         raise WireError(f"buffer part exceeds the {LIMITS[kind][1]} bytes of {kind.name}")
     try:
         decoded = _DECODERS[kind].decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"{kind.name}: {error}") from None
     assert isinstance(decoded, body)
     return decoded
@@ -357,6 +358,8 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int, num_actions: int) 
     _require_finite(batch.reward, "reward")
     _require(((batch.discount >= 0) & (batch.discount <= 1)).all(), "discount outside 0 to 1")
     _require(((batch.steps >= 1) & (batch.steps <= n_step)).all(), f"steps outside 1 to {n_step}")
+    filled = np.arange(body.window) < (batch.steps[:, None].astype(np.int64) + frame.stack)
+    _require(((batch.frame_sizes > 0) == filled).all(), "a window has not exactly stack + steps frames")
     return batch
 
 
@@ -400,7 +403,7 @@ def decode_parameters(parts: Parts) -> tuple[Parameters, dict[str, npt.NDArray[A
     """Parameters and their tensors as read-only arrays by name.
 
     Raises:
-        WireError: sizes that disagree, values that are not finite.
+        WireError: sizes that disagree, values that are not finite, a name twice.
     """
     body = _decode_body(parts, Kind.PARAMETERS, Parameters)
     arrays = {}
@@ -408,6 +411,7 @@ def decode_parameters(parts: Parts) -> tuple[Parameters, dict[str, npt.NDArray[A
         dtype = "<f4" if tensor.dtype == "float32" else "<f2"
         arrays[tensor.name] = from_bytes(tensor.data, dtype, tensor.shape, tensor.name)
         _require_finite(arrays[tensor.name], tensor.name)
+    _require(len(arrays) == len(body.tensors), "two tensors of one name")
     return body, arrays
 
 

@@ -1,0 +1,40 @@
+# `make train` and `make test` do all the set-up; a second run does not install again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: train test test-long lint clean
+
+train: $(INSTALLED)
+	bin/apex-train --config configs/mario-cpu.yaml $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+$(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; set PYTHON=python3.x"; exit 2; }
+	@command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 \
+		|| { echo "A C++ compiler is needed to build nes-py; install g++ (Debian: apt-get install g++)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# From Python 3.13 on stable-retro and nes-py ask for different versions of pyglet, which both
+	@# use for windows only; without its own requirements stable-retro installs beside nes-py.
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))' && \
+		$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt stable-retro \
+		|| true
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,135 @@
+"""Dependencies point one way: the graph of the design, as data, against the imports as they are."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "apex_zmq"
+
+# What each part may import of the package beside itself; a part is a module or a subpackage.
+# Parts higher up may use those further down, never the other way round.
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "types": set(),
+    "config": {"errors"},
+    "nstep": {"types"},
+    "exploration": {"types"},
+    "importance": {"types"},
+    "losses": {"types"},
+    "networks": {"types", "errors"},
+    "optimizers": {"types", "config"},
+    "checkpoint": {"errors", "optimizers"},
+    "replay": {"types"},
+    "envs": {"types", "config", "errors"},
+    "wire": {"types"},
+    "signature": {"config", "envs"},
+    "segments": {"types", "nstep", "wire"},
+    "telemetry": {"wire"},
+    "training": {
+        "types",
+        "config",
+        "envs",
+        "importance",
+        "losses",
+        "networks",
+        "optimizers",
+        "checkpoint",
+    },
+    "transport": {"types", "config", "wire"},
+    "roles": {
+        "types",
+        "errors",
+        "config",
+        "exploration",
+        "importance",
+        "networks",
+        "checkpoint",
+        "replay",
+        "envs",
+        "wire",
+        "signature",
+        "segments",
+        "telemetry",
+        "training",
+        "transport",
+    },
+    "launch": {"config", "cli"},
+    "cli": {"__init__", "config", "errors", "checkpoint", "roles", "launch"},
+}
+# Third-party packages and the only parts that may import them.
+ONLY_IN: dict[str, set[str]] = {
+    "zmq": {"transport"},
+    "lz4": {"wire"},
+    "msgspec": {"wire", "config"},
+    "numba": {"wire", "replay", "envs"},
+    "llvmlite": {"wire"},
+    "torch": {"losses", "networks", "optimizers", "checkpoint", "training", "telemetry", "roles"},
+    "gymnasium": {"envs"},
+    "stable_retro": {"envs"},
+    "yaml": {"config"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a module imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def parts_imported(path: Path) -> set[str]:
+    parts = set()
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        if package == PACKAGE.name:
+            part = rest.partition(".")[0]
+            exists = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists()
+            parts.add(part if exists else "__init__")  # such as __version__
+    return parts
+
+
+def test_every_part_is_in_the_graph() -> None:
+    assert {part_of(path) for path in MODULES} == ALLOWED.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_the_graph_allows(path: Path) -> None:
+    part = part_of(path)
+    assert parts_imported(path) - {part} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_third_party_packages_stay_in_their_place(path: Path) -> None:
+    packages = {name.partition(".")[0] for name in imports(path)}
+    assert {package for package, parts in ONLY_IN.items() if package in packages and part_of(path) not in parts} == set()
+
+
+def test_the_graph_has_no_cycle_but_that_of_launcher_and_programs() -> None:
+    graph = {part: set(below) for part, below in ALLOWED.items()}
+    graph["launch"].remove("cli")  # one constant, and cli imports launch inside a function
+    while graph:
+        leaves = {part for part, below in graph.items() if not below & graph.keys()}
+        assert leaves, f"a cycle among {sorted(graph)}"
+        graph = {part: below for part, below in graph.items() if part not in leaves}
+
+
+def test_roles_that_need_no_torch_do_not_import_it() -> None:
+    without = {"replay.py", "status.py", "parameters.py", "__init__.py"}
+    for name in without:
+        assert not any(each.partition(".")[0] == "torch" for each in imports(PACKAGE / "roles" / name))

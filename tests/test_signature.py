@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apex_zmq import config
+from apex_zmq.config import Config
+from apex_zmq.networks import make_network, to_arrays
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.types import FrameSpec
+
+CARTPOLE = Path(__file__).parents[1] / "configs" / "cartpole.yaml"
+FREE = {"env.emulator": "nes-py", "env.stages": ["8-4"]}  # actors may differ in these
+MEANINGFUL = [
+    setting.name
+    for setting in config.settings()
+    if setting.name not in FREE and (setting.name.startswith("env.") or setting.name in ("agent.n_step", "agent.gamma"))
+]
+OTHERS = {
+    "run.seed": 7,
+    "agent.network": "small",
+    "actor.lanes": 3,
+    "actor.epsilon": 0.2,
+    "replay.alpha": 0.1,
+    "learner.loss": "l2",
+    "learner.batch_size": 32,
+    "telemetry.log_level": "debug",
+    "addresses.batches": "tcp://127.0.0.1:9",
+}
+CHOICES: dict[str, Any] = {"env.id": "CartPole-v1", "env.actions": "RIGHT_ONLY", "env.hud": "mask"}
+
+
+def another(name: str) -> Any:
+    """A valid value of a setting that is not its default."""
+    if name in CHOICES:
+        return CHOICES[name]
+    default = typing.cast("int | float | None", {each.name: each.default for each in config.settings()}[name])
+    if isinstance(default, float):
+        return default * 0.5
+    return 17 if default is None else default + 1
+
+
+@pytest.mark.parametrize("path", [None, CARTPOLE], ids=["mario", "cartpole"])
+def test_another_process_computes_the_same(path: Path | None) -> None:
+    program = (
+        "import sys; from apex_zmq import config, signature; "
+        "print(signature.experience_signature(config.load(sys.argv[1] if sys.argv[1:] else None)), 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, *([str(path)] if path else [])]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [experience_signature(config.load(path)), "False"]
+
+
+def test_it_is_16_hex_digits_and_survives_yaml(tmp_path: Path) -> None:
+    signature = experience_signature(Config())
+    assert len(bytes.fromhex(signature)) == 8
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml(Config()))
+    assert experience_signature(config.load(tmp_path / "resolved.yaml")) == signature
+
+
+@pytest.mark.parametrize("name", MEANINGFUL)
+def test_what_gives_a_transition_its_meaning_matters(name: str) -> None:
+    changed = config.replace(Config(), {name: another(name)})
+    assert experience_signature(changed) != experience_signature(Config())
+
+
+@pytest.mark.parametrize("changes", [FREE, OTHERS], ids=["emulator and stages", "other sections"])
+def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        changed = config.replace(Config(), {name: value})
+        assert changed != Config()
+        assert experience_signature(changed) == experience_signature(Config()), name
+
+
+def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mario, cartpole = Config(), config.load(CARTPOLE)
+    before = experience_signature(mario), experience_signature(cartpole)
+    for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", "another game")):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"apex_zmq.signature.{name}", value)
+            assert experience_signature(mario) != before[0]
+            assert experience_signature(cartpole) == before[1]
+
+
+def test_a_network_is_known_by_names_shapes_and_dtypes_alone() -> None:
+    frame = FrameSpec((20, 20), "uint8", 2)
+    arrays = to_arrays(make_network("small", frame, 3, seed=0))
+    signature = network_signature(arrays)
+    assert network_signature(to_arrays(make_network("small", frame, 3, seed=1))) == signature
+    assert network_signature(to_arrays(make_network("small", frame, 4, seed=0))) != signature
+    assert network_signature(to_arrays(make_network("small", FrameSpec((20, 20), "uint8", 3), 3))) != signature
+    assert network_signature(to_arrays(make_network("mlp", frame, 3))) != signature
+
+    first, *rest = arrays
+    assert network_signature({"renamed" if name == first else name: arrays[name] for name in arrays}) != signature
+    assert network_signature({name: arrays[name] for name in rest}) != signature
+    assert network_signature(arrays | {first: arrays[first].astype(np.float64)}) != signature
+    assert network_signature(arrays | {first: arrays[first][None]}) != signature
