@@ -44,7 +44,6 @@ class Checkpoint:
     """
 
     tensors: dict[str, Tensors]  # "online", "target", "optimizer" (`optimizer_to_tensors`), "random" (torch's states)
-    numpy_rng: dict[str, Any]  # `bit_generator.state` of a PCG64 generator
     counters: dict[str, float]  # "updates", an integer, is required; decisions, episodes, beta, ...
     config: dict[str, Any]  # `config.to_tree`
     run_id: str
@@ -55,7 +54,6 @@ class Checkpoint:
 
 
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
-    "numpy_rng": dict,
     "counters": dict,
     "config": dict,
     "run_id": str,

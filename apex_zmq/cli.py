@@ -15,15 +15,15 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apex_zmq import __version__
+from apex_zmq import __version__, rundir
 from apex_zmq import config as settings
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
+from apex_zmq.replay.budget import check_memory
 
 ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")
 LAUNCHED = "APEX_LAUNCHED"  # set by apex-train for the roles that must not outlive it
@@ -139,6 +139,11 @@ def train(argv: Sequence[str] | None = None) -> int:
         if arguments.render:
             raise ConfigError("--render is not available yet; leave it out and watch TensorBoard")
         directory = _run_directory(arguments, config)
+        check_memory(config, config.replay.shards)
+        if arguments.init_from is not None:
+            from apex_zmq.checkpoint import load
+
+            load(arguments.init_from)
         from apex_zmq.launch import launch
 
         return launch(config, directory, tcp=arguments.tcp, resume=arguments.resume, init_from=arguments.init_from)
@@ -240,16 +245,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_directory(arguments: argparse.Namespace, config: Config) -> Path:
+    """Where the run goes, once it and the checkpoint it starts from are known to be usable."""
+    if arguments.resume and arguments.init_from:
+        raise ConfigError("--resume and --init-from exclude each other; give one")
     given = arguments.run_dir or (Path(config.run.dir) if config.run.dir else None)
-    name = arguments.config.stem if arguments.config else "default"
-    if arguments.resume:
-        if arguments.init_from:
-            raise ConfigError("--resume and --init-from exclude each other; give one")
-        runs = sorted(Path("checkpoints").glob(f"{name}-[0-9]*"), key=lambda path: path.stat().st_mtime)
-        if given is None and not runs:
-            raise ConfigError(f"--resume found no run checkpoints/{name}-*; name one with --run-dir")
-        return given or runs[-1]
-    return given or Path("checkpoints") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = rundir.choose(given, arguments.config.stem if arguments.config else "default", arguments.resume)
+    rundir.check(directory, arguments.resume)
+    return directory
 
 
 def _main(

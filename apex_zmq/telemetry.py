@@ -71,14 +71,18 @@ class RunStats:
     @property
     def low_epsilon_return(self) -> float | None:
         """Mean return of the last low-epsilon episodes, once there are enough of them."""
-        if len(self._recent_low) < LOW_EPSILON_WINDOW:
+        recent = list(self._recent_low)  # at once: another thread may be adding
+        if len(recent) < LOW_EPSILON_WINDOW:
             return None
-        return float(np.mean([episode.episode_return for episode in self._recent_low]))
+        return float(np.mean([episode.episode_return for episode in recent]))
 
     def live(self, role: str, now: float) -> list[Status]:
-        """The last status of each process of a role that is not away."""
+        """The last status of each process of a role that is not away; of several of one name only the latest heard."""
+        latest = {key[0]: key for key in sorted(self._heard_at, key=self._heard_at.__getitem__)}
         return [
-            status for key, status in self._last.items() if status.role == role and now - self._heard_at[key] <= AWAY_S
+            self._last[key]
+            for key in latest.values()
+            if self._last[key].role == role and now - self._heard_at[key] <= AWAY_S
         ]
 
     def summary(self, now: float, update: int) -> dict[str, float]:

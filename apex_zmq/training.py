@@ -124,7 +124,7 @@ class Trainer:
             "online": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
             "optimizer": optimizer_to_tensors(self._optimizer, self.online),
-            "torch_rng": {"cpu": torch.get_rng_state()},
+            "random": {"torch": torch.get_rng_state()},
         }
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]], updates: int) -> None:
@@ -132,7 +132,7 @@ class Trainer:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         optimizer_from_tensors(self._optimizer, self.online, state["optimizer"])
-        torch.set_rng_state(state["torch_rng"]["cpu"])
+        torch.set_rng_state(state["random"]["torch"])
         self.updates = updates
 
     def initialize(self, parameters: dict[str, torch.Tensor]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import secrets
 import threading
 import time
@@ -18,6 +16,7 @@ from apex_zmq.envs.make import env_spec
 from apex_zmq.importance import ImportanceWeights
 from apex_zmq.roles.broadcaster import Broadcaster
 from apex_zmq.roles.feeder import DecodedBatch, Feeder
+from apex_zmq.rundir import RunDirectory
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.telemetry import RunStats
 from apex_zmq.training import Trainer
@@ -31,44 +30,6 @@ log = logging.getLogger(__name__)
 PRIORITY_HWM = 64
 HELLO_S = 1.0
 IDLE_S = 0.1
-
-
-class RunDirectory:
-    """The directory of a run, held by one learner at a time.
-
-    Raises:
-        ConfigError: in use, or holding another run (when not resuming), or not to be written.
-    """
-
-    def __init__(self, path: Path, resume: bool) -> None:
-        self.path = path
-        self._is_new = not path.exists()
-        if resume and self._is_new:
-            raise ConfigError(f"no run directory {path} to resume; name one that holds a run with --run-dir")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise ConfigError(f"cannot use run directory {path}: {error.strerror}; choose another --run-dir") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ConfigError(f"run directory {path} is in use by another learner; choose another --run-dir") from None
-        if not resume and any(path.glob("*.safetensors")):
-            self.release()
-            raise ConfigError(f"run directory {path} holds a run already; --resume it or choose another --run-dir")
-
-    def release(self) -> None:
-        """Let others use the directory."""
-        os.close(self._lock)
-
-    def abandon(self) -> None:
-        """Release it, and leave no trace of one made for a run that could not begin."""
-        if self._is_new:
-            (self.path / ".lock").unlink()
-            self.path.rmdir()
-        self.release()
 
 
 class Learner:
@@ -91,28 +52,25 @@ class Learner:
         self._network_signature = network_signature(self._trainer.parameters())
         if init_from is not None:
             self._trainer.initialize(self._load(init_from).tensors["online"])
-        self._directory = RunDirectory(directory, resume)
         self._run_id = secrets.token_hex(8)
         self._epoch = time.time_ns()
         self._elapsed_s = 0.0
         self._best_score: float | None = None
-        stats = self._restore(self._load(directory)) if resume else RunStats()
-        self._checkpoints = CheckpointStore(directory, config.learner.keep_checkpoints)
         self._version = 0
-        try:
-            self._broadcaster = Broadcaster(config, directory, stats, self._trainer.updates, secrets.randbits(63))
-            self._feeder = Feeder(
-                config.addresses.batches,
-                insecure=config.addresses.insecure,
-                epoch=self._epoch,
-                frame=spec.frame,
-                n_step=config.agent.n_step,
-                num_actions=spec.num_actions,
-                pin_memory=self._trainer.device.type == "cuda",
-            )
-        except ConfigError:
-            self._directory.abandon()
-            raise
+        stats = self._restore(directory) if resume else RunStats()
+        self._broadcaster = Broadcaster(config, directory, stats, self._trainer.updates, secrets.randbits(63))
+        self._feeder = Feeder(
+            config.addresses.batches,
+            insecure=config.addresses.insecure,
+            epoch=self._epoch,
+            frame=spec.frame,
+            n_step=config.agent.n_step,
+            num_actions=spec.num_actions,
+            pin_memory=self._trainer.device.type == "cuda",
+        )
+        # Last, so that a run that cannot begin leaves no directory behind.
+        self._directory = RunDirectory(directory)
+        self._checkpoints = CheckpointStore(directory, config.learner.keep_checkpoints)
         self._shards = [Outbox(address, hwm=PRIORITY_HWM) for address in config.addresses.priorities]
         self._weights = ImportanceWeights()
         log.info(
@@ -226,10 +184,11 @@ class Learner:
             )
         return checkpoint
 
-    def _restore(self, checkpoint: Checkpoint) -> RunStats:
+    def _restore(self, directory: Path) -> RunStats:
+        checkpoint = self._load(directory)
         if checkpoint.experience != self._experience_signature:
             raise CheckpointError(
-                f"{self._directory.path} was trained on experience {checkpoint.experience}, "
+                f"{directory} was trained on experience {checkpoint.experience}, "
                 f"this config makes {self._experience_signature}; resume with its own config, or use --init-from"
             )
         counters = checkpoint.counters
@@ -238,7 +197,7 @@ class Learner:
         self._epoch = max(self._epoch, checkpoint.epoch + 1)
         self._elapsed_s = counters["elapsed_s"]
         self._best_score = checkpoint.best_score
-        log.info("resuming %s at update %d", self._directory.path, self._trainer.updates)
+        log.info("resuming %s at update %d", directory, self._trainer.updates)
         return RunStats(
             episodes=int(counters["episodes"]),
             decisions=int(counters["decisions"]),
@@ -264,7 +223,6 @@ class Learner:
                 "elapsed_s": self._run_seconds(),
             },
             config=to_tree(self._config),
-            numpy_rng={},
             run_id=self._run_id,
             epoch=self._epoch,
             best_score=self._best_score,

@@ -9,10 +9,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-import psutil
-
 from apex_zmq import config as settings
-from apex_zmq.config import Config, ConfigError
+from apex_zmq.config import Config
+from apex_zmq.replay.budget import check_memory
 from apex_zmq.replay.governor import Governor
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.status import StatusReporter
@@ -34,8 +33,6 @@ log = logging.getLogger(__name__)
 EXPERIENCE_HWM = 4  # segments per actor; the same on both ends
 PRIORITY_HWM = 256
 IDLE_S = 0.1
-# Beside the arena: a slot's record offset, row and tree node, with a margin.
-INDEX_BYTES_PER_TRANSITION = 24
 
 
 @dataclass
@@ -80,23 +77,6 @@ class Dealing:
     credits: Credits
 
 
-def check_memory(config: Config) -> int:
-    """Bytes one shard will need.
-
-    Raises:
-        ConfigError: more than the machine has available.
-    """
-    shards = config.replay.shards
-    needed = config.replay.arena_bytes // shards + INDEX_BYTES_PER_TRANSITION * config.replay.capacity // shards
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise ConfigError(
-            f"a replay shard needs {needed / 1e9:.1f} GB and this machine has {available / 1e9:.1f} GB available; "
-            "lower replay.arena_bytes or replay.capacity, or raise replay.shards and spread them over hosts"
-        )
-    return needed
-
-
 class ReplayServer:
     """One shard. `run` is the role; everything before it binds and allocates.
 
@@ -110,7 +90,7 @@ class ReplayServer:
         self._batch_size = config.learner.batch_size
         self._signature = experience_signature(config)
         self._credit_limit, self._credit_timeout_s = replay.credits, replay.credit_timeout_s
-        needed = check_memory(config)
+        needed = check_memory(config, shards=1)
         self._experience: Inbox[Segment] = Inbox.bind(
             addresses.experience[shard],
             {Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step)},

@@ -82,8 +82,11 @@ def _decode_lz4_in_python(source: UInt8s, sizes: UInt32s, places: UInt8s) -> npt
         if size:
             try:
                 raw = lz4.block.decompress(source[offset : offset + size], uncompressed_size=raw_size)
+            except lz4.block.LZ4BlockError:
+                raw = b""
+            if len(raw) == raw_size:
                 places[row, position] = np.frombuffer(raw, np.uint8)
-            except (lz4.block.LZ4BlockError, ValueError):
+            else:
                 bad[row] = True
         offset += size
     return bad

@@ -1,0 +1,79 @@
+"""The directory of a run: checkpoints, TensorBoard events, and the lock of its learner."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from apex_zmq.config import ConfigError
+
+RUNS = Path("checkpoints")
+LOCK = ".lock"
+
+
+def choose(given: Path | None, config_name: str, resume: bool) -> Path:
+    """The run directory asked for, a new one named after config and time, or the config's newest to resume.
+
+    Raises:
+        ConfigError: nothing to resume.
+    """
+    if given is not None:
+        return given
+    if not resume:
+        return RUNS / f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    runs = sorted(RUNS.glob(f"{config_name}-[0-9]*"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise ConfigError(f"--resume found no run {RUNS}/{config_name}-*; name one with --run-dir")
+    return runs[-1]
+
+
+def check(path: Path, resume: bool) -> None:
+    """Refuse a directory that this run cannot use, without making or changing anything.
+
+    Raises:
+        ConfigError: in use, holding another run (when not resuming), holding none (when resuming).
+    """
+    holds_run = any(path.glob("*.safetensors"))
+    if resume and not holds_run:
+        raise ConfigError(f"run directory {path} holds no checkpoint to resume; leave --resume out or name another")
+    if not resume and holds_run:
+        raise ConfigError(f"run directory {path} holds a run already; --resume it or choose another --run-dir")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"run directory {path} is a file; choose another --run-dir")
+    if (path / LOCK).exists():
+        RunDirectory(path).release()
+
+
+class RunDirectory:
+    """A run directory, made when missing, held by one learner at a time.
+
+    Raises:
+        ConfigError: in use, or not to be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_new = not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(f"cannot use run directory {path}: {error.strerror}; choose another --run-dir") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ConfigError(f"run directory {path} is in use by another learner; choose another --run-dir") from None
+
+    def release(self) -> None:
+        """Let others use the directory."""
+        os.close(self._lock)
+
+    def abandon(self) -> None:
+        """Release it, and leave no trace of one made for a run that could not begin."""
+        if self._is_new:
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
+        self.release()

@@ -1,0 +1,96 @@
+"""Shared by tests that start real programs."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+class Program:
+    """A running program under bin/; its lines can be awaited."""
+
+    def __init__(self, name: str, arguments: tuple[str, ...], directory: Path) -> None:
+        self.process = subprocess.Popen(
+            [str(ROOT / "bin" / f"apex-{name}"), *arguments],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._ended = False
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            for line in self.process.stdout:
+                with self._changed:
+                    self.lines.append(line)
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str) -> str:
+        """The first line that matches; fails when the program ends without one."""
+        seen = 0
+        with self._changed:
+            while True:
+                for line in self.lines[seen:]:
+                    if re.search(pattern, line):
+                        return line
+                seen = len(self.lines)
+                assert not self._ended, f"ended without {pattern!r}:\n{self.output}"
+                self._changed.wait()
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def wait(self) -> int:
+        """Exit code, once all output has been read."""
+        code = self.process.wait()
+        self._reader.join()
+        return code
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.wait()
+
+
+class StartProgram(Protocol):
+    def __call__(self, name: str, *arguments: str) -> Program: ...
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartProgram]:
+    """Starts programs in the test's directory; ends what is left of them."""
+    programs: list[Program] = []
+
+    def start_program(name: str, *arguments: str) -> Program:
+        programs.append(Program(name, arguments, tmp_path))
+        return programs[-1]
+
+    yield start_program
+    for program in programs:
+        program.end()

@@ -1,0 +1,164 @@
+"""Whole runs of the real programs: real environments, sockets, processes and files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from apex_zmq.checkpoint import load
+from apex_zmq.launch import free_ports
+from apex_zmq.transport import Inbox
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Status, decode_status
+
+from .conftest import ROOT, StartProgram
+
+CARTPOLE = str(ROOT / "configs" / "cartpole.yaml")
+MARIO = str(ROOT / "configs" / "mario-cpu.yaml")
+
+TAGS = {
+    "train/loss",
+    "train/q_mean",
+    "train/td_error_mean",
+    "train/grad_norm",
+    "train/learning_rate",
+    "train/beta",
+    "train/updates",
+    "replay/size",
+    "replay/samples_per_insert",
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "rollout/low_epsilon/ep_rew_mean",
+    "rollout/low_epsilon/ep_len_mean",
+    "rollout/max_x",
+    "rollout/clear_rate",
+    "time/decisions_per_s",
+    "time/inserts_per_s",
+    "time/updates_per_s",
+    "wait/learner",
+    "wait/actors",
+    "actors/parameter_age_updates",
+}
+
+
+def events(directory: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays(start: StartProgram, tmp_path: Path) -> None:
+    arguments = ("--num-actors", "1", "--episodes", "40", "--set", "replay.min_size=500", "--run-dir", "run")
+    train = start("train", "--config", MARIO, *arguments)
+    assert train.wait() == 0, train.output
+
+    curves = events(tmp_path / "run")
+    assert TAGS <= set(curves.Tags()["scalars"])
+    assert "config/text_summary" in curves.Tags()["tensors"]
+    assert curves.Scalars("train/updates")[-1].value >= 20
+    assert curves.Scalars("rollout/episodes")[-1].value >= 40
+    assert curves.Scalars("rollout/max_x")[-1].value > 300  # Mario starts at 40 and has walked
+    assert curves.Scalars("actors/count")[-1].value == 1
+
+    checkpoint = load(tmp_path / "run")
+    assert checkpoint.counters["updates"] >= 20
+    assert checkpoint.counters["episodes"] >= 40
+
+    evaluation = start("eval", "--checkpoint", "run", "--episodes", "2", "--seed", "7", "--json")
+    assert evaluation.wait() == 0, evaluation.output
+    figures = json.loads(evaluation.lines[-1])
+    assert figures["episodes"] == 2
+    assert figures["protocol"] == "noop"
+    assert 0 <= figures["clear_rate"] <= 1
+    assert figures["best_x"] >= figures["mean_x"] > 40
+
+
+def addresses(shards: int = 1) -> dict[str, str]:
+    """Flags of a run over loopback TCP, on ports that are free now."""
+    ports = iter(free_ports(3 + 2 * shards))
+    flags = {
+        name: ",".join(f"tcp://127.0.0.1:{next(ports)}" for _ in range(shards))
+        for name in ("--experience", "--priorities")
+    }
+    return flags | {name: f"tcp://127.0.0.1:{next(ports)}" for name in ("--batches", "--parameters", "--status")}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("replay", "learner", "actor"))), ids="-".join)
+def test_three_programs_train_in_any_order(start: StartProgram, order: tuple[str, ...]) -> None:
+    flags = list(itertools.chain.from_iterable(addresses().items()))
+    budget = ["--set", "run.max_updates=40", "--set", "replay.min_size=200"]
+    started = {}
+    for role in order:
+        extra = ["--run-dir", "run"] if role == "learner" else []
+        started[role] = start(role, "--config", CARTPOLE, *flags, *budget, *extra)
+        started[role].wait_for("INFO")  # up before the next one starts
+    assert started["learner"].wait() == 0, started["learner"].output
+    for role in ("actor", "replay"):
+        started[role].process.terminate()
+        assert started[role].wait() == 0, started[role].output
+    assert "refused" not in "".join(program.output for program in started.values())
+
+
+def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
+    flags = addresses(shards=2)
+    common = ["--config", CARTPOLE, *itertools.chain.from_iterable(flags.items()), "--set", "replay.shards=2"]
+    common += ["--set", "replay.min_size=400"]
+    inbox: Inbox[Status] = Inbox.subscribe(
+        flags["--parameters"], {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
+    )
+    learner = start("learner", *common, "--run-dir", "run")
+    for shard in "01":
+        start("replay", *common, "--shard", shard)
+    start("actor", *common)
+    learner.wait_for("playing|run ")
+    samples = {"replay-0": 0.0, "replay-1": 0.0}
+    while min(samples.values()) < 640:
+        status = inbox.receive(timeout_s=60)
+        assert status is not None, learner.output
+        if status.role == "replay":
+            samples[status.name] = status.metrics["samples"]
+            assert status.metrics["refused_messages"] == 0
+            assert status.metrics["refused_segments"] == 0
+    inbox.close()
+
+
+def test_interrupted_run_saves_and_resumes_where_it_was(start: StartProgram, tmp_path: Path) -> None:
+    common = ("--config", CARTPOLE, "--run-dir", "run", "--set", "replay.min_size=200")
+    first = start("train", *common, "--tcp")
+    first.wait_for(r"updates [1-9]\d")
+    first.interrupt()
+    assert first.wait() == 0, first.output
+    saved = load(tmp_path / "run")
+    assert saved.counters["updates"] > 0
+
+    target = int(saved.counters["updates"]) + 40
+    second = start("train", *common, "--resume", "--max-updates", str(target))
+    assert second.wait() == 0, second.output
+    resumed = load(tmp_path / "run")
+    assert resumed.counters["updates"] == target
+    assert resumed.counters["decisions"] > saved.counters["decisions"]
+    assert resumed.run_id == saved.run_id
+    assert resumed.epoch > saved.epoch
+    updates = [event.value for event in events(tmp_path / "run").Scalars("train/updates")]
+    assert updates == sorted(updates)  # the curves join
+
+
+def test_cartpole_is_learned_over_the_real_processes(start: StartProgram, tmp_path: Path) -> None:
+    """Mean return of 400 over the last 20 low-epsilon episodes within 30,000 updates, on two seeds at once."""
+    runs = {
+        seed: start(
+            "train", "--config", CARTPOLE, "--seed", str(seed), "--max-updates", "30000", "--run-dir", f"s{seed}"
+        )
+        for seed in (1, 2)
+    }
+    for seed, run in runs.items():
+        run.wait_for(r"low-eps return ([4-9]\d\d)")
+        run.interrupt()
+        assert run.wait() == 0, run.output
+        curves = events(tmp_path / f"s{seed}")
+        assert max(event.value for event in curves.Scalars("rollout/low_epsilon/ep_rew_mean")) >= 400
+        assert curves.Scalars("train/updates")[-1].value <= 30_000

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from apex_zmq import config
+from apex_zmq.checkpoint import Checkpoint, load, save
+from apex_zmq.config import Config, ConfigError
+from apex_zmq.envs.make import EnvSpec
+from apex_zmq.replay.store import Store
+from apex_zmq.segments import SegmentBuilder
+from apex_zmq.training import Trainer, choose_device
+from apex_zmq.types import Batch, Float32s, FrameSpec, Segment
+from apex_zmq.wire.frames import decode_windows
+
+N_STEP, GAMMA = 3, 0.9
+IMAGES = EnvSpec(FrameSpec((20, 24), "uint8", 2), 3)
+VECTORS = EnvSpec(FrameSpec((4,), "float32", 1), 2)
+DecodedRows = tuple[npt.NDArray[Any], Batch]
+State = dict[str, dict[str, torch.Tensor]]
+
+
+def make_config(spec: EnvSpec = VECTORS, **learner: Any) -> Config:
+    network = "small" if spec.frame.dtype == "uint8" else "mlp"
+    changes: dict[str, Any] = {"agent.network": network, "agent.n_step": N_STEP, "agent.gamma": GAMMA}
+    changes |= {"learner.device": "cpu"} | {f"learner.{name}": value for name, value in learner.items()}
+    return config.replace(Config(), changes)
+
+
+def random_frame(rng: np.random.Generator, spec: FrameSpec) -> npt.NDArray[Any]:
+    if spec.dtype == "uint8":
+        return rng.integers(0, 256, spec.shape, dtype=np.uint8)
+    return rng.normal(size=spec.shape).astype(np.float32)
+
+
+def act(trainer: Trainer, spec: EnvSpec, num_lanes: int, decisions: int, seed: int) -> list[Segment]:
+    """Decisions over random frames, rewards and ends; values are computed where the actor role computes them."""
+    rng = np.random.default_rng(seed)
+    frame, lanes = spec.frame, range(num_lanes)
+    builders = [SegmentBuilder(frame, N_STEP, GAMMA, length=8) for _ in lanes]
+    observations = np.zeros((num_lanes, frame.stack, *frame.shape), frame.dtype)
+    segments = []
+
+    def q_values(stacks: npt.NDArray[Any]) -> Float32s:
+        with torch.inference_mode():
+            values: Float32s = trainer.online(torch.from_numpy(stacks)).numpy()
+        return values
+
+    def reset(lane: int) -> None:
+        observations[lane] = first = random_frame(rng, frame)
+        builders[lane].reset(first)
+
+    for lane in lanes:
+        reset(lane)
+    q = q_values(observations)
+    for _ in range(decisions):
+        next_values = np.full(num_lanes, np.nan)
+        for lane in lanes:
+            action, following = int(rng.integers(spec.num_actions)), random_frame(rng, frame)
+            end = rng.choice(["terminated", "truncated", "neither"], p=[0.15, 0.15, 0.7])
+            ends = (bool(end == "terminated"), bool(end == "truncated"))
+            builders[lane].step(action, float(q[lane, action]), following, float(rng.normal()), *ends)
+            observations[lane] = np.concatenate([observations[lane, 1:], following[None]])
+            if ends[0]:
+                next_values[lane] = 0.0
+            elif ends[1]:
+                next_values[lane] = q_values(observations[lane : lane + 1]).max()
+            if any(ends):
+                reset(lane)
+        q = q_values(observations)
+        running = np.isnan(next_values)
+        next_values[running] = q.max(axis=1)[running]
+        for lane in lanes:
+            builders[lane].bootstrap(float(next_values[lane]))
+            while (segment := builders[lane].take(f"actor-{lane}", boot=0)) is not None:
+                segments.append(segment)
+    return segments
+
+
+def sampled(segments: list[Segment], spec: FrameSpec, rows: int) -> DecodedRows:
+    """A batch as the learner's feeder hands it over."""
+    store = Store(capacity=1000, arena_bytes=1 << 22, frame_window=spec.stack + N_STEP, alpha=0.5, epsilon=0.01, seed=0)
+    for segment in segments:
+        store.append(segment)
+    sample = store.sample(rows)
+    batch = Batch(
+        epoch=0,
+        rank=0,
+        shard=0,
+        generation=0,
+        number=0,
+        **{field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)},
+    )
+    windows = np.zeros((rows, spec.stack + N_STEP, *spec.shape), spec.dtype)
+    assert not decode_windows(batch.frames, batch.frame_sizes, spec, windows).any()
+    return windows, batch
+
+
+def made_up(rows: int, seed: int = 0) -> DecodedRows:
+    """Rows over vectors that no environment has seen; each ends its episode."""
+    rng = np.random.default_rng(seed)
+    batch = Batch(
+        epoch=0,
+        rank=0,
+        shard=0,
+        generation=0,
+        number=0,
+        num_transitions=rows,
+        mass=1.0,
+        frame=VECTORS.frame,
+        keys=np.arange(rows, dtype=np.uint64),
+        priority=np.ones(rows),
+        action=rng.integers(0, 2, rows).astype(np.uint16),
+        reward=rng.normal(size=rows).astype(np.float32),
+        discount=np.zeros(rows, np.float32),
+        steps=rng.integers(1, N_STEP + 1, rows).astype(np.uint8),
+        frame_sizes=np.full((rows, 1 + N_STEP), VECTORS.frame.nbytes, np.uint32),
+        frames=b"",
+    )
+    return rng.normal(size=(rows, 1 + N_STEP, 4)).astype(np.float32), batch
+
+
+def ones(batch: Batch) -> Float32s:
+    return np.ones(len(batch.action), np.float32)
+
+
+def copy_of(trainer: Trainer) -> State:
+    return {group: {name: tensor.clone() for name, tensor in named.items()} for group, named in trainer.state().items()}
+
+
+def equal(left: State, right: State) -> bool:
+    return left.keys() == right.keys() and all(
+        left[group].keys() == right[group].keys()
+        and all(torch.equal(tensor, right[group][name]) for name, tensor in left[group].items())
+        for group in left
+    )
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("spec", [IMAGES, VECTORS], ids=["images", "vectors"])
+def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpec, double: bool) -> None:
+    """DESIGN invariant 4: target = online, parameters unchanged over the window."""
+    trainer = Trainer(make_config(spec, double=double), spec)
+    segments = act(trainer, spec, num_lanes=3, decisions=60, seed=1)
+    shipped = np.concatenate([segment.td_error for segment in segments])
+    windows, batch = sampled(segments, spec.frame, rows=128)
+    result = trainer.step(windows, batch, ones(batch))
+    np.testing.assert_allclose(result.td_error, shipped[batch.keys], rtol=1e-4, atol=1e-5)
+    # All kinds of ends were among them: terminated, truncated within the window, and none.
+    assert (batch.discount == 0).any()
+    assert ((batch.discount > 0) & (batch.steps < N_STEP)).any()
+    assert ((batch.discount > 0) & (batch.steps == N_STEP)).any()
+
+
+def test_a_step_reports_the_td_error_of_before_it() -> None:
+    trainer = Trainer(make_config(learning_rate=0.1), VECTORS)
+    windows, batch = made_up(8)
+    with torch.inference_mode():
+        q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()
+    expected = np.abs(batch.reward - q[np.arange(8), batch.action])
+    result = trainer.step(windows, batch, ones(batch))
+    assert result.td_error is not None
+    assert result.td_error.dtype == np.float32
+    np.testing.assert_allclose(result.td_error, expected, rtol=1e-5)
+    np.testing.assert_allclose(result.metrics["train/td_error_mean"], expected.mean(), rtol=1e-5)
+    assert trainer.updates == 1
+
+
+@pytest.mark.parametrize(("reward", "weight"), [(math.inf, 1.0), (math.nan, 1.0), (0.0, math.nan)])
+def test_a_loss_that_is_not_finite_skips_the_step(
+    reward: float, weight: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(make_config(), VECTORS)
+    windows, batch = made_up(8)
+    trainer.step(windows, batch, ones(batch))
+    before = copy_of(trainer)
+
+    spoilt, weights = dataclasses.replace(batch, reward=batch.reward.copy()), ones(batch)
+    spoilt.reward[3], weights[3] = reward, weight
+    result = trainer.step(windows, spoilt, weights)
+    assert result.td_error is None
+    assert result.metrics == {}
+    assert trainer.updates == 1
+    assert equal(trainer.state(), before)
+    assert "update 1 skipped" in caplog.text
+
+    assert trainer.step(windows, batch, ones(batch)).td_error is not None
+    assert all(np.isfinite(array).all() for array in trainer.parameters().values())
+    assert not equal(trainer.state(), before)
+
+
+def test_rows_of_weight_zero_teach_nothing() -> None:
+    left, right = Trainer(make_config(), VECTORS), Trainer(make_config(), VECTORS)
+    windows, batch = made_up(8)
+    other = dataclasses.replace(batch, reward=batch.reward.copy())
+    other.reward[5] = 1000
+    weights = ones(batch)
+    weights[5] = 0
+    left.step(windows, batch, weights)
+    right.step(windows, other, weights)
+    assert equal(left.state(), right.state())
+
+
+def test_the_target_is_copied_every_so_many_updates() -> None:
+    trainer = Trainer(make_config(target_period=3), VECTORS)
+    windows, batch = made_up(8)
+    target = copy_of(trainer)["target"]
+    assert equal({"": target}, {"": trainer.state()["online"]})
+    for update in range(1, 8):
+        trainer.step(windows, batch, ones(batch))
+        if update % 3 == 0:
+            target = copy_of(trainer)["online"]
+        assert equal({"": target}, {"": trainer.state()["target"]})
+        assert (update % 3 == 0) == equal({"": target}, {"": trainer.state()["online"]})
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through_a_file: bool, tmp_path: Path) -> None:
+    settings = make_config(optimizer=optimizer, target_period=4)
+    straight = Trainer(settings, VECTORS)
+    for step in range(6):
+        windows, batch = made_up(8, seed=step)
+        straight.step(windows, batch, ones(batch))
+    state, updates = straight.state(), straight.updates
+    if through_a_file:
+        path = tmp_path / "one.safetensors"
+        save(path, checkpoint_of(state, updates))
+        read = load(path)
+        state, updates = read.tensors, int(read.counters["updates"])
+
+    resumed = Trainer(config.replace(settings, {"run.seed": 5}), VECTORS)
+    resumed.restore(state, updates)
+    assert resumed.updates == 6
+    for step in range(6, 12):
+        windows, batch = made_up(8, seed=step)
+        ahead, behind = (each.step(windows, batch, ones(batch)) for each in (straight, resumed))
+        assert ahead.metrics == behind.metrics
+        np.testing.assert_array_equal(ahead.td_error, behind.td_error)
+    assert equal(straight.state(), resumed.state())
+
+
+def checkpoint_of(state: State, updates: int) -> Checkpoint:
+    return Checkpoint(
+        tensors=state,
+        numpy_rng={},
+        counters={"updates": updates},
+        config=config.to_tree(Config()),
+        run_id="run",
+        epoch=1,
+        best_score=None,
+        experience="",
+        network="",
+    )
+
+
+def test_a_run_can_start_from_anothers_parameters() -> None:
+    trained, fresh = Trainer(make_config(), VECTORS), Trainer(make_config(), VECTORS)
+    windows, batch = made_up(8)
+    trained.step(windows, batch, ones(batch))
+    fresh.initialize(trained.state()["online"])
+    assert equal({"": fresh.state()["online"]}, {"": trained.state()["online"]})
+    assert equal({"": fresh.state()["target"]}, {"": trained.state()["online"]})
+    assert fresh.updates == 0
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [{}, {"loss": "l2"}, {"optimizer": "rmsprop"}, {"double": False}],
+    ids=lambda learner: "-".join(map(str, learner.values())) or "default",
+)
+def test_it_learns_a_fixed_batch(learner: dict[str, Any]) -> None:
+    trainer = Trainer(make_config(learning_rate=2e-3, **learner), VECTORS)
+    windows, batch = made_up(16)
+    losses = [trainer.step(windows, batch, ones(batch)).metrics["train/loss"] for _ in range(200)]
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def test_values_propagate_through_the_target_network() -> None:
+    """s0 -> s1 -> end with reward 1 at the end alone: Q(s0) becomes gamma, and only by bootstrapping."""
+    trainer = Trainer(make_config(learning_rate=3e-3, target_period=20), VECTORS)
+    windows, batch = made_up(2)
+    windows[0, 1] = windows[1, 0]  # the second observation follows the first
+    batch = dataclasses.replace(
+        batch,
+        action=np.zeros(2, np.uint16),
+        reward=np.array([0, 1], np.float32),
+        discount=np.array([GAMMA, 0], np.float32),
+        steps=np.ones(2, np.uint8),
+    )
+    # In the second state both actions earn the same, or the one not taken could be the greedy one.
+    other = dataclasses.replace(batch, action=np.ones(2, np.uint16))
+    windows, batch = np.concatenate([windows, windows]), joined(batch, other)
+    for _ in range(400):
+        trainer.step(windows, batch, ones(batch))
+    with torch.inference_mode():
+        q = trainer.online(torch.from_numpy(windows[:2, :1])).numpy()
+    np.testing.assert_allclose(q, [[GAMMA, GAMMA], [1, 1]], atol=0.05)
+
+
+def joined(left: Batch, right: Batch) -> Batch:
+    columns = ("keys", "priority", "action", "reward", "discount", "steps", "frame_sizes")
+    return dataclasses.replace(
+        left, **{name: np.concatenate([getattr(left, name), getattr(right, name)]) for name in columns}
+    )
+
+
+def test_beta_anneals_with_the_updates_up_to_one() -> None:
+    trainer = Trainer(make_config(beta=0.4, beta_annealing=0.25), VECTORS)
+    windows, batch = made_up(4)
+    seen = []
+    for _ in range(4):
+        seen.append(trainer.beta)
+        assert trainer.step(windows, batch, ones(batch)).metrics["train/beta"] == seen[-1]
+    assert seen == pytest.approx([0.4, 0.65, 0.9, 1.0])
+
+
+def test_parameters_are_copies() -> None:
+    trainer = Trainer(make_config(), VECTORS)
+    windows, batch = made_up(4)
+    before = trainer.parameters()
+    kept = {name: array.copy() for name, array in before.items()}
+    trainer.step(windows, batch, ones(batch))
+    assert all((before[name] == kept[name]).all() for name in before)
+    assert any((trainer.parameters()[name] != kept[name]).any() for name in before)
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    assert choose_device("cpu").type == "cpu"
+    if torch.cuda.is_available():
+        assert choose_device("auto").type == "cuda"
+        return
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match=r"learner\.device is cuda and torch finds no GPU; set learner\.device=cpu"):
+        choose_device("cuda")

@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apex_zmq.types import Batch, PriorityUpdate, Segment
+from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of, pack, unpack
+from apex_zmq.wire.frames import decode_windows
+from apex_zmq.wire.messages import Body, Parts, decode_hello, encode, encode_segment
+
+Message = list[bytes]
+Decoders = dict[str, Callable[[Parts], Any]]
+NAMES = ("SEGMENT", "SEGMENT/raw", "BATCH", "BATCH/raw", *(kind.name for kind in Kind if kind > Kind.BATCH))
+
+
+def body_of(parts: Message) -> dict[str, Any]:
+    body: dict[str, Any] = msgpack.unpackb(unpack(parts[0])[1])
+    return body
+
+
+def with_body(parts: Message, body: Any) -> Message:
+    return [pack(kind_of(parts[0]), msgpack.packb(body)), *parts[1:]]
+
+
+def changed(parts: Message, path: str, value: Any) -> Message:
+    """The message with the field at a dotted path set; `value` may be a function of the old one."""
+    body = body_of(parts)
+    *parents, leaf = [int(key) if key.isdigit() else key for key in path.split(".")]
+    node: Any = body
+    for key in parents:
+        node = node[key]
+    node[leaf] = value(node[leaf]) if callable(value) else value
+    return with_body(parts, body)
+
+
+def patched(dtype: str, index: int, value: float) -> Callable[[bytes], bytes]:
+    """Sets one number of a column."""
+
+    def patch(column: bytes) -> bytes:
+        array = np.frombuffer(column, dtype).copy()
+        array[index] = value
+        return array.tobytes()
+
+    return patch
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert type(found) is type(expected)
+    for field in dataclasses.fields(expected):
+        left, right = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(right, np.ndarray):
+            np.testing.assert_array_equal(left, right, field.name)
+            assert left.dtype == right.dtype, field.name
+        elif field.name == "frames":
+            assert bytes(left) == bytes(right)
+        else:
+            assert left == right, field.name
+
+
+# Round trips.
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+def test_segment_round_trip(
+    codec: str, segments: dict[str, Segment], valid: dict[str, Message], decoders: Decoders
+) -> None:
+    name = "SEGMENT" if codec == "lz4" else "SEGMENT/raw"
+    assert_same(decoders[name](valid[name]), segments[codec])
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+def test_batch_round_trip(codec: str, batches: dict[str, Batch], valid: dict[str, Message], decoders: Decoders) -> None:
+    name = "BATCH" if codec == "lz4" else "BATCH/raw"
+    assert_same(decoders[name](valid[name]), batches[codec])
+
+
+def test_priorities_round_trip(update: PriorityUpdate, valid: dict[str, Message], decoders: Decoders) -> None:
+    assert_same(decoders["PRIORITIES"](valid["PRIORITIES"]), update)
+
+
+def test_an_empty_acknowledgement_is_good(valid: dict[str, Message], decoders: Decoders) -> None:
+    body = body_of(valid["PRIORITIES"]) | {"rows": 0, "keys": b"", "td_error": b""}
+    update = decoders["PRIORITIES"](with_body(valid["PRIORITIES"], body))
+    assert (len(update.keys), len(update.td_error)) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.HEARTBEAT, Kind.STATUS, Kind.RELAYED_STATUS])
+def test_struct_round_trip(kind: Kind, bodies: dict[Kind, Body], valid: dict[str, Message], decoders: Decoders) -> None:
+    assert decoders[kind.name](valid[kind.name]) == bodies[kind]
+
+
+def test_parameters_round_trip(bodies: dict[Kind, Body], valid: dict[str, Message], decoders: Decoders) -> None:
+    body, arrays = decoders["PARAMETERS"](valid["PARAMETERS"])
+    assert body == bodies[Kind.PARAMETERS]
+    assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
+        "torso.weight": ((3, 4), np.float32),
+        "torso.bias": ((3,), np.float32),
+    }
+    assert arrays["torso.weight"].tobytes() == body.tensors[0].data
+
+
+def test_half_precision_and_scalar_parameters_are_good(valid: dict[str, Message], decoders: Decoders) -> None:
+    half = {"name": "a", "dtype": "float16", "shape": [2], "data": struct.pack("<2e", 0.5, -2)}
+    scalar = {"name": "b", "dtype": "float32", "shape": [], "data": struct.pack("<f", 3)}
+    _, arrays = decoders["PARAMETERS"](changed(valid["PARAMETERS"], "tensors", [half, scalar]))
+    assert arrays["a"].tolist() == [0.5, -2]
+    assert arrays["b"].shape == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_buffer_type_decodes(name: str, valid: dict[str, Message], decoders: Decoders) -> None:
+    decoders[name]([memoryview(part) for part in valid[name]])
+    decoders[name]([bytearray(part) for part in valid[name]])
+
+
+# Refusals. Rows: message, field, value, reason.
+
+NAN, INF = math.nan, math.inf
+REFUSED: list[tuple[str, str, Any, str]] = [
+    ("SEGMENT", "signature", "f" * 16, "signature"),
+    ("SEGMENT", "actor", "", "length"),
+    ("SEGMENT", "actor", "a" * 65, "length"),
+    ("SEGMENT", "boot", -1, ">= 0"),
+    ("SEGMENT", "boot", 2**63, "<="),
+    ("SEGMENT", "sequence", 1.5, "int"),
+    ("SEGMENT", "transitions", 0, ">= 1"),
+    ("SEGMENT", "transitions", 1025, "<= 1024"),
+    ("SEGMENT", "transitions", lambda count: count - 1, "expected"),
+    ("SEGMENT", "frame.shape", [], "length"),
+    ("SEGMENT", "frame.shape", [1, 1, 1, 1], "length"),
+    ("SEGMENT", "frame.shape", [65536, 65536, 65536], "too large"),
+    ("SEGMENT", "frame.shape", [12, 0], ">= 1"),
+    ("SEGMENT", "frame.dtype", "uint16", "uint16"),
+    ("SEGMENT", "frame.codec", "raw", "travel as lz4"),
+    ("SEGMENT", "frame.stack", 0, ">= 1"),
+    ("SEGMENT", "frame.stack", 64, "beyond the segment's frames"),
+    ("SEGMENT", "frame_sizes", b"", "0 frames"),
+    ("SEGMENT", "frame_sizes", bytes(4 * (65536 + 1)), "65537 frames"),
+    ("SEGMENT", "frame_sizes", lambda column: column[:-1], "frame_sizes holds"),
+    ("SEGMENT", "frame_sizes", lambda column: column[:-4], "frame_crcs holds"),
+    ("SEGMENT", "frame_sizes", patched("<u4", 3, 2**32 - 1), "add up"),
+    ("SEGMENT", "frame_crcs", patched("<u4", 3, 1), "damaged"),
+    ("SEGMENT", "first", patched("<u2", 2, 65535), "beyond the segment's frames"),
+    ("SEGMENT", "steps", patched("u1", 0, 0), "steps outside"),
+    ("SEGMENT", "steps", patched("u1", 0, 4), "steps outside"),
+    ("SEGMENT", "reward", patched("<f4", 1, NAN), "reward is not finite"),
+    ("SEGMENT", "reward", patched("<f4", 1, -INF), "reward is not finite"),
+    ("SEGMENT", "discount", patched("<f4", 1, 1.0001), "discount outside"),
+    ("SEGMENT", "discount", patched("<f4", 1, -0.0001), "discount outside"),
+    ("SEGMENT", "discount", patched("<f4", 1, NAN), "discount outside"),
+    ("SEGMENT", "td_error", patched("<f4", 1, NAN), "td_error is not finite"),
+    ("SEGMENT", "td_error", patched("<f4", 1, INF), "td_error is not finite"),
+    ("SEGMENT", "td_error", patched("<f4", 1, -0.5), "negative td_error"),
+    ("SEGMENT", "td_error", lambda column: column + bytes(4), "td_error holds"),
+    ("SEGMENT/raw", "frame.shape", [4], "wrong size"),
+    ("BATCH", "epoch", -1, ">= 0"),
+    ("BATCH", "rows", 0, ">= 1"),
+    ("BATCH", "rows", 65537, "<= 65536"),
+    ("BATCH", "rows", lambda rows: rows + 1, "expected"),
+    ("BATCH", "window", 8, "window of 8"),
+    ("BATCH", "window", 129, "<= 128"),
+    ("BATCH", "num_transitions", 0, ">= 1"),
+    ("BATCH", "mass", 0.0, "> 0"),
+    ("BATCH", "mass", NAN, "> 0"),
+    ("BATCH", "mass", INF, "mass is not finite"),
+    ("BATCH", "frame.stack", 3, "this learner expects"),
+    ("BATCH", "frame.shape", [10, 12], "this learner expects"),
+    ("BATCH", "keys", lambda column: column[:-8], "keys holds"),
+    ("BATCH", "priority", patched("<f8", 0, 0), "priority not positive"),
+    ("BATCH", "priority", patched("<f8", 0, NAN), "priority is not finite"),
+    ("BATCH", "priority", patched("<f8", 0, INF), "priority is not finite"),
+    ("BATCH", "action", patched("<u2", 0, 7), "action beyond"),
+    ("BATCH", "reward", patched("<f4", 0, INF), "reward is not finite"),
+    ("BATCH", "discount", patched("<f4", 0, 1.5), "discount outside"),
+    ("BATCH", "discount", patched("<f4", 0, NAN), "discount outside"),
+    ("BATCH", "steps", patched("u1", 0, 0), "steps outside"),
+    ("BATCH", "steps", patched("u1", 0, 4), "steps outside"),
+    ("BATCH", "frame_sizes", patched("<u4", 0, 0), "add up"),
+    ("PRIORITIES", "rows", 65537, "<= 65536"),
+    ("PRIORITIES", "rows", 1, "keys holds"),
+    ("PRIORITIES", "td_error", patched("<f4", 0, NAN), "td_error is not finite"),
+    ("PRIORITIES", "td_error", patched("<f4", 0, -INF), "td_error is not finite"),
+    ("PRIORITIES", "td_error", lambda column: column[:-1], "td_error holds"),
+    ("HELLO", "run", "", "length"),
+    ("HELLO", "epoch", 2**63, "<="),
+    ("HELLO", "rank", None, "int"),
+    ("PARAMETERS", "version", "1", "int"),
+    ("PARAMETERS", "tensors.0.dtype", "float64", "float64"),
+    ("PARAMETERS", "tensors.0.shape", [3, 5], "torso.weight holds"),
+    ("PARAMETERS", "tensors.0.shape", [3, 0], ">= 1"),
+    ("PARAMETERS", "tensors.0.shape", [2**32, 2**32], "<="),
+    ("PARAMETERS", "tensors.0.shape", [1] * 40, "length <= 8"),
+    ("PARAMETERS", "tensors.0.data", patched("<f4", 5, NAN), "torso.weight is not finite"),
+    ("PARAMETERS", "tensors.0.data", patched("<f4", 5, INF), "torso.weight is not finite"),
+    ("PARAMETERS", "tensors.1.name", "torso.weight", "two tensors"),
+    ("HEARTBEAT", "update", -1, ">= 0"),
+    ("STATUS", "role", "king", "king"),
+    ("STATUS", "time", NAN, "not finite"),
+    ("STATUS", "progress_time", INF, "not finite"),
+    ("STATUS", "metrics", {"decisions": NAN}, "not finite"),
+    ("STATUS", "metrics", {"decisions": -INF}, "not finite"),
+    ("STATUS", "metrics", {"": 1.0}, "length"),
+    ("STATUS", "metrics", {str(i): 1.0 for i in range(257)}, "length"),
+    ("STATUS", "episodes.0.episode_return", NAN, "not finite"),
+    ("STATUS", "episodes.0.epsilon", 1.5, "<= 1"),
+    ("STATUS", "episodes.0.epsilon", NAN, "epsilon"),
+    ("STATUS", "episodes.0.stage", "1" * 17, "length"),
+    ("RELAYED_STATUS", "time", NAN, "not finite"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "reason"),
+    [pytest.param(*row, id=f"{row[0]}.{row[1]}-{index}") for index, row in enumerate(REFUSED)],
+)
+def test_impossible_values_are_refused_with_a_reason(
+    name: str, path: str, value: Any, reason: str, valid: dict[str, Message], decoders: Decoders
+) -> None:
+    with pytest.raises(WireError, match=reason):
+        decoders[name](changed(valid[name], path, value))
+
+
+def test_a_window_must_hold_exactly_its_frames(valid: dict[str, Message], decoders: Decoders) -> None:
+    sizes = np.frombuffer(body_of(valid["BATCH"])["frame_sizes"], "<u4").reshape(-1, 7)
+    short = int(np.flatnonzero(sizes[:, -1] == 0)[0])
+    missing, padded = sizes.copy(), sizes.copy()
+    missing[short, 0], missing[short, 1] = 0, sizes[short, 0] + sizes[short, 1]
+    padded[short, -1], padded[short, 0] = 1, sizes[short, 0] - 1
+    for wrong in (missing, padded):
+        with pytest.raises(WireError, match="stack \\+ steps frames"):
+            decoders["BATCH"](changed(valid["BATCH"], "frame_sizes", wrong.tobytes()))
+
+
+def test_vectors_that_are_not_finite_are_refused(valid: dict[str, Message], decoders: Decoders) -> None:
+    head, frames = valid["SEGMENT/raw"]
+    broken = np.frombuffer(frames, "<f4").copy()
+    broken[7] = np.nan
+    with pytest.raises(WireError, match="observation is not finite"):
+        decoders["SEGMENT/raw"]([head, broken.tobytes()])
+
+
+def test_a_frame_damaged_on_the_way_is_refused(valid: dict[str, Message], decoders: Decoders) -> None:
+    head, frames = valid["SEGMENT"]
+    with pytest.raises(WireError, match="damaged"):
+        decoders["SEGMENT"]([head, frames[:-1] + bytes([frames[-1] ^ 1])])
+
+
+def test_an_empty_frame_is_refused(segments: dict[str, Segment], decoders: Decoders, signature: str) -> None:
+    segment = segments["lz4"]
+    sizes = segment.frame_sizes.copy()
+    sizes[0], sizes[1] = 0, sizes[0] + sizes[1]
+    with pytest.raises(WireError, match="empty frame"):
+        decoders["SEGMENT"](encode_segment(dataclasses.replace(segment, frame_sizes=sizes), signature))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_too_few_or_too_many_are_refused(name: str, valid: dict[str, Message], decoders: Decoders) -> None:
+    for parts in (valid[name][:-1], [*valid[name], b""]):
+        with pytest.raises(WireError, match=f"{len(parts)} parts"):
+            decoders[name](parts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_message_of_another_kind_is_refused(name: str, valid: dict[str, Message], decoders: Decoders) -> None:
+    other = Kind.BATCH if name.startswith("SEGMENT") else Kind.SEGMENT if name.startswith("BATCH") else Kind.STATUS
+    if name == "STATUS":
+        other = Kind.HELLO
+    parts = [bytes([other]) + valid[name][0][1:], *valid[name][1:]]
+    with pytest.raises(WireError, match=f"{other.name} where"):
+        decoders[name](parts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_and_missing_fields_are_refused(name: str, valid: dict[str, Message], decoders: Decoders) -> None:
+    body = body_of(valid[name])
+    with pytest.raises(WireError, match="unknown field `surplus`"):
+        decoders[name](with_body(valid[name], body | {"surplus": 1}))
+    for field in body.keys() - {"episodes"}:  # which has a default
+        with pytest.raises(WireError, match=f"missing required field `{field}`"):
+            decoders[name](with_body(valid[name], {key: value for key, value in body.items() if key != field}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_truncated_messages_are_refused(name: str, valid: dict[str, Message], decoders: Decoders) -> None:
+    raw = bytes(unpack(valid[name][0])[1])
+    kind = kind_of(valid[name][0])
+    for length in range(0, len(raw), max(1, len(raw) // 50)):
+        with pytest.raises(WireError):
+            decoders[name]([pack(kind, raw[:length]), *valid[name][1:]])
+    with pytest.raises(WireError, match="trailing"):
+        decoders[name]([pack(kind, raw + b"\xc0"), *valid[name][1:]])
+
+
+def test_a_buffer_part_above_its_limit_is_refused(
+    valid: dict[str, Message], decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIMITS, Kind.SEGMENT, (LIMITS[Kind.SEGMENT][0], len(valid["SEGMENT"][1]) - 1))
+    with pytest.raises(WireError, match="buffer part exceeds"):
+        decoders["SEGMENT"](valid["SEGMENT"])
+
+
+def test_strings_that_are_not_utf8_are_refused(valid: dict[str, Message], decoders: Decoders) -> None:
+    for text in (b"run-1", b"rank"):
+        with pytest.raises(WireError, match="HELLO: .*utf-8"):
+            decode_hello([valid["HELLO"][0].replace(text, b"\xff" + text[1:])])
+
+
+# Whatever arrives, a message decodes or is refused; and what decodes can be used.
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.sampled_from([0, 1, 2, 255, 2**31, 2**32, 2**63 - 1, 2**63])
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=40)
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+def edited(draw: st.DrawFn, data: bytes) -> bytes:
+    """Some bytes overwritten, put in or cut out."""
+    buffer = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(buffer)))
+        buffer[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(buffer)
+
+
+def replaced(draw: st.DrawFn, node: Any) -> Any:
+    """A tree with one node replaced: a column by numbers of the same length, others by anything."""
+    if isinstance(node, dict | list) and node and draw(st.integers(0, 5)):
+        key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        node = copy.copy(node)
+        node[key] = replaced(draw, node[key])
+        return node
+    if isinstance(node, bytes) and node and draw(st.booleans()):
+        at = draw(st.integers(0, len(node) - 1)) // 4 * 4
+        value = draw(st.floats(width=32).map(lambda x: struct.pack("<f", x)) | st.binary(min_size=4, max_size=4))
+        return (node[:at] + value + node[at + 4 :])[: len(node)]
+    return draw(values)
+
+
+@st.composite
+def mutations(draw: st.DrawFn, parts: Message) -> Message:
+    kind = kind_of(parts[0])
+    match draw(st.sampled_from(["field", "field", "body", "bytes", "parts"])):
+        case "field":
+            return with_body(parts, replaced(draw, body_of(parts)))
+        case "body":
+            return [pack(kind, edited(draw, bytes(unpack(parts[0])[1]))), *parts[1:]]
+        case "bytes":
+            victim = draw(st.integers(0, len(parts) - 1))
+            return [edited(draw, part) if index == victim else part for index, part in enumerate(parts)]
+        case _:
+            return draw(st.lists(st.sampled_from([*parts, b""]), max_size=3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_mutated_message_decodes_or_is_refused(
+    name: str, data: st.DataObject, valid: dict[str, Message], decoders: Decoders
+) -> None:
+    parts = data.draw(mutations(valid[name]))
+    try:
+        if not parts:
+            raise WireError("ZeroMQ delivers one part at least")
+        decoded = decoders[name](parts)
+    except WireError as error:
+        assert str(error)
+        return
+    if isinstance(decoded, Batch):
+        out = np.zeros((*decoded.frame_sizes.shape, *decoded.frame.shape), decoded.frame.dtype)
+        decode_windows(decoded.frames, decoded.frame_sizes, decoded.frame, out)
+        assert np.isfinite(out).all()
+    if isinstance(decoded, Segment):
+        window_ends = decoded.first.astype(int) + decoded.steps + decoded.frame.stack
+        assert window_ends.max() <= len(decoded.frame_sizes)
+        assert encode_segment(decoded, body_of(parts)["signature"])
+
+
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.STATUS])
+@given(value=values)
+@settings(deadline=None, max_examples=60)
+def test_any_messagepack_body_decodes_or_is_refused(kind: Kind, value: Any, decoders: Decoders) -> None:
+    with pytest.raises(WireError):
+        decoders[kind.name]([pack(kind, msgpack.packb(value))])
+
+
+def test_deep_nesting_is_refused(decoders: Decoders) -> None:
+    for bomb in (b"\x91" * 4000, b"\x81\xa7metrics" * 400, b"\x81\xa7unknown" + b"\x91" * 3000):
+        with pytest.raises(WireError):
+            decoders["STATUS"]([pack(Kind.STATUS, bomb)])
+
+
+def test_huge_counts_take_no_memory(valid: dict[str, Message], decoders: Decoders) -> None:
+    huge_array, huge_map = b"\xdd\x0f\xff\xff\xff", b"\xdf\x0f\xff\xff\xff"
+    raw = bytes(unpack(valid["STATUS"][0])[1])
+    at = raw.index(b"\xa8episodes") + 9
+    with pytest.raises(WireError, match="length"):
+        decoders["STATUS"]([pack(Kind.STATUS, raw[:at] + huge_array)])
+    at = raw.index(b"\xa7metrics") + 8
+    with pytest.raises(WireError, match="length"):
+        decoders["STATUS"]([pack(Kind.STATUS, raw[:at] + huge_map)])
+
+
+def test_encode_makes_a_body_any_messagepack_library_reads(bodies: dict[Kind, Body]) -> None:
+    (part,) = encode(Kind.HELLO, bodies[Kind.HELLO])
+    assert msgpack.unpackb(bytes(part)[8:]) == {
+        "run": "run-1",
+        "epoch": 2**60,
+        "rank": 0,
+        "signature": "0123456789abcdef",
+    }
