@@ -55,7 +55,6 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -70,10 +69,3 @@ class RunDirectory:
     def release(self) -> None:
         """Let others use the directory."""
         os.close(self._lock)
-
-    def abandon(self) -> None:
-        """Release it, and leave no trace of one made for a run that could not begin."""
-        if self._is_new:
-            (self.path / LOCK).unlink()
-            self.path.rmdir()
-        self.release()

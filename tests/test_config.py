@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apex_zmq import config
@@ -276,6 +276,8 @@ def test_types_are_written_for_people() -> None:
     per_insert=st.sampled_from([0.25, 0.5, 1.0, 4.5, 8.0]),
     tolerance=st.integers(1, 1200).map(lambda quarters: quarters / 4),
 )
+@example(batch=8, length=4, per_insert=0.5, tolerance=5.0)
+@example(batch=8, length=4, per_insert=0.5, tolerance=4.75)
 def test_a_tolerance_is_taken_where_the_governor_cannot_deadlock(
     batch: int, length: int, per_insert: float, tolerance: float
 ) -> None:

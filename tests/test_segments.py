@@ -6,7 +6,7 @@ A frame, reward or end that is wrong at the learner was made wrong on this way.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ def deal(sample: Sample) -> list[bytes]:
         discount=sample.discount,
         steps=sample.steps,
         frame_sizes=sample.frame_sizes,
-        frames=cast(memoryview, sample.frames.data),
+        frames=sample.frames.data,
     )
     return on_the_wire(encode_batch(batch))
 
@@ -210,6 +210,9 @@ def test_what_is_sampled_is_what_was_played(
     np.testing.assert_array_equal(serials, np.arange(len(expected)))
     assert all(segment.num_transitions == length for segment in segments[:-1])
     assert 1 <= segments[-1].num_transitions <= length
+    for segment in segments:  # no frame before the first observation or behind the last
+        needed = segment.first.astype(int) + segment.steps + spec.stack
+        assert (segment.first.min(), needed.max()) == (0, len(segment.frame_sizes))
     shipped = np.concatenate([segment.td_error for segment in segments])
     np.testing.assert_allclose(shipped, [each.td_error for each in expected], rtol=1e-4, atol=1e-5)
 

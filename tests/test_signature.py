@@ -50,7 +50,8 @@ def another(name: str) -> Any:
 def test_another_process_computes_the_same(path: Path | None) -> None:
     program = (
         "import sys; from apex_zmq import config, signature; "
-        "print(signature.experience_signature(config.load(sys.argv[1] if sys.argv[1:] else None)), 'torch' in sys.modules)"
+        "loaded = config.load(*sys.argv[1:]); "
+        "print(signature.experience_signature(loaded), 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", program, *([str(path)] if path else [])]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -14,6 +14,7 @@ from apex_zmq import config
 from apex_zmq.checkpoint import Checkpoint, load, save
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.envs.make import EnvSpec
+from apex_zmq.errors import UserError
 from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.training import Trainer, choose_device
@@ -103,8 +104,8 @@ def sampled(segments: list[Segment], spec: FrameSpec, rows: int) -> DecodedRows:
     return windows, batch
 
 
-def made_up(rows: int, seed: int = 0) -> DecodedRows:
-    """Rows over vectors that no environment has seen; each ends its episode."""
+def made_up(rows: int, seed: int = 0, discount: float = 0.0) -> DecodedRows:
+    """Rows over vectors that no environment has seen; by default each ends its episode."""
     rng = np.random.default_rng(seed)
     batch = Batch(
         epoch=0,
@@ -119,7 +120,7 @@ def made_up(rows: int, seed: int = 0) -> DecodedRows:
         priority=np.ones(rows),
         action=rng.integers(0, 2, rows).astype(np.uint16),
         reward=rng.normal(size=rows).astype(np.float32),
-        discount=np.zeros(rows, np.float32),
+        discount=np.full(rows, discount, np.float32),
         steps=rng.integers(1, N_STEP + 1, rows).astype(np.uint8),
         frame_sizes=np.full((rows, 1 + N_STEP), VECTORS.frame.nbytes, np.uint32),
         frames=b"",
@@ -152,6 +153,7 @@ def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpe
     shipped = np.concatenate([segment.td_error for segment in segments])
     windows, batch = sampled(segments, spec.frame, rows=128)
     result = trainer.step(windows, batch, ones(batch))
+    assert result.td_error is not None
     np.testing.assert_allclose(result.td_error, shipped[batch.keys], rtol=1e-4, atol=1e-5)
     # All kinds of ends were among them: terminated, truncated within the window, and none.
     assert (batch.discount == 0).any()
@@ -227,7 +229,7 @@ def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through
     settings = make_config(optimizer=optimizer, target_period=4)
     straight = Trainer(settings, VECTORS)
     for step in range(6):
-        windows, batch = made_up(8, seed=step)
+        windows, batch = made_up(8, step, GAMMA)
         straight.step(windows, batch, ones(batch))
     state, updates = straight.state(), straight.updates
     if through_a_file:
@@ -239,10 +241,13 @@ def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through
     resumed = Trainer(config.replace(settings, {"run.seed": 5}), VECTORS)
     resumed.restore(state, updates)
     assert resumed.updates == 6
+    assert equal(straight.state(), resumed.state())
     for step in range(6, 12):
-        windows, batch = made_up(8, seed=step)
+        windows, batch = made_up(8, step, GAMMA)
         ahead, behind = (each.step(windows, batch, ones(batch)) for each in (straight, resumed))
         assert ahead.metrics == behind.metrics
+        assert ahead.td_error is not None
+        assert behind.td_error is not None
         np.testing.assert_array_equal(ahead.td_error, behind.td_error)
     assert equal(straight.state(), resumed.state())
 
@@ -250,7 +255,6 @@ def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through
 def checkpoint_of(state: State, updates: int) -> Checkpoint:
     return Checkpoint(
         tensors=state,
-        numpy_rng={},
         counters={"updates": updates},
         config=config.to_tree(Config()),
         run_id="run",
@@ -302,7 +306,7 @@ def test_values_propagate_through_the_target_network() -> None:
         trainer.step(windows, batch, ones(batch))
     with torch.inference_mode():
         q = trainer.online(torch.from_numpy(windows[:2, :1])).numpy()
-    np.testing.assert_allclose(q, [[GAMMA, GAMMA], [1, 1]], atol=0.05)
+    np.testing.assert_allclose(q, np.array([[GAMMA, GAMMA], [1.0, 1.0]]), atol=0.05)
 
 
 def joined(left: Batch, right: Batch) -> Batch:
@@ -330,6 +334,18 @@ def test_parameters_are_copies() -> None:
     trainer.step(windows, batch, ones(batch))
     assert all((before[name] == kept[name]).all() for name in before)
     assert any((trainer.parameters()[name] != kept[name]).any() for name in before)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (VECTORS, r"needs uint8 images .* not float32 \(4,\); use mlp for agent\.network"),
+        (EnvSpec(FrameSpec((10, 84), "uint8", 4), 2), r"frames of at least 20x20, not 10x84; raise env\.frame_height"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_the_users_to_mend(spec: EnvSpec, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Trainer(make_config(IMAGES), spec)
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

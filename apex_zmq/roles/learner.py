@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from apex_zmq.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
-from apex_zmq.config import Config, ConfigError, to_tree
+from apex_zmq.config import Config, to_tree
 from apex_zmq.envs.make import env_spec
 from apex_zmq.importance import ImportanceWeights
 from apex_zmq.roles.broadcaster import Broadcaster

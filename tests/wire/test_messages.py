@@ -311,7 +311,7 @@ def test_a_buffer_part_above_its_limit_is_refused(
 
 def test_strings_that_are_not_utf8_are_refused(valid: dict[str, Message], decoders: Decoders) -> None:
     for text in (b"run-1", b"rank"):
-        with pytest.raises(WireError, match="HELLO: .*utf-8"):
+        with pytest.raises(WireError, match="HELLO: 'utf-8' codec"):
             decode_hello([valid["HELLO"][0].replace(text, b"\xff" + text[1:])])
 
 
@@ -380,8 +380,7 @@ def test_a_mutated_message_decodes_or_is_refused(
         if not parts:
             raise WireError("ZeroMQ delivers one part at least")
         decoded = decoders[name](parts)
-    except WireError as error:
-        assert str(error)
+    except WireError:
         return
     if isinstance(decoded, Batch):
         out = np.zeros((*decoded.frame_sizes.shape, *decoded.frame.shape), decoded.frame.dtype)

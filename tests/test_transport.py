@@ -1,0 +1,483 @@
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from apex_zmq.config import ConfigError
+from apex_zmq.segments import SegmentBuilder
+from apex_zmq.transport import AddressInUseError, Inbox, Outbox, Publisher, is_local, max_message_bytes, wait
+from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.wire.codec import LIMITS, Kind, WireError
+from apex_zmq.wire.messages import (
+    Heartbeat,
+    Hello,
+    Parameters,
+    decode_heartbeat,
+    decode_hello,
+    decode_parameters,
+    decode_segment,
+    encode,
+    encode_segment,
+    make_tensors,
+)
+
+SIGNATURE = "0123456789abcdef"
+PATIENCE_S = 20.0  # until a test gives up; a good run takes milliseconds
+HELLO = Hello("run", 1, 0, SIGNATURE)
+
+
+def free_tcp_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose name is short enough for ipc."""
+    with tempfile.TemporaryDirectory(prefix="apex-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def address(request: pytest.FixtureRequest, directory: Path) -> str:
+    return free_tcp_address() if request.param == "tcp" else f"ipc://{directory}/socket"
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[Any], Any]]:
+    """Closes what is passed to it when the test is over."""
+    with ExitStack() as stack:
+
+        def keep(channel: Any) -> Any:
+            return stack.enter_context(closing(channel))
+
+        yield keep
+
+
+@contextmanager
+def raw_push(address: str) -> Iterator[zmq.Socket[bytes]]:
+    """A peer that keeps no rules."""
+    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+    with peer:
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(address)
+        yield peer
+
+
+def hello_inbox(address: str) -> Inbox[Hello]:
+    return Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=16)
+
+
+def await_ready(outbox: Outbox) -> None:
+    wait([], [outbox], PATIENCE_S)
+    assert outbox.ready
+
+
+def segment(sequence: int, size: int = 84) -> Segment:
+    """One whose frames do not compress, so that it is as large as it looks."""
+    rng = np.random.default_rng(sequence)
+    builder = SegmentBuilder(FrameSpec((size, size), "uint8", 4), n_step=3, gamma=0.99, length=16)
+    builder.reset(rng.integers(0, 256, (size, size)).astype(np.uint8))
+    for _ in range(18):
+        builder.step(1, 0.0, rng.integers(0, 256, (size, size)).astype(np.uint8), 1.0, False, False)
+        builder.bootstrap(0.0)
+    made = builder.take(f"actor-{sequence}", 1)
+    assert made is not None
+    return made
+
+
+def parameters(version: int, size: int = 10) -> Parameters:
+    tensors = make_tensors({"weight": np.full(size, version, np.float32)})
+    return Parameters("run", 1, version, 10 * version, "fedcba9876543210", SIGNATURE, tensors)
+
+
+Publication = tuple[Parameters, dict[str, np.ndarray[Any, Any]]] | Heartbeat
+
+
+def subscriber(address: str) -> Inbox[Publication]:
+    return Inbox.subscribe(address, {Kind.PARAMETERS: decode_parameters, Kind.HEARTBEAT: decode_heartbeat})
+
+
+def welcome(publisher: Publisher, version: int, size: int = 10) -> None:
+    (part,) = encode(Kind.PARAMETERS, parameters(version, size))
+    publisher.welcome(part)
+
+
+def hear(publisher: Publisher, inbox: Inbox[Publication], version: int) -> Publication:
+    """Serve until the subscriber hears this version; whatever it hears before is older."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        publisher.serve()
+        message = inbox.receive(0.01)
+        if message is not None:
+            found = message.version if isinstance(message, Heartbeat) else message[0].version
+            assert found <= version
+            if found == version:
+                return message
+    raise AssertionError(f"version {version} was never heard")
+
+
+# Options and addresses.
+
+COMMON: dict[int, int] = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 30,
+    zmq.TCP_KEEPALIVE_INTVL: 10,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 30_000,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 5_000,
+    zmq.LINGER: 0,
+    zmq.HEARTBEAT_IVL: 0,
+}
+
+
+def assert_options(channel: zmq.Socket[bytes], expected: dict[int, int]) -> None:
+    assert {option: channel.getsockopt(option) for option in expected} == expected
+
+
+def test_socket_options_are_those_of_the_protocol(address: str, opened: Callable[[Any], Any]) -> None:
+    decoders: dict[Kind, Callable[[Any], object]] = {Kind.SEGMENT: list, Kind.HELLO: list}
+    inbox = opened(Inbox.bind(address, decoders, hwm=4))
+    assert inbox.socket.type == zmq.PULL
+    assert_options(inbox.socket, COMMON | {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: (256 << 20) + 4096})
+    outbox = opened(Outbox(address, hwm=7))
+    assert outbox.socket.type == zmq.PUSH
+    assert_options(outbox.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1})
+    follower = opened(subscriber(free_tcp_address()))
+    assert follower.socket.type == zmq.SUB
+    assert_options(follower.socket, COMMON | {zmq.RCVHWM: 8, zmq.MAXMSGSIZE: (1 << 30) + 4096, zmq.CONFLATE: 0})
+    publisher = opened(Publisher(free_tcp_address()))
+    assert publisher._socket.type == zmq.XPUB
+    assert_options(publisher._socket, COMMON | {zmq.SNDHWM: 8, zmq.MAXMSGSIZE: 4096})
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_socket_takes_every_message_of_its_kinds_and_little_more(kind: Kind) -> None:
+    largest = max(LIMITS[kind])
+    assert largest + 8 <= max_message_bytes([kind]) <= largest + 4096
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("tcp://127.0.0.1:5551", True),
+        ("tcp://127.9.9.9:5551", True),
+        ("tcp://localhost:5551", True),
+        ("tcp://[::1]:5551", True),
+        ("ipc:///tmp/x", True),
+        ("tcp://0.0.0.0:5551", False),
+        ("tcp://*:5551", False),
+        ("tcp://eth0:5551", False),
+        ("tcp://10.0.0.1:5551", False),
+        ("tcp://[::]:5551", False),
+        ("tcp://localhost.example.org:5551", False),
+    ],
+)
+def test_which_addresses_are_local(address: str, local: bool) -> None:
+    assert is_local(address) is local
+
+
+def test_binding_for_other_hosts_must_be_asked_for(opened: Callable[[Any], Any]) -> None:
+    address = free_tcp_address().replace("127.0.0.1", "0.0.0.0")
+    with pytest.raises(ConfigError, match="--insecure"):
+        hello_inbox(address)
+    with pytest.raises(ConfigError, match="--insecure"):
+        Publisher(address)
+    opened(Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1, insecure=True))
+
+
+def test_a_bound_address_cannot_be_bound_again(address: str, opened: Callable[[Any], Any]) -> None:
+    inbox = opened(hello_inbox(address))
+    for second in (hello_inbox, Publisher):
+        with pytest.raises(AddressInUseError, match=re.escape(address)):
+            second(address)
+    # The first is unharmed.
+    outbox = opened(Outbox(address, hwm=4))
+    await_ready(outbox)
+    assert outbox.send(encode(Kind.HELLO, HELLO))
+    assert inbox.receive(PATIENCE_S) == HELLO
+
+
+def test_an_ipc_address_is_free_again_after_closing_and_after_a_crash(
+    directory: Path, opened: Callable[[Any], Any]
+) -> None:
+    hello_inbox(f"ipc://{directory}/closed").close()
+    opened(hello_inbox(f"ipc://{directory}/closed"))
+    # What a killed process leaves behind: the socket's file and an unlocked lock file.
+    (directory / "killed.lock").touch()
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(directory / "killed"))
+    opened(hello_inbox(f"ipc://{directory}/killed"))
+
+
+@pytest.mark.parametrize("address", ["ipc:///nowhere/at/all/socket", "tcp://192.0.2.1:5551"])
+def test_an_address_that_cannot_be_bound_is_a_config_error(address: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(address)):
+        Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1, insecure=True)
+
+
+# PUSH and PULL.
+
+
+def test_segments_arrive_as_they_were_sent(address: str, opened: Callable[[Any], Any]) -> None:
+    inbox: Inbox[Segment] = opened(
+        Inbox.bind(address, {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}, hwm=4)
+    )
+    outbox = opened(Outbox(address, hwm=4))
+    for sequence in range(12):  # more than the queues hold
+        await_ready(outbox)
+        sent = segment(sequence)
+        assert outbox.send(encode_segment(sent, SIGNATURE))
+        found = inbox.receive(PATIENCE_S)
+        assert found is not None
+        assert found.actor == f"actor-{sequence}"
+        assert bytes(found.frames) == sent.frames
+        np.testing.assert_array_equal(found.frame_sizes, sent.frame_sizes)
+    assert inbox.receive() is None
+    assert inbox.refused == 0
+
+
+def test_a_received_buffer_outlives_later_messages(address: str, opened: Callable[[Any], Any]) -> None:
+    inbox: Inbox[Segment] = opened(
+        Inbox.bind(address, {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}, hwm=4)
+    )
+    outbox = opened(Outbox(address, hwm=4))
+    found = []
+    for sequence in range(4):
+        await_ready(outbox)
+        outbox.send(encode_segment(segment(sequence), SIGNATURE))
+        found.append(inbox.receive(PATIENCE_S))
+    inbox.close()
+    for sequence, each in enumerate(found):
+        assert each is not None
+        assert bytes(each.frames) == segment(sequence).frames
+
+
+def test_nothing_queues_for_an_absent_peer(address: str, opened: Callable[[Any], Any]) -> None:
+    outbox = opened(Outbox(address, hwm=100))
+    for _ in range(10):
+        assert not outbox.ready
+        assert not outbox.send(encode(Kind.HELLO, HELLO))
+    inbox = opened(hello_inbox(address))
+    await_ready(outbox)
+    present = Hello("present", 2, 0, SIGNATURE)
+    assert outbox.send(encode(Kind.HELLO, present))
+    assert inbox.receive(PATIENCE_S) == present
+    assert inbox.receive() is None
+
+
+def test_a_full_queue_holds_the_sender_back_until_the_receiver_reads(
+    address: str, opened: Callable[[Any], Any]
+) -> None:
+    inbox: Inbox[Segment] = opened(
+        Inbox.bind(address, {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}, hwm=2)
+    )
+    outbox = opened(Outbox(address, hwm=2))
+    message = encode_segment(segment(0, size=256), SIGNATURE)  # 1.4 MB
+    await_ready(outbox)
+    sent = 0
+    while outbox.send(message) and sent < 200:
+        sent += 1
+        wait([], [outbox], 0.2)
+    assert 2 <= sent < 200
+    for _ in range(sent):
+        assert inbox.receive(PATIENCE_S) is not None
+    await_ready(outbox)
+
+
+def test_wait_returns_for_what_can_be_received(address: str, opened: Callable[[Any], Any]) -> None:
+    inbox = opened(hello_inbox(address))
+    outbox = opened(Outbox(address, hwm=4))
+    await_ready(outbox)
+    outbox.send(encode(Kind.HELLO, HELLO))
+    wait([inbox], [], PATIENCE_S)
+    assert inbox.receive() == HELLO
+
+
+# Bad peers.
+
+(GOOD,) = encode(Kind.HELLO, HELLO)
+GARBAGE: list[list[bytes]] = [
+    [b""],
+    [b"\x00"],
+    [b"GET / HTTP/1.1\r\n\r\n"],
+    [bytes(GOOD), b"one part too many"],
+    [bytes(part) for part in encode(Kind.HEARTBEAT, Heartbeat("run", 1, 1, 1))],
+    [bytes(GOOD)[:-1]],
+    [bytes(GOOD)[:1] + b"\x63" + bytes(GOOD)[2:]],
+    [b"\x04\x01\x00\x00\x04\x00\x00\x00\x81\xa1\xff\xff"],
+]
+
+
+def test_bad_messages_are_counted_and_dropped_while_good_ones_go_on(
+    address: str, opened: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = opened(hello_inbox(address))
+    outbox = opened(Outbox(address, hwm=100))
+    await_ready(outbox)
+    with caplog.at_level(logging.WARNING), raw_push(address) as peer:
+        for garbage in GARBAGE:
+            peer.send_multipart(garbage)
+        peer.send(bytes(GOOD))  # the same peer is heard again once it makes sense
+        assert inbox.receive(PATIENCE_S) == HELLO
+        assert inbox.refused == len(GARBAGE)
+        outbox.send([GOOD])
+        assert inbox.receive(PATIENCE_S) == HELLO
+    # One peer, one line: who and why.
+    (record,) = caplog.records
+    assert re.search(r"from (127\.0\.0\.1|localhost\S*): .*shorter than its prelude", record.getMessage())
+
+
+def test_a_reason_cannot_forge_or_flood_the_log(
+    address: str, opened: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(parts: Any) -> Hello:
+        found = decode_hello(parts)
+        raise WireError(f"run {found.run} " + 10_000 * "x")
+
+    inbox = opened(Inbox.bind(address, {Kind.HELLO: refuse}, hwm=4))
+    with caplog.at_level(logging.WARNING), raw_push(address) as peer:
+        peer.send(bytes(encode(Kind.HELLO, Hello("a\nCRITICAL all is lost", 1, 0, SIGNATURE))[0]))
+        wait([inbox], [], PATIENCE_S)
+        assert inbox.receive() is None
+    (record,) = caplog.records
+    assert "\n" not in record.getMessage()
+    assert len(record.getMessage()) < 500
+
+
+def test_a_flood_of_bad_messages_does_not_hold_the_caller(address: str, opened: Callable[[Any], Any]) -> None:
+    inbox = opened(Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1000))
+    with raw_push(address) as peer:
+        for _ in range(50):
+            peer.send(b"garbage")
+        peer.send(bytes(GOOD))
+        calls = 0
+        while (found := inbox.receive()) is None:
+            wait([inbox], [], PATIENCE_S)
+            calls += 1
+    assert found == HELLO
+    assert inbox.refused == 50
+    assert calls >= 50
+
+
+def test_a_stranger_who_does_not_speak_zeromq_is_ignored(opened: Callable[[Any], Any]) -> None:
+    address = free_tcp_address()
+    inbox = opened(hello_inbox(address))
+    outbox = opened(Outbox(address, hwm=4))
+    host, port = address.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 10)
+        await_ready(outbox)
+        outbox.send([GOOD])
+        assert inbox.receive(PATIENCE_S) == HELLO
+
+
+def test_an_oversized_part_is_refused_before_it_is_delivered(address: str, opened: Callable[[Any], Any]) -> None:
+    inbox = opened(hello_inbox(address))
+    outbox = opened(Outbox(address, hwm=4))
+    await_ready(outbox)
+    with raw_push(address) as peer, peer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+        peer.send(bytes(max_message_bytes([Kind.HELLO]) + 1))
+        assert monitor.poll(round(1000 * PATIENCE_S)), "the connection was not closed"
+        assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
+        peer.disable_monitor()
+    outbox.send([GOOD])
+    assert inbox.receive(PATIENCE_S) == HELLO
+    assert inbox.refused == 0  # it never came so far
+
+
+def test_an_oversized_subscription_does_not_stop_a_publisher(opened: Callable[[Any], Any]) -> None:
+    address = free_tcp_address()
+    publisher = opened(Publisher(address))
+    welcome(publisher, 1)
+    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+    with peer:
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.subscribe(bytes(10_000))
+        peer.connect(address)
+        hear(publisher, opened(subscriber(address)), 1)
+
+
+# PUB and SUB.
+
+
+def test_a_late_subscriber_is_welcomed_with_the_newest(address: str, opened: Callable[[Any], Any]) -> None:
+    publisher = opened(Publisher(address))
+    for version in (1, 2, 3):
+        welcome(publisher, version)
+    message = hear(publisher, opened(subscriber(address)), 3)
+    assert isinstance(message, tuple)
+    np.testing.assert_array_equal(message[1]["weight"], np.full(10, 3, np.float32))
+
+
+def test_large_parameters_arrive(address: str, opened: Callable[[Any], Any]) -> None:
+    publisher = opened(Publisher(address))
+    welcome(publisher, 1, size=2_000_000)
+    message = hear(publisher, opened(subscriber(address)), 1)
+    assert isinstance(message, tuple)
+    assert message[1]["weight"].shape == (2_000_000,)
+
+
+def test_subscribers_hear_new_parameters_and_heartbeats(address: str, opened: Callable[[Any], Any]) -> None:
+    publisher = opened(Publisher(address))
+    welcome(publisher, 1)
+    inboxes = [opened(subscriber(address)) for _ in range(3)]
+    for inbox in inboxes:
+        hear(publisher, inbox, 1)
+    welcome(publisher, 2)
+    publisher.send(encode(Kind.HELLO, HELLO))  # nobody has subscribed to it
+    publisher.send(encode(Kind.HEARTBEAT, Heartbeat("run", 1, 3, 30)))
+    for inbox in inboxes:
+        assert isinstance(hear(publisher, inbox, 2), tuple)
+        assert isinstance(hear(publisher, inbox, 3), Heartbeat)
+        assert inbox.refused == 0
+
+
+def test_a_subscriber_is_welcomed_by_a_restarted_publisher(opened: Callable[[Any], Any]) -> None:
+    address = free_tcp_address()
+    publisher = Publisher(address)
+    welcome(publisher, 1)
+    inbox = opened(subscriber(address))
+    hear(publisher, inbox, 1)
+    publisher.close()
+    publisher = opened(publisher_once_free(address))
+    welcome(publisher, 2)
+    hear(publisher, inbox, 2)
+
+
+def publisher_once_free(address: str) -> Publisher:
+    """ZeroMQ closes a port in the background."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return Publisher(address)
+        except AddressInUseError:
+            if time.monotonic() > deadline:
+                raise
+
+
+def test_a_bad_publication_is_refused_and_good_ones_go_on(address: str, opened: Callable[[Any], Any]) -> None:
+    publisher = opened(Publisher(address))
+    publisher.welcome(b"\x05garbage")
+    inbox = opened(subscriber(address))
+    deadline = time.monotonic() + PATIENCE_S
+    while not inbox.refused and time.monotonic() < deadline:
+        publisher.serve()
+        assert inbox.receive(0.01) is None
+    assert inbox.refused == 1
+    welcome(publisher, 2)
+    hear(publisher, inbox, 2)

@@ -1,0 +1,381 @@
+"""docs/PROTOCOL.md is the authority: the code keeps to it, and messages can be read by it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+import typing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lz4.block
+import msgpack
+import msgspec
+import numpy as np
+import pytest
+import torch
+from msgspec import inspect
+from numpy.lib.stride_tricks import sliding_window_view
+
+from apex_zmq import config as settings
+from apex_zmq.envs.emulators import ROM_SHA256
+from apex_zmq.envs.mario import RULES_VERSION
+from apex_zmq.networks import make_network, to_arrays
+from apex_zmq.nstep import n_step_columns
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.wire import messages
+from apex_zmq.wire.codec import LIMITS, PROTOCOL_VERSION, Kind
+from apex_zmq.wire.messages import Body, Heartbeat, Parameters, decode_heartbeat, encode
+
+TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
+STRUCTS: dict[str, type[Body]] = {
+    "SEGMENT (1)": messages.SegmentBody,
+    "BATCH (2)": messages.BatchBody,
+    "PRIORITIES (3)": messages.PrioritiesBody,
+    "HELLO (4)": messages.Hello,
+    "PARAMETERS (5)": messages.Parameters,
+    "HEARTBEAT (6)": messages.Heartbeat,
+    "STATUS (7)": messages.Status,
+    "RELAYED_STATUS (8)": messages.Status,
+    "Frame": messages.FrameBody,
+    "Tensor": messages.Tensor,
+    "Episode": messages.Episode,
+}
+HEADINGS = {struct: heading for heading, struct in STRUCTS.items()}
+COLUMN = re.compile(r"([uf])(8|16|32|64)\[([A-Z](?:, [A-Z])?)\]")
+
+Row = dict[str, str]
+
+
+def section(heading: str) -> str:
+    """The text below a heading, up to the next one."""
+    match = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert match, f"PROTOCOL.md has no section {heading}"
+    return match[1]
+
+
+def tables(heading: str) -> list[list[Row]]:
+    """The tables of a section: rows by column name."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", section(heading), re.MULTILINE):
+        names, _, *rows = [
+            [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in block.splitlines()
+        ]
+        found.append([dict(zip(names, row, strict=True)) for row in rows])
+    return found
+
+
+def code(heading: str, language: str) -> str:
+    match = re.search(rf"```{language}\n(.*?)\n```", section(heading), re.DOTALL)
+    assert match
+    return match[1]
+
+
+@cache
+def fields(heading: str) -> dict[str, Row]:
+    return {row["field"]: row for row in tables(heading)[0]}
+
+
+# The tables say what the code enforces.
+
+
+def number(value: Any) -> str:
+    return {2**63 - 1: "2^63-1", 2**30: "2^30"}.get(value, str(value))
+
+
+def described(kind: inspect.Type) -> tuple[str, str]:
+    """The `type` and `values` that the document gives for what the decoder accepts."""
+    match kind:
+        case inspect.IntType(ge=low, le=high):
+            return "int", f"{number(low)} to {number(high)}"
+        case inspect.FloatType(ge=None, gt=None):
+            return "float", "finite"
+        case inspect.FloatType(gt=0):
+            return "float", "> 0, finite"
+        case inspect.FloatType(ge=low, le=high):
+            return "float", f"{low} to {high}"
+        case inspect.BoolType():
+            return "bool", ""
+        case inspect.LiteralType(values=choices):
+            *most, last = [f'"{choice}"' for choice in sorted(map(str, choices))]
+            return "str", f"{', '.join(most)} or {last}"
+        case inspect.StrType(min_length=low, max_length=high):
+            return "str", f"{span(low, high)} characters"
+        case inspect.StructType(cls=cls):
+            return HEADINGS[typing.cast("type[Body]", cls)], ""
+        case inspect.VarTupleType(item_type=item, min_length=low, max_length=high):
+            name, each = described(item)
+            return f"list of {name}", f"{span(low, high)} entries" + (f", each {each}" if each else "")
+        case inspect.DictType(key_type=key, value_type=value, max_length=high):
+            names, values = described(key), described(value)
+            return f"map of {names[0]} to {values[0]}", f"at most {high} entries; keys {names[1]}"
+    raise AssertionError(f"a type the document has no word for: {kind}")
+
+
+def span(low: int | None, high: int | None) -> str:
+    return f"{low} to {high}" if low else f"at most {high}"
+
+
+def test_protocol_version() -> None:
+    assert re.findall(r"^Protocol version: \*\*(\d+)\*\*$", TEXT, re.MULTILINE) == [str(PROTOCOL_VERSION)]
+
+
+def test_every_kind_has_its_number_limits_and_section() -> None:
+    documented = {
+        (row["kind"], int(row["number"])): (int(row["body before compression"]), int(row["buffer part"]))
+        for row in tables("2. Messages")[1]
+    }
+    assert documented == {(kind.name, kind.value): LIMITS[kind] for kind in Kind}
+    headings = re.findall(r"^### (\w+ \(\d+\))$", TEXT, re.MULTILINE)
+    assert headings == [f"{kind.name} ({kind.value})" for kind in Kind]
+
+
+@pytest.mark.parametrize("heading", STRUCTS)
+def test_every_field_is_documented_with_its_type_and_range(heading: str) -> None:
+    info = inspect.type_info(STRUCTS[heading])
+    assert isinstance(info, inspect.StructType)
+    assert list(fields(heading)) == [field.encode_name for field in info.fields]
+    for field in info.fields:
+        row = fields(heading)[field.encode_name]
+        if isinstance(field.type, inspect.BytesType):
+            assert row["type"] == "bytes" or COLUMN.fullmatch(row["type"]), row
+            continue
+        kind, values = described(field.type)
+        if not field.required:
+            default = json.dumps(
+                field.default if field.default is not msgspec.NODEFAULT else list(field.default_factory())
+            )
+            values = f"{values}; default {default}" if values else f"default {default}"
+        assert (row["type"], row["values"]) == (kind, values), field.encode_name
+
+
+# A decoder written from the document alone: plain libraries, and the types in its tables.
+
+
+def read_by_document(parts: list[bytes]) -> tuple[str, dict[str, Any]]:
+    kind, version, flags, reserved, raw_size = struct.unpack_from("<BBBBI", parts[0])
+    assert (version, reserved) == (1, 0)
+    body = parts[0][8:]
+    if flags & 1:
+        body = lz4.block.decompress(body, uncompressed_size=raw_size)
+    assert len(body) == raw_size
+    (row,) = [row for row in tables("2. Messages")[1] if int(row["number"]) == kind]
+    assert len(parts) - 1 == int(row["buffer parts"])
+    return row["kind"], read_fields(f"{row['kind']} ({kind})", msgpack.unpackb(body))
+
+
+def read_fields(heading: str, body: dict[str, Any]) -> dict[str, Any]:
+    defaults = {name: row["values"].partition("default ")[2] for name, row in fields(heading).items()}
+    missing = {name: json.loads(default) for name, default in defaults.items() if default and name not in body}
+    body = missing | body
+    assert body.keys() == fields(heading).keys()
+    letters = {"T": body.get("transitions"), "B": body.get("rows"), "W": body.get("window")}
+    return {name: read_value(row["type"], body[name], letters) for name, row in fields(heading).items()}
+
+
+def read_value(kind: str, value: Any, letters: dict[str, Any]) -> Any:
+    if column := COLUMN.fullmatch(kind):
+        array = np.frombuffer(value, f"<{column[1]}{int(column[2]) // 8}")
+        return array.reshape([letters.get(letter, -1) for letter in column[3].split(", ")])
+    if kind in STRUCTS:
+        return read_fields(kind, value)
+    if kind.startswith("list of "):
+        return [read_value(kind.removeprefix("list of "), each, letters) for each in value]
+    plain = {"int": int, "str": str, "float": float, "bool": bool, "bytes": bytes, "map of str to float": dict}
+    assert isinstance(value, plain[kind])
+    return value
+
+
+def assert_fields(found: dict[str, Any], expected: Any, names: set[str]) -> None:
+    for name in names:
+        value = getattr(expected, name)
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(found[name], value, name)
+            assert found[name].dtype == value.dtype
+        else:
+            assert found[name] == value, name
+
+
+def frame_of(spec: FrameSpec) -> dict[str, Any]:
+    return {"shape": list(spec.shape), "dtype": spec.dtype, "stack": spec.stack, "codec": spec.codec}
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+def test_segments_are_read_by_the_document(
+    codec: str, segments: dict[str, Segment], valid: dict[str, list[bytes]], signature: str
+) -> None:
+    parts, segment = valid["SEGMENT" if codec == "lz4" else "SEGMENT/raw"], segments[codec]
+    kind, body = read_by_document(parts)
+    assert (kind, body["signature"], body["transitions"]) == ("SEGMENT", signature, segment.num_transitions)
+    assert body["frame"] == frame_of(segment.frame)
+    assert_fields(body, segment, body.keys() - {"signature", "transitions", "frame"})
+    ends = np.cumsum(body["frame_sizes"], dtype=int)
+    encoded = [
+        parts[1][end - size : end] for size, end in zip(body["frame_sizes"].tolist(), ends.tolist(), strict=True)
+    ]
+    assert ends[-1] == len(parts[1])
+    decoded = [lz4.block.decompress(each, uncompressed_size=120) if codec == "lz4" else each for each in encoded]
+    # Reset frames stand `stack` times, the final observation once: 9, 1 and 6 steps.
+    stack = segment.frame.stack
+    starts = np.cumsum([0, stack + 9, stack + 1])
+    assert len(decoded) == 3 * stack + 16
+    for start, length in zip(starts.tolist(), (9, 1, 6), strict=True):
+        assert len(set(decoded[start : start + stack])) == 1
+        assert len(set(decoded[start + stack - 1 : start + stack + length])) == length + 1
+    assert body["first"].tolist() == [
+        start + t for start, length in zip(starts, (9, 1, 6), strict=True) for t in range(length)
+    ]
+    assert body["steps"].tolist() == [min(3, length - t) for length in (9, 1, 6) for t in range(length)]
+    assert (body["discount"] == 0).tolist() == [False] * 6 + [True] * 4 + [False] * 6
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+def test_batches_are_read_by_the_document(
+    codec: str, batches: dict[str, Batch], segments: dict[str, Segment], valid: dict[str, list[bytes]]
+) -> None:
+    parts, batch = valid["BATCH" if codec == "lz4" else "BATCH/raw"], batches[codec]
+    kind, body = read_by_document(parts)
+    assert (kind, body["rows"], body["window"]) == ("BATCH", len(batch.keys), batch.frame.stack + 3)
+    assert body["frame"] == frame_of(batch.frame)
+    assert_fields(body, batch, body.keys() - {"rows", "window", "frame"})
+    assert body["frame_sizes"].sum() == len(parts[1])
+    np.testing.assert_array_equal((body["frame_sizes"] > 0).sum(axis=1), batch.frame.stack + body["steps"])
+    # The shard holds one segment from key 0 on: the first window is where its transition says.
+    segment, row = segments[codec], int(body["keys"][0])
+    begin = int(segment.frame_sizes[: segment.first[row]].sum())
+    size = int(body["frame_sizes"][0].sum())
+    assert parts[1][:size] == bytes(segment.frames)[begin : begin + size]
+
+
+def test_priorities_are_read_by_the_document(update: PriorityUpdate, valid: dict[str, list[bytes]]) -> None:
+    kind, body = read_by_document(valid["PRIORITIES"])
+    assert (kind, body["rows"]) == ("PRIORITIES", len(update.keys))
+    assert_fields(body, update, body.keys() - {"rows"})
+
+
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.HEARTBEAT, Kind.STATUS, Kind.RELAYED_STATUS])
+def test_structs_are_read_by_the_document(kind: Kind, bodies: dict[Kind, Body], valid: dict[str, list[bytes]]) -> None:
+    assert read_by_document(valid[kind.name]) == (kind.name, json.loads(msgspec.json.encode(bodies[kind])))
+
+
+def test_parameters_are_read_by_the_document(bodies: dict[Kind, Body], valid: dict[str, list[bytes]]) -> None:
+    kind, body = read_by_document(valid["PARAMETERS"])
+    expected = bodies[Kind.PARAMETERS]
+    assert isinstance(expected, Parameters)
+    assert kind == "PARAMETERS"
+    assert_fields(body, expected, body.keys() - {"tensors"})
+    for found, tensor in zip(body["tensors"], expected.tensors, strict=True):
+        assert found == msgspec.structs.asdict(tensor) | {"shape": list(tensor.shape)}
+        assert len(found["data"]) == 4 * math.prod(found["shape"])
+
+
+def test_the_heartbeat_in_hex() -> None:
+    message = bytes.fromhex(code("2. Messages", "hex"))
+    heartbeat = Heartbeat(run="a1b2", epoch=7, version=3, update=150)
+    assert decode_heartbeat([message]) == heartbeat
+    assert encode(Kind.HEARTBEAT, heartbeat) == [message]
+
+
+# Examples are recomputed.
+
+
+def test_the_columns_example() -> None:
+    (rows,) = tables("6. Columns")
+    column = {name: np.array([float(row[name]) for row in rows], np.float32) for name in rows[0]}
+    count = len(rows)
+    computed = n_step_columns(
+        reward=column["r"],
+        terminated=np.arange(count) == count - 1,
+        truncated=np.zeros(count, bool),
+        q_taken=column["Q(o[t], action[t])"],
+        next_value=column["max_a Q(o[t+1], a)"],
+        n=2,
+        gamma=0.5,
+    )
+    for name in ("steps", "reward", "discount", "td_error"):
+        np.testing.assert_array_equal(getattr(computed, name), column[name], name)
+
+
+def test_the_experience_signature_example() -> None:
+    text = code("Experience signature", "json")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert f"has the experience signature `{digest}`" in section("Experience signature")
+    meaning = json.loads(text)
+    assert json.dumps(meaning, sort_keys=True, separators=(",", ":")) == text
+    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256, RULES_VERSION)
+    agent = {"n_step": meaning["n_step"], "gamma": meaning["gamma"]}
+    for left_out in ({}, {"emulator": "nes-py", "stages": ["8-4"]}):
+        config = settings.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
+        assert experience_signature(config) == digest
+    other = settings.from_tree({"env": meaning["env"] | {"frame_skip": 3}, "agent": agent}, "PROTOCOL.md")
+    assert experience_signature(other) != digest
+
+
+def test_the_keys_of_the_experience_signature() -> None:
+    keys, env = tables("Experience signature")
+    meaning = json.loads(code("Experience signature", "json"))
+    assert {row["key"] for row in keys} == meaning.keys()
+    assert {row["env key"] for row in env} == meaning["env"].keys()
+    assert meaning["env"].keys() == settings.to_tree(settings.Env()).keys() - {"emulator", "stages"}
+
+
+def test_the_experience_signature_of_another_environment_has_no_rules() -> None:
+    config = settings.from_tree({"env": {"id": "Träger-v1"}}, "test")
+    env = settings.to_tree(config.env)
+    del env["emulator"], env["stages"]
+    text = json.dumps({"env": env, "gamma": 0.99, "n_step": 3}, sort_keys=True, separators=(",", ":"))
+    assert "Tr\\u00e4ger" in text
+    assert experience_signature(config) == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_the_network_signature_example() -> None:
+    (rows,) = tables("Network signature")
+    listed = [[row["name"], json.loads(row["shape"]), "float32"] for row in rows]
+    text = json.dumps(listed, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    prose = section("Network signature")
+    assert f"has the network signature `{digest}`" in prose
+    beginning = re.search(r"text begins `(.*?)`", prose)
+    assert beginning
+    assert text.startswith(beginning[1])
+    arrays = to_arrays(make_network("small", FrameSpec((84, 84), "uint8", 4), 7))
+    assert [[name, list(array.shape), str(array.dtype)] for name, array in arrays.items()] == listed
+    assert network_signature(arrays) == digest
+
+
+@pytest.mark.parametrize("name", ["small", "nature", "mlp"])
+def test_networks_compute_what_the_document_says(name: str) -> None:
+    (rows,) = tables("9. Networks")
+    (row,) = [row for row in rows if row["network"] == name]
+    width = int(row["hidden width H"])
+    frame = FrameSpec((84, 84), "uint8", 2) if name != "mlp" else FrameSpec((5,), "float32", 2)
+    network = make_network(name, frame, 3, seed=0)
+    weights = {key: array.astype(np.float64) for key, array in to_arrays(network).items()}
+    rng = np.random.default_rng(0)
+    if name == "mlp":
+        observation: Any = rng.normal(size=(2, 5)).astype(np.float32)
+        hidden = np.maximum(weights["torso.linear.weight"] @ observation.ravel() + weights["torso.linear.bias"], 0)
+    else:
+        observation = rng.integers(0, 256, (2, 84, 84)).astype(np.uint8)
+        hidden = observation / 255
+        for layer, outputs, size, stride in re.findall(r"`([\w.]+)`: (\d+) of (\d+)x\d+, stride (\d+)", row["torso"]):
+            weight = weights[f"torso.{layer}.weight"]
+            assert weight.shape == (int(outputs), len(hidden), int(size), int(size))
+            windows = sliding_window_view(sliding_window_view(hidden, int(size), axis=1), int(size), axis=2)
+            windows = windows[:, :: int(stride), :: int(stride)]
+            total = np.einsum("ihwrc,oirc->ohw", windows, weight, optimize=True)
+            hidden = np.maximum(total + weights[f"torso.{layer}.bias"][:, None, None], 0)
+        hidden = hidden.ravel()
+    hidden = np.maximum(weights["head.hidden.weight"] @ hidden + weights["head.hidden.bias"], 0)
+    assert len(hidden) == 2 * width
+    value = weights["head.value.weight"] @ hidden[:width] + weights["head.value.bias"]
+    advantage = weights["head.advantage.weight"] @ hidden[width:] + weights["head.advantage.bias"]
+    with torch.inference_mode():
+        found = network(torch.from_numpy(observation[None])).numpy()[0]
+    np.testing.assert_allclose(found, value + advantage - advantage.mean(), rtol=1e-3, atol=1e-4)
