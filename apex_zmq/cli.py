@@ -17,16 +17,16 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from apex_zmq import __version__, rundir
 from apex_zmq import config as settings
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
+from apex_zmq.launch import LAUNCHED, launch
 from apex_zmq.replay.budget import check_memory
 
 ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")
-LAUNCHED = "APEX_LAUNCHED"  # set by apex-train for the roles that must not outlive it
 PR_SET_PDEATHSIG = 1
 
 # Options of apex-train that stand for one setting each: flag, setting, type.
@@ -144,8 +144,6 @@ def train(argv: Sequence[str] | None = None) -> int:
             from apex_zmq.checkpoint import load
 
             load(arguments.init_from)
-        from apex_zmq.launch import launch
-
         return launch(config, directory, tcp=arguments.tcp, resume=arguments.resume, init_from=arguments.init_from)
 
     return _main(parser, run, argv, overrides)
@@ -153,7 +151,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """bin/apex-eval."""
-    parser = argparse.ArgumentParser("apex-eval", description="Plays a checkpoint and reports how well.")
+    parser = _Parser("apex-eval", description="Plays a checkpoint and reports how well.")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its latest)"
@@ -186,13 +184,20 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     return _main(parser, run, argv)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
     """Options that all roles share, and the settings below them."""
     lines = [
         f"  {setting.name} ({setting.type}; default {_plain(setting.default)})\n      {setting.description}"
         for setting in settings.settings()
     ]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

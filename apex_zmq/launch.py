@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apex_zmq import config as settings
-from apex_zmq.cli import LAUNCHED
 from apex_zmq.config import Config
 
+LAUNCHED = "APEX_LAUNCHED"  # in the environment of roles that must not outlive the launcher
 MAX_RESTARTS = 5  # in a row
 BACKOFF_S = 1.0  # doubles with each restart in a row
 STEADY_S = 60.0  # a role that ran for so long starts its count anew

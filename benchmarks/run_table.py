@@ -1,4 +1,4 @@
-"""A run's curves as a Markdown table over minutes: python -m benchmarks.run_table RUN_DIRECTORY [MINUTES_BETWEEN_ROWS]."""
+"""A run's curves as a Markdown table over minutes: python -m benchmarks.run_table RUN_DIRECTORY [MINUTES]."""
 
 from __future__ import annotations
 

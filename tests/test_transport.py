@@ -230,6 +230,13 @@ def test_an_address_that_cannot_be_bound_is_a_config_error(address: str) -> None
         Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1, insecure=True)
 
 
+def test_a_failed_bind_keeps_no_lock(directory: Path) -> None:
+    address = f"ipc://{directory}/{'x' * 120}"
+    for _ in range(2):  # not AddressInUseError at the second
+        with pytest.raises(ConfigError, match="cannot bind"):
+            hello_inbox(address)
+
+
 # PUSH and PULL.
 
 

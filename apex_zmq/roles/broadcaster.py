@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ STATUS_HWM = 1000
 class Broadcaster(threading.Thread):
     """One thread that owns the parameter and status sockets and the run's statistics.
 
-    stats: read its counts from any thread.
+    stats, first_update: of a resumed run, set before it starts. Read the counts of stats from any thread.
     meter: the training thread's numbers go in here.
     update, waited_s, progress_time: set by the training thread: gradient steps of the
     run, seconds spent waiting for batches, unix seconds of its last progress.
@@ -34,7 +35,7 @@ class Broadcaster(threading.Thread):
         ConfigError: an address that cannot be bound.
     """
 
-    def __init__(self, config: Config, directory: Path, stats: RunStats, update: int, boot: int) -> None:
+    def __init__(self, config: Config, directory: Path) -> None:
         super().__init__(name="broadcaster", daemon=True)
         addresses = config.addresses
         self._publisher = Publisher(addresses.parameters, insecure=addresses.insecure)
@@ -45,14 +46,14 @@ class Broadcaster(threading.Thread):
         except ConfigError:
             self._publisher.close()
             raise
-        self.stats = stats
+        self.stats = RunStats()
         self.meter = Meter()
-        self.update = self._first_update = update
+        self.update = self.first_update = 0
         self.waited_s = 0.0
         self.progress_time = time.time()
         self._config = config
         self._directory = directory
-        self._boot = boot
+        self._boot = secrets.randbits(63)
         self._lock = threading.Lock()
         self._pending: Parameters | None = None
         self._heartbeat: Heartbeat | None = None
@@ -100,7 +101,7 @@ class Broadcaster(threading.Thread):
 
     def _summarize(self, board: Board, now: float) -> None:
         self.stats.hear(
-            self._learner_status({"updates": self.update - self._first_update, "waited_s": self.waited_s}), now
+            self._learner_status({"updates": self.update - self.first_update, "waited_s": self.waited_s}), now
         )
         numbers = self.stats.summary(now, self.update) | self.meter.take()
         board.write(numbers, self.stats.decisions)

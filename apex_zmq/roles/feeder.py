@@ -37,6 +37,8 @@ class DecodedBatch:
 class Feeder(threading.Thread):
     """Receives the batches of one learner epoch and decodes each frame once.
 
+    epoch: set before it starts; batches of another are dropped.
+
     Raises:
         ConfigError: the address cannot be bound.
     """
@@ -46,7 +48,6 @@ class Feeder(threading.Thread):
         address: str,
         *,
         insecure: bool,
-        epoch: int,
         frame: FrameSpec,
         n_step: int,
         num_actions: int,
@@ -59,7 +60,7 @@ class Feeder(threading.Thread):
             hwm=RECEIVE_HWM,
             insecure=insecure,
         )
-        self._epoch = epoch
+        self.epoch = 0
         self._pin_memory = pin_memory
         self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
         self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
@@ -85,7 +86,7 @@ class Feeder(threading.Thread):
         """Receive and decode until closed."""
         while not self._closing.is_set():
             batch = self._inbox.receive(IDLE_S)
-            if batch is None or batch.epoch != self._epoch:
+            if batch is None or batch.epoch != self.epoch:
                 continue
             windows = self._buffer(batch)
             broken = decode_windows(batch.frames, batch.frame_sizes, batch.frame, windows)

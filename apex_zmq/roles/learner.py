@@ -52,25 +52,26 @@ class Learner:
         self._network_signature = network_signature(self._trainer.parameters())
         if init_from is not None:
             self._trainer.initialize(self._load(init_from).tensors["online"])
-        self._run_id = secrets.token_hex(8)
-        self._epoch = time.time_ns()
-        self._elapsed_s = 0.0
-        self._best_score: float | None = None
-        self._version = 0
-        stats = self._restore(directory) if resume else RunStats()
-        self._broadcaster = Broadcaster(config, directory, stats, self._trainer.updates, secrets.randbits(63))
+        # Addresses before the directory, so that a run that cannot begin leaves none behind.
+        self._broadcaster = Broadcaster(config, directory)
         self._feeder = Feeder(
             config.addresses.batches,
             insecure=config.addresses.insecure,
-            epoch=self._epoch,
             frame=spec.frame,
             n_step=config.agent.n_step,
             num_actions=spec.num_actions,
             pin_memory=self._trainer.device.type == "cuda",
         )
-        # Last, so that a run that cannot begin leaves no directory behind.
         self._directory = RunDirectory(directory)
         self._checkpoints = CheckpointStore(directory, config.learner.keep_checkpoints)
+        self._run_id = secrets.token_hex(8)
+        self._epoch = time.time_ns()
+        self._elapsed_s = 0.0
+        self._best_score: float | None = None
+        self._version = 0
+        if resume:
+            self._restore(directory)
+        self._feeder.epoch = self._epoch
         self._shards = [Outbox(address, hwm=PRIORITY_HWM) for address in config.addresses.priorities]
         self._weights = ImportanceWeights()
         log.info(
@@ -89,6 +90,8 @@ class Learner:
         self._feeder.start()
         self._broadcaster.start()
         self._publish()
+        if not self._trainer.updates:
+            self._save()  # so that a learner that dies early can be started again with --resume
         next_hello = 0.0
         while not stop.is_set() and not self._budget_spent():
             now = time.monotonic()
@@ -184,7 +187,7 @@ class Learner:
             )
         return checkpoint
 
-    def _restore(self, directory: Path) -> RunStats:
+    def _restore(self, directory: Path) -> None:
         checkpoint = self._load(directory)
         if checkpoint.experience != self._experience_signature:
             raise CheckpointError(
@@ -198,7 +201,8 @@ class Learner:
         self._elapsed_s = counters["elapsed_s"]
         self._best_score = checkpoint.best_score
         log.info("resuming %s at update %d", directory, self._trainer.updates)
-        return RunStats(
+        self._broadcaster.update = self._broadcaster.first_update = self._trainer.updates
+        self._broadcaster.stats = RunStats(
             episodes=int(counters["episodes"]),
             decisions=int(counters["decisions"]),
             clears=int(counters["clears"]),

@@ -113,3 +113,5 @@ def test_columns_are_little_endian_and_of_exact_size() -> None:
     for shape in ((1,), (3,), (2, 2), (1 << 30,) * 8):
         with pytest.raises(WireError, match="x holds 4 bytes"):
             from_bytes(bytes(4), "<u2", shape, "x")
+    with pytest.raises(WireError, match="x holds 0 bytes"):
+        from_bytes(b"", "<u2", (1 << 32, 1 << 32), "x")  # 0 in 64 bits
