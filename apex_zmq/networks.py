@@ -69,13 +69,22 @@ class VectorTorso(nn.Module):
 
     def __init__(self, inputs: int, num_features: int, scale: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, num_features)
+        # Layer norm: without it CartPole stays at returns of 110 to 180 for thousands of updates.
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, num_features),
+            nn.LayerNorm(num_features),
+            nn.ReLU(),
+            nn.Linear(num_features, num_features),
+            nn.LayerNorm(num_features),
+            nn.ReLU(),
+        )
         self.num_features = num_features
         self.scale = scale
 
     def forward(self, observation: Tensor) -> Tensor:
         """Features of a batch of observations."""
-        return torch.relu(self.linear(observation.flatten(1).to(torch.float32) * self.scale))
+        features: Tensor = self.layers(observation.flatten(1).to(torch.float32) * self.scale)
+        return features
 
 
 class DuelingHead(nn.Module):
@@ -117,7 +126,7 @@ def make_network(name: str, frame: FrameSpec, num_actions: int, seed: int | None
 
     nature: convolutions 32 8/4, 64 4/2, 64 3/1 (Mnih et al. 2015), two heads of 512;
     small: convolutions 16 8/4, 32 4/2, two heads of 256; mlp: flattens any input,
-    128, two heads of 128. uint8 inputs are scaled by 1/255, float32 ones are not.
+    two layers of 128 with layer norm, two heads of 128. uint8 inputs are scaled by 1/255, float32 ones are not.
     With a seed the weights depend on nothing else, and torch's generator is left as it was.
 
     Raises:

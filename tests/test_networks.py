@@ -20,7 +20,7 @@ def random_frames(*shape: int) -> torch.Tensor:
         ("small", SMALL_FRAME, 407_349),
         # Convolutions 8,224 + 32,832 + 36,928; heads of 512 on 64 x 7 x 7 features.
         ("nature", FrameSpec((84, 84), "uint8", 4), 77_984 + 3136 * 1024 + 1024 + 513 + 4 * 513),
-        ("mlp", FrameSpec((4,), "float32", 1), 5 * 128 + 129 * 256 + 129 + 4 * 129),
+        ("mlp", FrameSpec((4,), "float32", 1), 5 * 128 + 129 * 128 + 2 * 256 + 129 * 256 + 129 + 4 * 129),
     ],
 )
 def test_parameter_counts(name: str, frame: FrameSpec, count: int) -> None:
