@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -36,9 +37,11 @@ AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 class RunStats:
     """Sums the statuses of all roles; counters survive restarts of their roles.
 
+    since: monotonic seconds at which this learner began; what older processes counted before is not taken in.
     episodes, decisions: of the whole run, resumed ones included.
     """
 
+    since: float = -math.inf
     episodes: int = 0
     decisions: int = 0
     clears: int = 0
@@ -54,7 +57,11 @@ class RunStats:
     def hear(self, status: Status, now: float) -> None:
         """Take in one status; now: monotonic seconds."""
         key = (status.name, status.boot)
-        before = self._last[key].metrics if key in self._last else {}
+        before: dict[str, float] = {}
+        if key in self._last:
+            before = self._last[key].metrics
+        elif status.time - status.start_time > now - self.since:
+            before = status.metrics
         grown = {name: status.metrics.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS}
         for name, value in grown.items():
             self._counters[name] += value

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apex_zmq.checkpoint import load
@@ -77,9 +78,8 @@ def test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays(start:
     assert figures["best_x"] >= figures["mean_x"] > 40
 
 
-def addresses(shards: int = 1) -> dict[str, str]:
-    """Flags of a run over loopback TCP, on ports that are free now."""
-    ports = iter(free_ports(3 + 2 * shards))
+def addresses(ports: Iterator[int], shards: int = 1) -> dict[str, str]:
+    """Flags of a run over loopback TCP."""
     flags = {
         name: ",".join(f"tcp://127.0.0.1:{next(ports)}" for _ in range(shards))
         for name in ("--experience", "--priorities")
@@ -87,24 +87,37 @@ def addresses(shards: int = 1) -> dict[str, str]:
     return flags | {name: f"tcp://127.0.0.1:{next(ports)}" for name in ("--batches", "--parameters", "--status")}
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(("replay", "learner", "actor"))), ids="-".join)
-def test_three_programs_train_in_any_order(start: StartProgram, order: tuple[str, ...]) -> None:
-    flags = list(itertools.chain.from_iterable(addresses().items()))
-    budget = ["--set", "run.max_updates=40", "--set", "replay.min_size=200"]
-    started = {}
-    for role in order:
-        extra = ["--run-dir", "run"] if role == "learner" else []
-        started[role] = start(role, "--config", CARTPOLE, *flags, *budget, *extra)
-        started[role].wait_for("INFO")  # up before the next one starts
-    assert started["learner"].wait() == 0, started["learner"].output
-    for role in ("actor", "replay"):
-        started[role].process.terminate()
-        assert started[role].wait() == 0, started[role].output
-    assert "refused" not in "".join(program.output for program in started.values())
+def test_three_programs_train_in_any_order(start: StartProgram) -> None:
+    def train_in_order(order: tuple[str, ...], flags: dict[str, str]) -> None:
+        common = [
+            "--config",
+            CARTPOLE,
+            *itertools.chain.from_iterable(flags.items()),
+            "--set",
+            "run.max_updates=40",
+            "--set",
+            "replay.min_size=200",
+        ]
+        started = {}
+        for role in order:
+            extra = ["--run-dir", "-".join(order)] if role == "learner" else []
+            started[role] = start(role, *common, *extra)
+            started[role].wait_for("INFO")  # up before the next one starts
+        assert started["learner"].wait() == 0, started["learner"].output
+        for role in ("actor", "replay"):
+            started[role].process.terminate()
+            assert started[role].wait() == 0, started[role].output
+        assert "refused" not in "".join(program.output for program in started.values())
+
+    orders = list(itertools.permutations(("replay", "learner", "actor")))
+    ports = iter(free_ports(5 * len(orders)))
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        for done in [pool.submit(train_in_order, order, addresses(ports)) for order in orders]:
+            done.result()
 
 
 def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
-    flags = addresses(shards=2)
+    flags = addresses(iter(free_ports(7)), shards=2)
     common = ["--config", CARTPOLE, *itertools.chain.from_iterable(flags.items()), "--set", "replay.shards=2"]
     common += ["--set", "replay.min_size=400"]
     inbox: Inbox[Status] = Inbox.subscribe(

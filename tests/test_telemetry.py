@@ -19,7 +19,9 @@ from apex_zmq.telemetry import (
 from apex_zmq.wire.messages import Episode, Status
 
 
-def status(name: str = "actor-0", boot: int = 1, episodes: tuple[Episode, ...] = (), **metrics: float) -> Status:
+def status(
+    name: str = "actor-0", boot: int = 1, episodes: tuple[Episode, ...] = (), uptime: float = 0.0, **metrics: float
+) -> Status:
     role = name.partition("-")[0]
     assert role in ("actor", "replay", "learner")
     return Status(
@@ -28,6 +30,7 @@ def status(name: str = "actor-0", boot: int = 1, episodes: tuple[Episode, ...] =
         host="here",
         pid=1,
         boot=boot,
+        start_time=-uptime,
         time=0.0,
         progress_time=0.0,
         metrics=metrics,
@@ -55,6 +58,15 @@ def test_counts_go_on_over_restarts_of_their_roles() -> None:
     stats.hear(status("actor-0", 2, decisions=5), 2)  # started again, counting from 0
     stats.hear(status("actor-0", 2, decisions=7), 3)
     assert stats.decisions == 1000 + 25 + 100 + 7
+
+
+def test_a_new_learner_counts_what_older_processes_do_from_now_on() -> None:
+    stats = RunStats(since=100.0, decisions=1000)
+    stats.hear(status("actor-0", 1, uptime=50.0, decisions=700), 101)
+    stats.hear(status("actor-1", 1, uptime=0.5, decisions=4), 101)
+    assert stats.decisions == 1004
+    stats.hear(status("actor-0", 1, uptime=51.0, decisions=730), 102)
+    assert stats.decisions == 1034
 
 
 def test_rates_are_of_the_time_since_the_last_summary() -> None:

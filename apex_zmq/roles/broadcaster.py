@@ -46,11 +46,11 @@ class Broadcaster(threading.Thread):
         except ConfigError:
             self._publisher.close()
             raise
-        self.stats = RunStats()
+        self.stats = RunStats(since=time.monotonic())
         self.meter = Meter()
         self.update = self.first_update = 0
         self.waited_s = 0.0
-        self.progress_time = time.time()
+        self._start_time = self.progress_time = time.time()
         self._config = config
         self._directory = directory
         self._boot = secrets.randbits(63)
@@ -115,6 +115,7 @@ class Broadcaster(threading.Thread):
             host=socket.gethostname(),
             pid=os.getpid(),
             boot=self._boot,
+            start_time=self._start_time,
             time=time.time(),
             progress_time=self.progress_time,
             metrics=metrics,

@@ -203,6 +203,7 @@ class Learner:
         log.info("resuming %s at update %d", directory, self._trainer.updates)
         self._broadcaster.update = self._broadcaster.first_update = self._trainer.updates
         self._broadcaster.stats = RunStats(
+            since=self._broadcaster.stats.since,
             episodes=int(counters["episodes"]),
             decisions=int(counters["decisions"]),
             clears=int(counters["clears"]),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from apex_zmq.errors import UserError
+from apex_zmq.signature import network_signature
 from apex_zmq.transport import Inbox, wait
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat, decode_parameters
@@ -29,11 +30,11 @@ class ParameterFollower:
     newest: the last Parameters taken (None before the first).
     """
 
-    def __init__(self, address: str, network_signature: str, experience_signature: str) -> None:
+    def __init__(self, address: str, network: str, experience: str) -> None:
         self.newest: Parameters | None = None
         self.received_at = 0.0  # monotonic seconds
         self._address = address
-        self._signatures = network_signature, experience_signature
+        self._signatures = network, experience
         self._inbox = self._subscribe()
         self._behind_since: float | None = None
 
@@ -54,7 +55,7 @@ class ParameterFollower:
                 self._hear_heartbeat(message)
             elif self._is_newer(message[0]):
                 self.newest, taken = message
-                self._check_signatures(self.newest)
+                self._check_signatures(self.newest, taken)
                 self.received_at = time.monotonic()
                 self._behind_since = None
         return taken
@@ -75,8 +76,8 @@ class ParameterFollower:
             self._inbox = self._subscribe()
             self._behind_since = None
 
-    def _check_signatures(self, parameters: Parameters) -> None:
-        theirs = parameters.network_signature, parameters.experience_signature
+    def _check_signatures(self, parameters: Parameters, arrays: Arrays) -> None:
+        theirs = network_signature(arrays), parameters.experience_signature
         for what, ours, found in zip(("network", "experience"), self._signatures, theirs, strict=True):
             if ours != found:
                 raise MismatchError(

@@ -43,7 +43,7 @@ class StatusReporter(threading.Thread):
         self._interval_s = interval_s
         self._episodes: list[Episode] = []
         self._lock = threading.Lock()
-        self._progress_time = time.time()
+        self._start_time = self._progress_time = time.time()
         self._closing = threading.Event()
 
     def progress(self) -> None:
@@ -73,6 +73,7 @@ class StatusReporter(threading.Thread):
             host=socket.gethostname(),
             pid=os.getpid(),
             boot=self._boot,
+            start_time=self._start_time,
             time=time.time(),
             progress_time=self._progress_time,
             metrics=dict(self.metrics),

@@ -153,6 +153,7 @@ class Status(Body, frozen=True):
     host: Annotated[str, Meta(max_length=256)]
     pid: UInt
     boot: UInt
+    start_time: float  # unix seconds at the start of the process
     time: float  # unix seconds at sending
     progress_time: float  # unix seconds of the main loop's last progress
     metrics: Annotated[dict[Name, float], Meta(max_length=256)]
@@ -423,7 +424,7 @@ def decode_heartbeat(parts: Parts) -> Heartbeat:
 def decode_status(parts: Parts, kind: Kind = Kind.STATUS) -> Status:
     """Raises: WireError: numbers that are not finite, besides the usual."""
     status = _decode_body(parts, kind, Status)
-    numbers = [status.time, status.progress_time, *status.metrics.values()]
+    numbers = [status.start_time, status.time, status.progress_time, *status.metrics.values()]
     numbers += [episode.episode_return for episode in status.episodes]
     _require(np.isfinite(numbers).all(), f"status of {status.name} is not finite")
     return status

@@ -122,6 +122,7 @@ def bodies() -> dict[Kind, Body]:
         host="host",
         pid=123,
         boot=2**62,
+        start_time=1_600_000_000.0,
         time=1_700_000_000.5,
         progress_time=1_700_000_000.25,
         metrics={"decisions": 4096.0, "blocked_s": 0.5},

@@ -360,7 +360,11 @@ def test_networks_compute_what_the_document_says(name: str) -> None:
     rng = np.random.default_rng(0)
     if name == "mlp":
         observation: Any = rng.normal(size=(2, 5)).astype(np.float32)
-        hidden = np.maximum(weights["torso.linear.weight"] @ observation.ravel() + weights["torso.linear.bias"], 0)
+        hidden = observation.ravel()
+        for layer, norm in re.findall(r"`(layers\.\d)`: \d+[^`]*`(layers\.\d)`: layer norm", row["torso"]):
+            hidden = weights[f"torso.{layer}.weight"] @ hidden + weights[f"torso.{layer}.bias"]
+            hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + 0.00001)
+            hidden = np.maximum(hidden * weights[f"torso.{norm}.weight"] + weights[f"torso.{norm}.bias"], 0)
     else:
         observation = rng.integers(0, 256, (2, 84, 84)).astype(np.uint8)
         hidden = observation / 255
