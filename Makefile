@@ -25,15 +25,14 @@ lint: $(INSTALLED)
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; set PYTHON=python3.x"; exit 2; }
-	@command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 \
-		|| { echo "A C++ compiler is needed to build nes-py; install g++ (Debian: apt-get install g++)"; exit 2; }
+	@command -v g++ >/dev/null 2>&1 \
+		|| { echo "nes-py is built from source and needs g++; install it (Debian: apt-get install g++)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# From Python 3.13 on stable-retro and nes-py ask for different versions of pyglet, which both
 	@# use for windows only; without its own requirements stable-retro installs beside nes-py.
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))' && \
-		$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt stable-retro \
-		|| true
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then \
+		$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt stable-retro; fi
 	@touch $@
 
 clean:
