@@ -30,6 +30,7 @@ COUNTERS = (
     "updates",
     "waited_s",
 )
+STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 
@@ -60,7 +61,7 @@ class RunStats:
         before: dict[str, float] = {}
         if key in self._last:
             before = self._last[key].metrics
-        elif status.time - status.start_time > now - self.since:
+        elif status.time - status.start_time > now - self.since + STARTED_TOGETHER_S:
             before = status.metrics
         grown = {name: status.metrics.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS}
         for name, value in grown.items():

@@ -62,11 +62,12 @@ def test_counts_go_on_over_restarts_of_their_roles() -> None:
 
 def test_a_new_learner_counts_what_older_processes_do_from_now_on() -> None:
     stats = RunStats(since=100.0, decisions=1000)
-    stats.hear(status("actor-0", 1, uptime=50.0, decisions=700), 101)
+    stats.hear(status("actor-0", 1, uptime=3600.0, decisions=700), 101)
     stats.hear(status("actor-1", 1, uptime=0.5, decisions=4), 101)
-    assert stats.decisions == 1004
-    stats.hear(status("actor-0", 1, uptime=51.0, decisions=730), 102)
-    assert stats.decisions == 1034
+    stats.hear(status("actor-2", 1, uptime=5.0, decisions=20), 101)  # up before the learner, as when all start at once
+    assert stats.decisions == 1024
+    stats.hear(status("actor-0", 1, uptime=3601.0, decisions=730), 102)
+    assert stats.decisions == 1054
 
 
 def test_rates_are_of_the_time_since_the_last_summary() -> None:
