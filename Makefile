@@ -12,7 +12,7 @@ train: $(INSTALLED)
 	bin/apex-train --config configs/mario-cpu.yaml $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)

@@ -45,6 +45,7 @@ setup(
             "mypy>=1.10",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "scipy>=1.11",
             "types-psutil",

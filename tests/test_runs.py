@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apex_zmq.checkpoint import load
@@ -160,6 +161,7 @@ def test_interrupted_run_saves_and_resumes_where_it_was(start: StartProgram, tmp
     assert updates == sorted(updates)  # the curves join
 
 
+@pytest.mark.timeout(900)  # a hang, not a bar: six processes on two cores
 def test_cartpole_is_learned_over_the_real_processes(start: StartProgram, tmp_path: Path) -> None:
     """Mean return of 400 over the last 20 low-epsilon episodes within 30,000 updates, on two seeds at once."""
     runs = {
