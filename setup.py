@@ -43,6 +43,7 @@ setup(
             "hypothesis>=6.100",
             "msgpack>=1.0",
             "mypy>=1.10",
+            "pillow>=10",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

@@ -1,4 +1,4 @@
-"""Arguments, signals and logging of the programs under `bin/`.
+"""Arguments and signals of the programs under `bin/`.
 
 Heavy imports wait until the arguments are known to be good, so that `--help`
 answers at once.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import logging
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from apex_zmq import __version__, rundir
+from apex_zmq import __version__, logs, rundir
 from apex_zmq import config as settings
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
@@ -51,6 +50,7 @@ TRAIN_FLAGS: tuple[tuple[str, str, type], ...] = (
 def actor(argv: Sequence[str] | None = None) -> int:
     """bin/apex-actor."""
     parser = _parser("apex-actor", "Plays with the learner's parameters and sends its experience to the replay.")
+    _add_log_dir(parser)
     parser.add_argument(
         "--actor-index", type=int, metavar="I", help="place among the actors, from 0; needs --num-lanes"
     )
@@ -72,7 +72,7 @@ def actor(argv: Sequence[str] | None = None) -> int:
                 "count the lanes of all actors"
             )
         name = f"actor-{index}" if index is not None else f"actor-{socket.gethostname()[:40]}-{os.getpid()}"
-        stop = _prepare(name, config, config.actor.threads)
+        stop = _prepare(name, config, config.actor.threads, arguments.log_format, arguments.log_dir)
         from apex_zmq.roles.actor import Actor
 
         Actor(config, name, index, total).run(stop)
@@ -84,12 +84,13 @@ def actor(argv: Sequence[str] | None = None) -> int:
 def replay(argv: Sequence[str] | None = None) -> int:
     """bin/apex-replay."""
     parser = _parser("apex-replay", "Stores experience and deals prioritized batches to the learner.")
+    _add_log_dir(parser)
     parser.add_argument("--shard", type=int, default=0, metavar="S", help="which shard this is, from 0 (default: 0)")
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         if not 0 <= arguments.shard < config.replay.shards:
             raise ConfigError(f"--shard {arguments.shard}: replay.shards is {config.replay.shards}; count from 0")
-        stop = _prepare(f"replay-{arguments.shard}", config, 1)
+        stop = _prepare(f"replay-{arguments.shard}", config, 1, arguments.log_format, arguments.log_dir)
         from apex_zmq.roles.replay import ReplayServer
 
         ReplayServer(config, arguments.shard).run(stop)
@@ -101,11 +102,12 @@ def replay(argv: Sequence[str] | None = None) -> int:
 def learner(argv: Sequence[str] | None = None) -> int:
     """bin/apex-learner."""
     parser = _parser("apex-learner", "Trains on the replay's batches and publishes parameters.")
+    _add_log_dir(parser)
     _add_run_options(parser)
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         directory = _run_directory(arguments, config)
-        stop = _prepare("learner", config, config.learner.threads)
+        stop = _prepare("learner", config, config.learner.threads, arguments.log_format, arguments.log_dir)
         from apex_zmq.roles.learner import Learner
 
         Learner(config, directory, resume=arguments.resume, init_from=arguments.init_from).run(stop)
@@ -144,7 +146,14 @@ def train(argv: Sequence[str] | None = None) -> int:
             from apex_zmq.checkpoint import load
 
             load(arguments.init_from)
-        return launch(config, directory, tcp=arguments.tcp, resume=arguments.resume, init_from=arguments.init_from)
+        return launch(
+            config,
+            directory,
+            tcp=arguments.tcp,
+            resume=arguments.resume,
+            init_from=arguments.init_from,
+            log_format=arguments.log_format,
+        )
 
     return _main(parser, run, argv, overrides)
 
@@ -230,11 +239,23 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
     )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="text (default), or json: one object a line with time, level, role, message",
+    )
     return parser
 
 
 def _plain(value: Any) -> str:
     return json.dumps(value).strip('"')
+
+
+def _add_log_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-dir", type=Path, metavar="DIR", help="log to DIR/<role>.log too, in rotated files (default: none)"
+    )
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -284,18 +305,17 @@ def _main(
         return run(arguments, config)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        logs.keep(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def _prepare(name: str, config: Config, threads: int) -> threading.Event:
+def _prepare(
+    name: str, config: Config, threads: int, log_format: logs.Format = "text", log_dir: Path | None = None
+) -> threading.Event:
     """Logging, threads and signals of a role; the event is set when it is to stop."""
-    logging.basicConfig(
-        level=config.telemetry.log_level.upper(),
-        format=f"%(asctime)s %(levelname)-7s {name} %(message)s",
-        stream=sys.stdout,
-    )
+    logs.configure(name, config.telemetry.log_level, log_format, log_dir)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

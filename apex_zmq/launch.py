@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apex_zmq import config as settings
+from apex_zmq import logs
 from apex_zmq.config import Config
 
 LAUNCHED = "APEX_LAUNCHED"  # in the environment of roles that must not outlive the launcher
@@ -25,13 +26,17 @@ STEADY_S = 60.0  # a role that ran for so long starts its count anew
 STOP_S = 20.0
 POLL_S = 0.2
 EXIT_BAD_INPUT = 2
-PROGRESS = " progress "
 
 
 class Terminal:
-    """Prints the roles' lines; on a terminal the newest progress line stays at the bottom."""
+    """Prints the roles' lines; on a terminal the newest progress line stays at the bottom.
 
-    def __init__(self) -> None:
+    log_format: of the lines; what is not JSON already is made so where it is json.
+    """
+
+    def __init__(self, log_format: logs.Format) -> None:
+        self._json = log_format == "json"
+        self._mark = f'"message": "{logs.PROGRESS}' if self._json else f" {logs.PROGRESS}"
         self._lock = threading.Lock()
         self._live = ""
         self._is_terminal = sys.stdout.isatty()
@@ -39,15 +44,21 @@ class Terminal:
     def show(self, role: str, line: str) -> None:
         """One line that a role has printed."""
         with self._lock:
+            whole = self._whole(role, line)
             if not self._is_terminal:
-                print(f"{role:9}| {line}", flush=True)
+                print(whole, flush=True)
                 return
-            if PROGRESS in line:
-                self._live = line.partition(PROGRESS)[2].strip()
+            if self._mark in line:
+                self._live = line.partition(self._mark)[2].strip('"}')
             else:
-                print(f"\r\x1b[2K{role:9}| {line}")
+                print(f"\r\x1b[2K{whole}")
             width = shutil.get_terminal_size().columns
             print(f"\r\x1b[2K{self._live[: width - 1]}", end="", flush=True)
+
+    def _whole(self, role: str, line: str) -> str:
+        if not self._json:
+            return f"{role:9}| {line}"
+        return line if line.startswith('{"time": ') else logs.json_line(time.time(), "WARNING", role, line)
 
     def close(self) -> None:
         """Leave the live line where it is."""
@@ -115,7 +126,9 @@ class Role:
             self._reader.join(timeout=1.0)
 
 
-def launch(config: Config, directory: Path, *, tcp: bool, resume: bool, init_from: Path | None) -> int:
+def launch(
+    config: Config, directory: Path, *, tcp: bool, resume: bool, init_from: Path | None, log_format: logs.Format
+) -> int:
     """Run actors, replay shards and learner until a budget is spent, Ctrl-C, or a role dies for good.
 
     Returns:
@@ -124,12 +137,13 @@ def launch(config: Config, directory: Path, *, tcp: bool, resume: bool, init_fro
     home = Path(tempfile.mkdtemp(prefix="apex-"))  # 0700
     stop = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    terminal = Terminal()
+    terminal = Terminal(log_format)
     try:
         config = settings.replace(config, local_addresses(config.replay.shards, home if not tcp else None))
         path = home / "config.yaml"
         path.write_text(settings.to_yaml(config))
-        return _supervise(_roles(config, path, directory, resume, init_from, terminal), stop, terminal)
+        common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]
+        return _supervise(_roles(config, common, directory, resume, init_from, terminal), stop, terminal)
     finally:
         terminal.close()
         for number, handler in previous.items():
@@ -164,10 +178,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def _roles(
-    config: Config, path: Path, directory: Path, resume: bool, init_from: Path | None, terminal: Terminal
+    config: Config, common: list[str], directory: Path, resume: bool, init_from: Path | None, terminal: Terminal
 ) -> list[Role]:
-    """Learner, shards, actors; the learner first, since a bad run directory or checkpoint shows there."""
-    common = ["--config", str(path)]
+    """Learner, shards, actors; the learner first, since a bad run directory or checkpoint shows there.
+
+    common: arguments of all of them.
+    """
     learner = ["learner", *common, "--run-dir", str(directory)]
     first = ["--resume"] if resume else ["--init-from", str(init_from)] if init_from is not None else []
     total_lanes = str(config.run.num_actors * config.actor.lanes)

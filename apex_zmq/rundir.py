@@ -23,10 +23,10 @@ def choose(given: Path | None, config_name: str, resume: bool) -> Path:
         return given
     if not resume:
         return RUNS / f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    runs = sorted(RUNS.glob(f"{config_name}-[0-9]*"), key=lambda path: path.stat().st_mtime)
+    runs = [path for path in RUNS.glob(f"{config_name}-[0-9]*") if _holds_run(path)]
     if not runs:
         raise ConfigError(f"--resume found no run {RUNS}/{config_name}-*; name one with --run-dir")
-    return runs[-1]
+    return max(runs, key=lambda path: path.stat().st_mtime)
 
 
 def check(path: Path, resume: bool) -> None:
@@ -35,7 +35,7 @@ def check(path: Path, resume: bool) -> None:
     Raises:
         ConfigError: in use, holding another run (when not resuming), holding none (when resuming).
     """
-    holds_run = any(path.glob("*.safetensors"))
+    holds_run = _holds_run(path)
     if resume and not holds_run:
         raise ConfigError(f"run directory {path} holds no checkpoint to resume; leave --resume out or name another")
     if not resume and holds_run:
@@ -44,6 +44,10 @@ def check(path: Path, resume: bool) -> None:
         raise ConfigError(f"run directory {path} is a file; choose another --run-dir")
     if (path / LOCK).exists():
         RunDirectory(path).release()
+
+
+def _holds_run(path: Path) -> bool:
+    return any(path.glob("*.safetensors"))
 
 
 class RunDirectory:

@@ -1,4 +1,4 @@
-"""What a run tells of itself: statuses of all roles, summed up, for TensorBoard and people."""
+"""What a run tells of itself: statuses of all roles, summed up, as TensorBoard and the progress line show them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
+import numpy.typing as npt
 
 from apex_zmq.wire.messages import Episode, Status
 
-PROGRESS = "progress  "  # begins the log line that apex-train shows live
 LOW_EPSILON = 0.01
 EPISODE_WINDOW = 100  # as in Stable-Baselines3's rollout/ep_rew_mean
 LOW_EPSILON_WINDOW = 20
+# Returns are averaged per bucket of epsilon too, over the last episodes of each: up to 0.001, up to 0.01, ...
+EPSILON_BOUNDS = (0.001, 0.01, 0.1, 1.0)
+EPSILON_WINDOW = 20
 # Metrics that only grow while their process lives; the others are momentary.
 COUNTERS = (
     "decisions",
@@ -31,6 +32,7 @@ COUNTERS = (
     "waited_s",
 )
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
+ROLES = ("actor", "replay", "learner", "evaluator")
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 
@@ -54,6 +56,10 @@ class RunStats:
     _summary_time: float = field(default_factory=time.monotonic)
     _recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
     _recent_low: deque[Episode] = field(default_factory=lambda: deque(maxlen=LOW_EPSILON_WINDOW))
+    _by_epsilon: dict[float, deque[float]] = field(
+        default_factory=lambda: {bound: deque(maxlen=EPSILON_WINDOW) for bound in EPSILON_BOUNDS}
+    )
+    _ends: dict[str, deque[int]] = field(default_factory=dict)
 
     def hear(self, status: Status, now: float) -> None:
         """Take in one status; now: monotonic seconds."""
@@ -75,6 +81,10 @@ class RunStats:
             self._recent.append(episode)
             if episode.epsilon <= LOW_EPSILON:
                 self._recent_low.append(episode)
+            bucket = next(bound for bound in EPSILON_BOUNDS if episode.epsilon <= bound)
+            self._by_epsilon[bucket].append(episode.episode_return)
+            if episode.stage and not episode.cleared:
+                self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.max_x)
 
     @property
     def low_epsilon_return(self) -> float | None:
@@ -128,7 +138,17 @@ class RunStats:
             numbers["wait/replay_sample"] = min(1.0, rate["sample_blocked_s"] / len(shards))
         numbers |= _rollout("rollout", self._recent)
         numbers |= _rollout("rollout/low_epsilon", self._recent_low)
+        for bound, returns in self._by_epsilon.items():
+            if returns:
+                numbers[f"rollout/ep_rew_mean_by_epsilon/to_{bound:g}"] = float(np.mean(returns))
+        for role in ROLES:
+            if alive := self.live(role, now):
+                numbers[f"memory/{role}_bytes"] = _total(alive, "rss_bytes")
         return numbers
+
+    def ends(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Where Mario's last episodes that did not clear ended: largest x, pixels, by TensorBoard tag of the stage."""
+        return {f"rollout/end_x/{stage}": np.array(ends) for stage, ends in self._ends.items()}
 
 
 def _total(statuses: Iterable[Status], metric: str) -> float:
@@ -172,28 +192,6 @@ class Meter:
             self._sums.clear()
             self._counts.clear()
         return means
-
-
-class Board:
-    """The TensorBoard events of a run, over decisions.
-
-    start: decisions so far; what an interrupted run wrote beyond is hidden, so
-    that a resumed run's curves join.
-    """
-
-    def __init__(self, directory: Path, config_text: str, start: int) -> None:
-        self._writer = SummaryWriter(str(directory), purge_step=start if start else None)
-        self._writer.add_text("config", f"```yaml\n{config_text}```", start)
-
-    def write(self, numbers: Mapping[str, float], decisions: int) -> None:
-        """One point of each curve."""
-        for tag, value in numbers.items():
-            self._writer.add_scalar(tag, value, decisions)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
 
 
 def progress_line(numbers: Mapping[str, float]) -> str:

@@ -107,6 +107,10 @@ BAD = {
     "actor index beyond the lanes": Case(
         "apex-actor --actor-index 2 --num-lanes 16", "--actor-index 2", "count the lanes of all actors"
     ),
+    "log directory that is a file": Case(
+        "apex-actor --log-dir {foreign}", "cannot write logs in {foreign}", "choose another --log-dir"
+    ),
+    "unknown log format": Case("apex-train --log-format xml", "--log-format", "see --help"),
     "rendering": Case("apex-train --render", "--render is not available", "leave it out"),
 }
 ANSWERED = [f"{program} {flag}" for program in PROGRAMS for flag in ("--help", "--version")]

@@ -61,6 +61,7 @@ def test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays(start:
     curves = events(tmp_path / "run")
     assert set(curves.Tags()["scalars"]) >= TAGS
     assert "config/text_summary" in curves.Tags()["tensors"]
+    assert "rollout/end_x/1-1" in curves.Tags()["histograms"]
     assert curves.Scalars("train/updates")[-1].value >= 20
     assert curves.Scalars("rollout/episodes")[-1].value >= 40
     assert curves.Scalars("rollout/max_x")[-1].value > 300  # Mario starts at 40 and has walked

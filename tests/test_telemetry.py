@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apex_zmq.telemetry import (
     AWAY_S,
     EPISODE_WINDOW,
+    EPSILON_WINDOW,
     LOW_EPSILON,
     LOW_EPSILON_WINDOW,
-    Board,
     Meter,
     RunStats,
     progress_line,
@@ -38,8 +36,10 @@ def status(
     )
 
 
-def episode(value: float, epsilon: float = 0.5, length: int = 10, max_x: int = 0, cleared: bool = False) -> Episode:
-    stage = "1-1" if max_x else ""
+def episode(
+    value: float, epsilon: float = 0.5, length: int = 10, max_x: int = 0, cleared: bool = False, stage: str = ""
+) -> Episode:
+    stage = stage or ("1-1" if max_x else "")
     return Episode(episode_return=value, length=length, epsilon=epsilon, stage=stage, max_x=max_x, cleared=cleared)
 
 
@@ -180,6 +180,46 @@ def test_episodes_of_low_epsilon_have_a_window_of_their_own() -> None:
     assert numbers["rollout/ep_rew_mean"] < -400
 
 
+def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
+    stats = RunStats()
+    for value in range(EPSILON_WINDOW + 10):
+        stats.hear(status(episodes=(episode(value, epsilon=0.01),)), 0)
+    stats.hear(status(episodes=(episode(7, epsilon=0.0), episode(-1, epsilon=0.011), episode(-5, epsilon=1.0))), 0)
+    numbers = stats.summary(10, update=0)
+    prefix = "rollout/ep_rew_mean_by_epsilon/to_"
+    assert {tag.removeprefix(prefix): value for tag, value in numbers.items() if tag.startswith(prefix)} == {
+        "0.001": 7,
+        "0.01": 10 + (EPSILON_WINDOW - 1) / 2,
+        "0.1": -1,
+        "1": -5,
+    }
+
+
+def test_where_mario_died_is_told_by_stage() -> None:
+    stats = RunStats()
+    assert stats.ends() == {}
+    stats.hear(status(episodes=(episode(1, max_x=100), episode(1, max_x=3161, cleared=True), episode(1))), 0)
+    stats.hear(status(episodes=(episode(1, max_x=700), episode(1, max_x=40, stage="8-4"))), 0)
+    ends = {tag: where.tolist() for tag, where in stats.ends().items()}
+    assert ends == {"rollout/end_x/1-1": [100, 700], "rollout/end_x/8-4": [40]}
+    for _ in range(EPISODE_WINDOW):
+        stats.hear(status(episodes=(episode(1, max_x=5),)), 0)
+    assert set(stats.ends()["rollout/end_x/1-1"]) == {5}
+
+
+def test_memory_is_summed_per_role_over_who_is_there() -> None:
+    stats = started(100)
+    stats.hear(status("actor-0", rss_bytes=1000.0), 100)
+    stats.hear(status("actor-1", rss_bytes=100.0), 101)
+    stats.hear(status("actor-2", rss_bytes=10.0), 101)
+    stats.hear(status("learner", rss_bytes=7.0), 101)
+    numbers = stats.summary(100 + AWAY_S + 0.5, update=0)
+    assert {tag: value for tag, value in numbers.items() if tag.startswith("memory/")} == {
+        "memory/actor_bytes": 110,
+        "memory/learner_bytes": 7,
+    }
+
+
 def test_a_meter_takes_means_since_the_last_time() -> None:
     meter = Meter()
     assert meter.take() == {}
@@ -207,39 +247,6 @@ def test_a_meter_may_be_taken_while_others_add() -> None:
         taken.append(meter.take())
     taken.append(meter.take())
     assert all(means in ({}, {"one": 1.0, "two": 2.0}) for means in taken)
-
-
-def read(directory: Path) -> EventAccumulator:
-    events = EventAccumulator(str(directory))
-    events.Reload()
-    return events
-
-
-def curve(directory: Path, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in read(directory).Scalars(tag)]
-
-
-def test_a_board_writes_events_that_tensorboard_reads(tmp_path: Path) -> None:
-    board = Board(tmp_path, "run:\n  seed: 0\n", start=0)
-    board.write({"train/loss": 0.5, "rollout/episodes": 3}, decisions=10)
-    board.write({"train/loss": 0.25}, decisions=20)
-    assert curve(tmp_path, "train/loss") == [(10, 0.5), (20, 0.25)]  # while it is open already
-    board.close()
-    assert curve(tmp_path, "rollout/episodes") == [(10, 3.0)]
-    (text,) = read(tmp_path).Tensors("config/text_summary")
-    assert b"seed: 0" in text.tensor_proto.string_val[0]
-
-
-def test_a_resumed_run_hides_what_was_written_after_its_checkpoint(tmp_path: Path) -> None:
-    board = Board(tmp_path, "", start=0)
-    for decisions in (10, 20, 30, 40):
-        board.write({"train/loss": 1.0}, decisions)
-    board.close()
-    board = Board(tmp_path, "", start=25)
-    board.write({"train/loss": 2.0}, decisions=28)
-    board.write({"train/loss": 2.0}, decisions=35)
-    board.close()
-    assert curve(tmp_path, "train/loss") == [(10, 1.0), (20, 1.0), (28, 2.0), (35, 2.0)]
 
 
 def test_the_progress_line_shows_the_numbers_of_the_summary() -> None:

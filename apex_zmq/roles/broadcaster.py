@@ -8,10 +8,17 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from apex_zmq.config import Config, ConfigError, to_yaml
-from apex_zmq.telemetry import PROGRESS, Board, Meter, RunStats, progress_line
+import numpy.typing as npt
+
+from apex_zmq.board import Board
+from apex_zmq.config import Config, ConfigError
+from apex_zmq.logs import PROGRESS
+from apex_zmq.roles.status import rss_bytes
+from apex_zmq.telemetry import Meter, RunStats, progress_line
 from apex_zmq.transport import Inbox, Publisher, wait
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_status, encode
@@ -30,6 +37,8 @@ class Broadcaster(threading.Thread):
     meter: the training thread's numbers go in here.
     update, waited_s, progress_time: set by the training thread: gradient steps of the
     run, seconds spent waiting for batches, unix seconds of its last progress.
+    newest: set by the training thread: arrays of the newest batch, by tag, whose
+    histograms are taken at the log interval.
 
     Raises:
         ConfigError: an address that cannot be bound.
@@ -50,6 +59,7 @@ class Broadcaster(threading.Thread):
         self.meter = Meter()
         self.update = self.first_update = 0
         self.waited_s = 0.0
+        self.newest: Mapping[str, npt.NDArray[Any]] = {}
         self._start_time = self.progress_time = time.time()
         self._config = config
         self._directory = directory
@@ -66,7 +76,7 @@ class Broadcaster(threading.Thread):
 
     def run(self) -> None:
         """Serve until closed."""
-        board = Board(self._directory, to_yaml(self._config), self.stats.decisions)
+        board = Board(self._directory, self._config, self.stats.decisions)
         interval_s = self._config.telemetry.log_interval_s
         next_heartbeat = next_summary = time.monotonic() + min(interval_s, HEARTBEAT_S)
         while not self._closing.is_set():
@@ -100,11 +110,14 @@ class Broadcaster(threading.Thread):
         )
 
     def _summarize(self, board: Board, now: float) -> None:
-        self.stats.hear(
-            self._learner_status({"updates": self.update - self.first_update, "waited_s": self.waited_s}), now
-        )
+        own = {
+            "updates": self.update - self.first_update,
+            "waited_s": self.waited_s,
+            "rss_bytes": rss_bytes(),
+        }
+        self.stats.hear(self._learner_status(own), now)
         numbers = self.stats.summary(now, self.update) | self.meter.take()
-        board.write(numbers, self.stats.decisions)
+        board.write(numbers, {**self.newest, **self.stats.ends()}, self.stats.decisions)
         self._publisher.send(encode(Kind.RELAYED_STATUS, self._learner_status(numbers)))
         log.info("%s%s", PROGRESS, progress_line(numbers))
 

@@ -132,6 +132,7 @@ class Learner:
         self._broadcaster.meter.add(result.metrics)
         keys, td_error = batch.keys[:0], np.zeros(0, np.float32)
         if result.td_error is not None:
+            self._broadcaster.newest = {"train/td_error": result.td_error, "replay/priority": batch.priority}
             keys, td_error = batch.keys, np.where(decoded.broken, np.float32(-1), result.td_error)
         update = PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, keys, td_error)
         if batch.shard < len(self._shards):

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
+import psutil
+
 from apex_zmq.transport import Outbox
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Episode, Status, encode
@@ -17,6 +19,11 @@ from apex_zmq.wire.messages import Episode, Status, encode
 log = logging.getLogger(__name__)
 
 MAX_PENDING_EPISODES = 4096
+
+
+def rss_bytes() -> float:
+    """Resident memory of this process."""
+    return float(psutil.Process().memory_info().rss)
 
 
 class StatusReporter(threading.Thread):
@@ -76,7 +83,7 @@ class StatusReporter(threading.Thread):
             start_time=self._start_time,
             time=time.time(),
             progress_time=self._progress_time,
-            metrics=dict(self.metrics),
+            metrics=self.metrics | {"rss_bytes": rss_bytes()},
             episodes=tuple(episodes),
         )
         if outbox.send(encode(Kind.STATUS, status)):

@@ -1,0 +1,107 @@
+"""The TensorBoard events of a run: curves, histograms, their arrangement, hyper-parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from apex_zmq.config import MARIO, Config, to_tree, to_yaml
+
+BINS = 64  # of a histogram, of equal width; TensorBoard shows fewer
+COMPARED = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.", "learner.")  # hyper-parameters
+FINAL = ("rollout/ep_rew_mean", "rollout/low_epsilon/ep_rew_mean", "train/updates")
+FINAL_MARIO = ("rollout/clear_rate", "rollout/low_epsilon/clear_rate", "rollout/best_x")
+# The page "Custom Scalars": category, chart, tags.
+CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Learning": {
+        "return": ("rollout/ep_rew_mean", "rollout/low_epsilon/ep_rew_mean"),
+        "clear rate": ("rollout/clear_rate", "rollout/low_epsilon/clear_rate"),
+        "loss": ("train/loss",),
+        "Q": ("train/q_mean",),
+        "samples per insert": ("replay/samples_per_insert",),
+        "rates, 1/s": ("time/decisions_per_s", "time/inserts_per_s", "time/updates_per_s"),
+    },
+    "Play": {
+        "return by epsilon": ("rollout/ep_rew_mean_by_epsilon/.*",),
+        "largest x": ("rollout/max_x", "rollout/max_x_mean", "rollout/low_epsilon/max_x_mean"),
+        "episode length": ("rollout/ep_len_mean", "rollout/low_epsilon/ep_len_mean"),
+    },
+    "Machinery": {
+        "waiting": ("wait/.*",),
+        "parameter age, s": ("actors/parameter_age_s",),
+        "|TD| and gradient": ("train/td_error_mean", "train/grad_norm"),
+        "resident memory, bytes": ("memory/.*",),
+    },
+}
+MARIO_CHARTS = ("clear rate", "largest x")
+
+
+class Board:
+    """The TensorBoard events of a run, over decisions.
+
+    start: decisions so far; what an interrupted run wrote beyond is hidden, so
+    that a resumed run's curves join.
+    """
+
+    def __init__(self, directory: Path, config: Config, start: int) -> None:
+        mario = config.env.id == MARIO
+        self._writer = SummaryWriter(str(directory), purge_step=start if start else None)
+        self._writer.add_text("config", f"```yaml\n{to_yaml(config)}```", start)
+        self._writer.add_custom_scalars(_layout(mario))
+        # SummaryWriter.add_hparams would make a second run of them, below this one. The dashboard shows the
+        # last value of these curves.
+        metrics = dict.fromkeys(FINAL + (FINAL_MARIO if mario else ()))
+        *begin, self._end = hparams(_hyper_parameters(config), metrics)  # type: ignore[no-untyped-call]
+        for summary in begin:
+            self._add(summary)
+
+    def write(self, numbers: Mapping[str, float], histograms: Mapping[str, npt.NDArray[Any]], decisions: int) -> None:
+        """One point of each curve, and one histogram of each array."""
+        for tag, value in numbers.items():
+            self._writer.add_scalar(tag, value, decisions)
+        for tag, values in histograms.items():
+            self._writer.add_histogram(tag, values, decisions, bins=BINS)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Mark the run as ended, flush and close."""
+        self._add(self._end)
+        self._writer.close()
+
+    def _add(self, summary: Any) -> None:
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_summary(summary)
+
+
+def _layout(mario: bool) -> dict[str, dict[str, list[Any]]]:
+    """CHARTS as `SummaryWriter.add_custom_scalars` takes them; tags are patterns that match from the start."""
+    return {
+        category: {
+            title: ["Multiline", [f"{tag}$" for tag in tags]]
+            for title, tags in charts.items()
+            if mario or title not in MARIO_CHARTS
+        }
+        for category, charts in CHARTS.items()
+    }
+
+
+def _hyper_parameters(config: Config) -> dict[str, float | str]:
+    return {
+        name: value if isinstance(value, int | float | str) else json.dumps(value)
+        for name, value in _leaves(to_tree(config))
+        if name.startswith(COMPARED)
+    }
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

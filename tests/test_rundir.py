@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from apex_zmq import rundir
+
+
+def test_resume_takes_the_newest_run_that_saved_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for day, name in enumerate(("mario-1", "mario-2", "mario-3", "cartpole-4")):
+        run = Path("checkpoints") / name
+        (run / "logs").mkdir(parents=True)
+        if name != "mario-3":  # ended before its learner had begun
+            (run / "latest.safetensors").touch()
+        os.utime(run, (day, day))
+    assert rundir.choose(None, "mario", resume=True) == Path("checkpoints/mario-2")
