@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "transport",
     },
     "launch": {"config", "cli"},
+    "config_doc": {"config", "cli"},
     "cli": {"__init__", "config", "errors", "checkpoint", "replay", "rundir", "roles", "launch"},
 }
 # Third-party packages and the only parts that may import them.
