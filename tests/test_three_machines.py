@@ -29,6 +29,12 @@ PAGE = (ROOT / "docs" / "SEVERAL_MACHINES.md").read_text()
 ADDRESSES = dict(re.findall(r"^\| (replay|learner|actors) \| ([\d.]+) \|", PAGE, re.MULTILINE))
 UPDATES = 2000  # what the page sets
 STOP_S = 20.0
+FETCH_WHEN_FILLED = """
+import sys, time, urllib.request
+while (answer := urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1]).read()) == b"[]":
+    time.sleep(0.5)  # TensorBoard looks for new runs every few seconds
+print(answer.decode())
+"""
 
 
 def commands(heading: str) -> str:
@@ -149,15 +155,13 @@ def test_the_walk_through_trains_on_three_hosts(hosts: dict[str, Host]) -> None:
     for number in (1, 2):
         log = (hosts["actors"].directory / f"actor-{number}.log").read_text()
         assert "playing 8 lanes" in log
-        assert all(line in actors.output for line in log.splitlines())
+    actors.wait_for("playing 8 lanes")
     assert not re.search("refused|Traceback|ERROR", replay.output + learner.output + actors.output)
 
     # TensorBoard on the learner answers another host, which itself needs no open port.
     board.wait_for("http://")
-    fetch = (
-        "import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1]).read().decode())"
-    )
-    runs = hosts["actors"].ask(sys.executable, "-c", fetch, f"http://{ADDRESSES['learner']}:6006/data/runs")
+    url = f"http://{ADDRESSES['learner']}:6006/data/runs"
+    runs = hosts["actors"].ask(sys.executable, "-c", FETCH_WHEN_FILLED, url)
     assert json.loads(runs) == ["three-hosts"]
     assert hosts["actors"].ask("ss", "--no-header", "--listening", "--tcp") == ""
 
