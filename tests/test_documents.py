@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import apex_zmq
+from apex_zmq import config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -67,3 +68,18 @@ def test_one_version_is_named_everywhere() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert newest[1] == apex_zmq.__version__
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_curves_and_settings_that_are_named_exist(document: Path) -> None:
+    source = "".join(path.read_text() for path in (ROOT / "apex_zmq").rglob("*.py"))
+    settings = {setting.name for setting in config.settings()}
+    sections = {name.partition(".")[0] for name in settings}
+    groups = {"rollout", "train", "replay", "time", "wait", "actors"}
+    for code in re.findall(r"`([^`\n]+)`", prose(document)):
+        if re.fullmatch(rf"({'|'.join(groups)})/\w+(/\w+)?", code):
+            _, _, leaf = code.rpartition("/")
+            assert f'"{code}"' in source or f'}}/{leaf}"' in source, f"{document.name} names the curve {code}"
+        if re.fullmatch(rf"({'|'.join(sections)})(\.\w+)+", code) and not code.endswith(".py"):
+            known = code in settings or any(name.startswith(f"{code}.") for name in settings)
+            assert known, f"{document.name} names the setting {code}"
