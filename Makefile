@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test test-long lint clean
+.PHONY: train test test-long lint docs clean
 
 train: $(INSTALLED)
 	bin/apex-train --config configs/mario-cpu.yaml $(ARGS)
@@ -21,6 +21,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+docs: $(INSTALLED)
+	$(BIN)/python -m apex_zmq.config_doc > docs/CONFIGURATION.md
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -15,6 +15,7 @@ setup(
     description="Ape-X DQN as independent actor, replay and learner processes over ZeroMQ",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
+    license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["apex_zmq", "apex_zmq.*"]),
     install_requires=[

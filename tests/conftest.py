@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent
 
 
 class Program:
-    """A running program under bin/; its lines can be awaited."""
+    """A running program; its lines can be awaited."""
 
-    def __init__(self, name: str, arguments: tuple[str, ...], directory: Path) -> None:
+    def __init__(self, command: Sequence[str], directory: Path) -> None:
         self.process = subprocess.Popen(
-            [str(ROOT / "bin" / f"apex-{name}"), *arguments],
+            command,
             cwd=directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -84,11 +84,11 @@ class StartProgram(Protocol):
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[StartProgram]:
-    """Starts programs in the test's directory; ends what is left of them."""
+    """Starts programs under bin/ in the test's directory; ends what is left of them."""
     programs: list[Program] = []
 
     def start_program(name: str, *arguments: str) -> Program:
-        programs.append(Program(name, arguments, tmp_path))
+        programs.append(Program([str(ROOT / "bin" / f"apex-{name}"), *arguments], tmp_path))
         return programs[-1]
 
     yield start_program

@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "transport",
     },
     "launch": {"config", "cli", "logs"},
+    "config_doc": {"config", "cli"},
     "cli": {"__init__", "config", "errors", "checkpoint", "replay", "rundir", "logs", "roles", "launch"},
 }
 # Third-party packages and the only parts that may import them.

@@ -1,0 +1,85 @@
+"""The documents hold together: links lead somewhere, drawings are drawings, one version is named everywhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+import apex_zmq
+from apex_zmq import config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+IMAGES = sorted((ROOT / "docs" / "images").glob("*.svg"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+COMING = {"docs/RESULTS.md"}  # named already, written last
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def prose(document: Path) -> str:
+    """The text without its code blocks."""
+    return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """The names that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in LINK.findall(prose(document)):
+        if target.startswith(("https://", "http://")) or target in COMING:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = document.parent / path if path else document
+        assert linked.exists(), f"{document.name} links to {target}, which is not there"
+        assert not anchor or anchor in anchors(linked), f"{document.name} links to {target}; no such heading"
+
+
+def test_the_documents_for_readers_are_named_in_the_readme() -> None:
+    targets = set(LINK.findall((ROOT / "README.md").read_text()))
+    assert {str(path.relative_to(ROOT)) for path in DOCUMENTS if path.name != "README.md"} <= targets
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
+def test_a_drawing_is_used_and_keeps_within_its_bounds(image: Path) -> None:
+    assert any(f"({image.parent.name}/{image.name})" in document.read_text() for document in DOCUMENTS)
+    root = ElementTree.parse(image).getroot()
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert root.find(f"{SVG}title") is not None
+    for text in root.iter(f"{SVG}text"):
+        x, y, size = (float(text.attrib[name]) for name in ("x", "y", "font-size"))
+        extent = 0.6 * size * len("".join(text.itertext()))  # as wide as a wide font draws it
+        left = x - {"start": 0.0, "middle": 0.5, "end": 1.0}[text.attrib.get("text-anchor", "start")] * extent
+        assert left >= 0, text.text
+        assert left + extent <= width, text.text
+        assert size <= y <= height, text.text
+
+
+def test_one_version_is_named_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == apex_zmq.__version__
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == apex_zmq.__version__
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_curves_and_settings_that_are_named_exist(document: Path) -> None:
+    source = "".join(path.read_text() for path in (ROOT / "apex_zmq").rglob("*.py"))
+    settings = {setting.name for setting in config.settings()}
+    sections = {name.partition(".")[0] for name in settings}
+    groups = {"rollout", "train", "replay", "time", "wait", "actors"}
+    for code in re.findall(r"`([^`\n]+)`", prose(document)):
+        if re.fullmatch(rf"({'|'.join(groups)})/\w+(/\w+)?", code):
+            _, _, leaf = code.rpartition("/")
+            assert f'"{code}"' in source or f'}}/{leaf}"' in source, f"{document.name} names the curve {code}"
+        if re.fullmatch(rf"({'|'.join(sections)})(\.\w+)+", code) and not code.endswith(".py"):
+            known = code in settings or any(name.startswith(f"{code}.") for name in settings)
+            assert known, f"{document.name} names the setting {code}"
