@@ -40,6 +40,7 @@ setup(
         "numpy>=2.1; python_version >= '3.13'",
     ],
     extras_require={
+        "atari": ["ale-py>=0.11"],
         "dev": [
             "hypothesis>=6.100",
             "msgpack>=1.0",

@@ -62,19 +62,28 @@ class Run(Section, frozen=True):
 
 
 class Reward(Section, frozen=True):
-    """Terms of the Mario reward, added up once per decision."""
+    """The Mario reward: terms added up once per decision, or that of a package."""
 
+    preset: Annotated[
+        Literal["terms", "gym-super-mario-bros-7.4", "gym-super-mario-bros-9.1"],
+        doc("terms: those below; else that version's own reward, summed over a decision's frames, and no terms."),
+    ] = "terms"
     progress: Annotated[Finite, doc("Per pixel of new maximum x.")] = 0.1
     progress_clip: Annotated[Count, doc("Pixels of progress counted at most per decision.")] = 12
     time: Annotated[Finite, doc("Per decision.")] = -0.01
     death: Annotated[Finite, doc("At a death.")] = -3.0
     clear: Annotated[Finite, doc("At the flag or a change of stage.")] = 5.0
+    score: Annotated[Finite, doc("Per point of the game's score.")] = 0.0
+    coins: Annotated[Finite, doc("Per coin.")] = 0.0
+    power_up: Annotated[Finite, doc("Per power-up (small, tall, fire); taken back when it is lost.")] = 0.0
 
 
 class Env(Section, frozen=True):
-    """The environment: Super Mario Bros by stage, or any Gymnasium id."""
+    """The environment: Super Mario Bros by stage, or any Gymnasium environment with discrete actions."""
 
-    id: Annotated[str, doc("SuperMarioBros, or a Gymnasium id with discrete actions.")] = MARIO
+    id: Annotated[
+        str, doc("SuperMarioBros, a Gymnasium id, ALE/Game-v5 (extra: atari), or package.module:factory.")
+    ] = MARIO
     emulator: Annotated[
         Literal["auto", "fceumm", "nes-py"], doc("auto: FCEUmm where stable-retro is installed, else nes-py.")
     ] = "auto"
@@ -83,7 +92,13 @@ class Env(Section, frozen=True):
         Literal["RIGHT_ONLY", "SIMPLE_MOVEMENT", "COMPLEX_MOVEMENT"] | tuple[tuple[str, ...], ...],
         doc("Action set by name, or a list of button lists (NOOP right left up down A B)."),
     ] = "SIMPLE_MOVEMENT"
-    frame_skip: Annotated[int, Meta(ge=1, le=60), doc("Emulator frames per decision.")] = 4
+    frame_skip: Annotated[int, Meta(ge=1, le=60), doc("Emulator frames per decision (Mario, Atari).")] = 4
+    max_pool: Annotated[
+        bool, doc("Pixelwise maximum of a decision's last two emulator frames (Mario; Atari always does).")
+    ] = False
+    sticky: Annotated[
+        Probability, doc("Probability per decision that the previous action is repeated in place of the one chosen.")
+    ] = 0.0
     hud: Annotated[
         Literal["crop", "mask", "keep"], doc("The 32 rows of score and clock: cut off, blackened, or kept.")
     ] = "crop"
@@ -91,7 +106,7 @@ class Env(Section, frozen=True):
     frame_width: Annotated[int, Meta(ge=8, le=256), doc("Columns of an image frame after resizing.")] = 84
     frame_stack: Annotated[int, Meta(ge=1, le=16), doc("Frames per observation (1 for vectors).")] = 4
     noop_max: Annotated[
-        int, Meta(ge=0, le=255), doc("Random no-op emulator frames at an episode's start, at most.")
+        int, Meta(ge=0, le=255), doc("Random no-op emulator frames at an episode's start, at most (Mario, Atari).")
     ] = 30
     stall_limit: Annotated[
         Count | None, doc("Decisions without a new maximum x that truncate an episode; null: none.")
@@ -99,6 +114,7 @@ class Env(Section, frozen=True):
     max_episode_steps: Annotated[
         Count | None, doc("Decisions that truncate an episode; null: none beyond the environment's own.")
     ] = None
+    clip_reward: Annotated[bool, doc("Clip each decision's reward to [-1, 1], as is usual for Atari.")] = False
     reward: Annotated[Reward, doc("Terms of the Mario reward.")] = Reward()
 
 
@@ -395,6 +411,10 @@ def validate(config: Config) -> None:
     for address in all_addresses(addresses):
         check_address(address)
     if config.env.id == MARIO:
+        require(
+            not config.env.max_pool or config.env.frame_skip > 1,
+            "env.max_pool takes two frames of a decision; raise env.frame_skip to 2 or more",
+        )
         for stage in config.env.stages:
             world, dash, area = stage.partition("-")
             require(

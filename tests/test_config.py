@@ -60,7 +60,7 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:
         ("lerner=1", "unknown setting lerner;", "did you mean learner?"),
         ("learner.batchsize=1", "unknown setting learner.batchsize;", "did you mean learner.batch_size?"),
         ("env.reward.deaths=1", "unknown setting env.reward.deaths;", "did you mean env.reward.death?"),
-        ("env.reward.zzz=1", "unknown setting env.reward.zzz;", "known: progress, progress_clip, time, death, clear"),
+        ("env.reward.zzz=1", "unknown setting env.reward.zzz;", "known: preset, progress, progress_clip, time, death"),
         ("=1", "unknown setting ;", "known: run, env,"),
         ("run.dir", "--set run.dir:", "write section.key=value"),
         ("run.dir=[", "--set run.dir=[:", "not valid YAML"),
@@ -110,6 +110,10 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (
+            ["env.max_pool=true", "env.frame_skip=1"],
+            "env.max_pool takes two frames of a decision; raise env.frame_skip",
+        ),
         (["actor.segment_length=2"], "agent.n_step 3 exceeds actor.segment_length 2; lengthen segments"),
         (
             ["replay.capacity=400"],

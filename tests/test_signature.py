@@ -33,7 +33,16 @@ OTHERS = {
     "telemetry.log_level": "debug",
     "addresses.batches": "tcp://127.0.0.1:9",
 }
-CHOICES: dict[str, Any] = {"env.id": "CartPole-v1", "env.actions": "RIGHT_ONLY", "env.hud": "mask"}
+CHOICES: dict[str, Any] = {
+    "env.id": "CartPole-v1",
+    "env.actions": "RIGHT_ONLY",
+    "env.hud": "mask",
+    "env.sticky": 0.25,
+    "env.reward.preset": "gym-super-mario-bros-7.4",
+    "env.reward.score": 0.01,
+    "env.reward.coins": 0.5,
+    "env.reward.power_up": 1.0,
+}
 
 
 def another(name: str) -> Any:

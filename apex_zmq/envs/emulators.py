@@ -2,6 +2,8 @@
 
 FCEUmm is driven directly through the libretro C interface (libretro.h, API
 version 1): RAM is a live view, and a screen costs nothing until it is read.
+nes-py is driven below its environment class: nes-py 8 through its C functions,
+nes-py 9 through the Cython class that took their place.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib
 import importlib.util
 import itertools
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,11 +32,7 @@ RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 128, 64, 32, 16, 8, 4, 2, 1
 
 
 class Emulator(Protocol):
-    """One NES with the game inserted.
-
-    A saved state holds everything but the screen, so `screen` means something
-    only after a `step`. Not for use by several threads.
-    """
+    """One NES with the game inserted, switched on. Not for use by several threads."""
 
     @property
     def ram(self) -> UInt8s:
@@ -46,6 +45,17 @@ class Emulator(Protocol):
     def step(self, buttons: int) -> None:
         """Run one frame with the given buttons (sum of RIGHT, LEFT, ..., A) held."""
 
+    def close(self) -> None:
+        """Free the machine; its views must not be used any more."""
+
+
+class StatefulEmulator(Emulator, Protocol):
+    """One whose game can be taken out as bytes and put back.
+
+    A saved state holds everything but the screen, so `screen` means something
+    only after a `step`.
+    """
+
     def power_on(self) -> None:
         """Switch off and on; the next frame is number 0 of recorded inputs."""
 
@@ -54,20 +64,6 @@ class Emulator(Protocol):
 
     def load_state(self, state: bytes) -> None:
         """Continue from a state saved by an emulator of the same kind."""
-
-    def close(self) -> None:
-        """Free the machine; its views must not be used any more."""
-
-
-def make_emulator(kind: str) -> Emulator:
-    """An emulator by the name that `env.emulator` has for it.
-
-    Raises:
-        EnvError: it, or the game, is not installed.
-    """
-    if kind == "nes-py":
-        raise EnvError("env.emulator nes-py is not supported yet; install stable-retro and set it to auto")
-    return FCEUmm()
 
 
 def rom_path() -> Path:
@@ -82,13 +78,12 @@ def rom_path() -> Path:
     return path
 
 
-def _package_file(package: str, name: str, distribution: str) -> Path:
+def _package_file(package: str, pattern: str, distribution: str) -> Path:
     spec = importlib.util.find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder, name)
-        if path.is_file():
+        for path in sorted(Path(folder).glob(pattern)):
             return path
-    raise EnvError(f"{package}/{name} not found; pip install {distribution}")
+    raise EnvError(f"{package}/{pattern} not found; pip install {distribution}")
 
 
 # libretro.h: enum values and callback types.
@@ -115,9 +110,18 @@ class _GameInfo(ctypes.Structure):
 _cores_loaded = itertools.count()
 
 
+def core_path() -> Path:
+    """FCEUmm inside the stable-retro wheel.
+
+    Raises:
+        EnvError: missing.
+    """
+    return _package_file("stable_retro", "cores/fceumm_libretro.so", "stable-retro")
+
+
 def _load_core() -> ctypes.CDLL:
     """The FCEUmm library; a core keeps its machine in globals, so each needs a library of its own."""
-    path = _package_file("stable_retro", "cores/fceumm_libretro.so", "stable-retro")
+    path = core_path()
     try:
         if next(_cores_loaded) == 0:
             return ctypes.CDLL(str(path))
@@ -134,7 +138,7 @@ def _held(buttons: int) -> tuple[int, ...]:
 
 
 class FCEUmm:
-    """The libretro core of stable-retro's wheel (see `Emulator`).
+    """The libretro core of stable-retro's wheel (see `StatefulEmulator`).
 
     Raises:
         EnvError: core or ROM missing or unusable.
@@ -204,11 +208,11 @@ class FCEUmm:
         self._core.retro_run()
 
     def power_on(self) -> None:
-        """As `Emulator.power_on`."""
+        """As `StatefulEmulator.power_on`."""
         self.load_state(self._power_on)
 
     def save_state(self) -> bytes:
-        """As `Emulator.save_state`.
+        """As `StatefulEmulator.save_state`.
 
         Raises:
             EnvError: the core refuses.
@@ -218,7 +222,7 @@ class FCEUmm:
         return self._state.raw
 
     def load_state(self, state: bytes) -> None:
-        """As `Emulator.load_state`.
+        """As `StatefulEmulator.load_state`.
 
         Raises:
             EnvError: not a state of this core.
@@ -230,3 +234,107 @@ class FCEUmm:
         """As `Emulator.close`."""
         self._core.retro_unload_game()
         self._core.retro_deinit()
+
+
+class NESPy:
+    """The machine inside nes-py's environments (see `Emulator`).
+
+    Its state cannot be taken out: there is one backup slot inside each machine.
+    Colours are nes-py's own palette and differ from FCEUmm's.
+
+    Raises:
+        EnvError: nes-py or ROM missing or unusable.
+    """
+
+    def __init__(self) -> None:
+        self._native = native = _native_emulator(str(rom_path()))
+        native.reset()
+        self._ram: UInt8s = native.ram_buffer()
+        rgb: UInt8s = native.screen_buffer()
+        top, left = (rgb.shape[0] - SCREEN_ROWS) // 2, (rgb.shape[1] - SCREEN_COLUMNS) // 2
+        self._rgb = rgb[top : top + SCREEN_ROWS, left : left + SCREEN_COLUMNS]
+
+    @property
+    def ram(self) -> UInt8s:
+        """As `Emulator.ram`."""
+        return self._ram
+
+    @property
+    def screen(self) -> UInt16s:
+        """As `Emulator.screen`: the same area as FCEUmm's, in memory of its own."""
+        red, green, blue = (self._rgb[..., channel].astype(np.uint16) for channel in range(3))
+        pixels: UInt16s = (red >> 3 << 11 | green >> 2 << 5 | blue >> 3).astype(np.uint16, copy=False)
+        return pixels
+
+    def step(self, buttons: int) -> None:
+        """As `Emulator.step`."""
+        self._native.frame_advance(buttons)
+
+    def backup(self) -> None:
+        """Keep the machine as it is, screen included, in the place of an earlier backup."""
+        self._native.backup()
+
+    def restore(self) -> None:
+        """Go back to the backup."""
+        self._native.restore()
+
+    def close(self) -> None:
+        """As `Emulator.close`."""
+        self._native.close()
+
+
+def _native_emulator(rom: str) -> Any:
+    """nes-py's machine: methods as of `nes_py._native.NativeEmulator`."""
+    if importlib.util.find_spec("nes_py") is None:
+        raise EnvError("nes_py not found; pip install nes-py")
+    try:
+        library = _package_file("nes_py", "lib_nes_env*", "nes-py")
+    except EnvError:
+        return importlib.import_module("nes_py._native").NativeEmulator(rom)
+    return _NativeEmulator8(library, rom)
+
+
+class _NativeEmulator8:
+    """The C functions of nes-py 8 in the shape of nes-py 9's class; importing nes-py 8 itself would load legacy gym."""
+
+    def __init__(self, library: Path, rom: str) -> None:
+        try:
+            self._library = functions = ctypes.CDLL(str(library))
+        except OSError as error:
+            raise EnvError(f"cannot load {library}: {error}; reinstall nes-py") from None
+        functions.Initialize.argtypes = (ctypes.c_wchar_p,)
+        functions.Controller.argtypes = (ctypes.c_void_p, ctypes.c_uint)
+        for name in ("Initialize", "Screen", "Memory", "Controller"):
+            getattr(functions, name).restype = ctypes.c_void_p
+        for name in ("Screen", "Memory", "Reset", "Step", "Backup", "Restore", "Close"):
+            getattr(functions, name).argtypes = (ctypes.c_void_p,)
+        self._machine = functions.Initialize(rom)
+        self._controller = ctypes.c_uint8.from_address(functions.Controller(self._machine, 0))
+
+    def ram_buffer(self) -> UInt8s:
+        return self._view(self._library.Memory(self._machine), RAM_BYTES)
+
+    def screen_buffer(self) -> UInt8s:
+        """[240, 256, 3] RGB; in memory a pixel is B, G, R and a byte of padding."""
+        rows, columns = self._library.Height(), self._library.Width()
+        pixels = self._view(self._library.Screen(self._machine), rows * columns * 4)
+        return pixels.reshape(rows, columns, 4)[..., 2::-1]
+
+    def _view(self, address: int, size: int) -> UInt8s:
+        return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
+
+    def frame_advance(self, buttons: int) -> None:
+        self._controller.value = buttons
+        self._library.Step(self._machine)
+
+    def reset(self) -> None:
+        self._library.Reset(self._machine)
+
+    def backup(self) -> None:
+        self._library.Backup(self._machine)
+
+    def restore(self) -> None:
+        self._library.Restore(self._machine)
+
+    def close(self) -> None:
+        self._library.Close(self._machine)

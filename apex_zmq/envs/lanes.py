@@ -1,7 +1,8 @@
-"""Lanes of Super Mario Bros that share one emulator, and lanes of Gymnasium environments."""
+"""Lanes of Super Mario Bros, and lanes of Gymnasium environments."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import gymnasium
@@ -9,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from apex_zmq import config
-from apex_zmq.envs import mario, preprocess
-from apex_zmq.envs.emulators import Emulator
-from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Progress, Step
+from apex_zmq.envs import atari, mario, preprocess
+from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
+from apex_zmq.envs.machines import Machines
 from apex_zmq.types import FrameSpec, UInt8s, UInt16s
 
 
@@ -21,53 +22,53 @@ def mario_spec(env: config.Env) -> EnvSpec:
     return EnvSpec(frame, len(mario.action_buttons(env.actions)))
 
 
+def _clipped(reward: float, env: config.Env) -> float:
+    return min(max(reward, -1.0), 1.0) if env.clip_reward else reward
+
+
 class MarioLanes:
-    """Lanes that take turns on one emulator by swapping its state (see `Lanes`).
+    """Lanes of the game, by the rules of `mario` (see `Lanes`).
 
     Each lane draws its stages and no-op starts from a generator of its own.
     """
 
-    def __init__(self, env: config.Env, num_lanes: int, seed: int, emulator: Emulator) -> None:
+    def __init__(self, env: config.Env, num_lanes: int, seed: int, machines: Machines) -> None:
         self.spec = mario_spec(env)
         self.num_lanes = num_lanes
         self._env = env
         self._buttons = mario.action_buttons(env.actions)
-        self._emulator = emulator
+        self._machines = machines
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(num_lanes)]
         self._stages = [""] * num_lanes
         self._episodes: list[mario.Episode | None] = [None] * num_lanes
-        self._parked: list[bytes] = [b""] * num_lanes
-        self._resident: int | None = None  # the lane whose state is in the emulator
 
     def reset(self, lane: int) -> Frame:
         """Draw a stage and a number of no-op frames, and begin there."""
-        self._park()
-        generator, emulator = self._generators[lane], self._emulator
+        generator = self._generators[lane]
         stage = self._env.stages[generator.integers(len(self._env.stages))]
         noops = int(generator.integers(self._env.noop_max + 1))
-        start = mario.start_state(emulator, stage)
+        screen = self._machines.start(lane, stage)
+        emulator = self._machines.of(lane)
         # Waiting for as long as env.noop_max allows, 255 frames, kills in none of the stages.
-        emulator.load_state(start.state)
         for _ in range(noops):
             emulator.step(0)
-        self._resident = lane
         self._stages[lane] = stage
         self._episodes[lane] = mario.begin(mario.read(emulator.ram))
-        return self._frame(emulator.screen if noops else start.screen)
+        return self._frame(emulator.screen if noops else screen)
 
     def step(self, lane: int, action: int) -> Step:
         """Hold the action's buttons for `frame_skip` frames, or until the episode ends."""
         before = self._episodes[lane]
         if before is None:
             raise EnvError(f"lane {lane} has no episode under way; reset it first")
-        if self._resident != lane:
-            self._park()
-            self._emulator.load_state(self._parked[lane])
-            self._resident = lane
-        readings = []
-        for _ in range(self._env.frame_skip):
-            self._emulator.step(self._buttons[action])
-            readings.append(mario.read(self._emulator.ram))
+        emulator = self._machines.of(lane)
+        readings: list[mario.Reading] = []
+        previous = None
+        for index in range(self._env.frame_skip):
+            if self._env.max_pool and index == self._env.frame_skip - 1:
+                previous = np.array(emulator.screen)
+            emulator.step(self._buttons[action])
+            readings.append(mario.read(emulator.ram))
             if mario.outcome(before.start, readings[-1]) is not mario.Outcome.PLAYING:
                 break
         after = mario.advance(before, readings)
@@ -75,24 +76,54 @@ class MarioLanes:
         truncated = mario.truncated(after, self._env)
         self._episodes[lane] = None if terminated or truncated else after
         return Step(
-            frame=self._frame(self._emulator.screen),
-            reward=mario.reward(before, after, self._env.reward),
+            frame=self._frame(emulator.screen, previous),
+            reward=_clipped(mario.reward(before, readings, self._env.reward), self._env),
             terminated=terminated,
             truncated=truncated,
             progress=Progress(self._stages[lane], after.max_x, after.outcome is mario.Outcome.CLEARED),
         )
 
-    def _park(self) -> None:
-        if self._resident is not None:
-            self._parked[self._resident] = self._emulator.save_state()
-            self._resident = None
-
-    def _frame(self, screen: UInt16s) -> UInt8s:
-        return preprocess.screen_frame(screen, self._env.hud, self._env.frame_height, self._env.frame_width)
+    def _frame(self, screen: UInt16s, previous: UInt16s | None = None) -> UInt8s:
+        env = self._env
+        return preprocess.screen_frame(screen, env.hud, env.frame_height, env.frame_width, previous)
 
     def close(self) -> None:
-        """Close the emulator."""
-        self._emulator.close()
+        """Close the machines."""
+        self._machines.close()
+
+
+class StickyLanes:
+    """Lanes that now and then repeat the previous action instead of the one they are given (see `Lanes`).
+
+    Sticky actions (Machado et al. 2018, arXiv 1709.06009, section 5), drawn once per decision from
+    a generator of the lane's own. The first decision of an episode has nothing to repeat.
+    """
+
+    def __init__(self, lanes: Lanes, probability: float, seed: int) -> None:
+        self.spec, self.num_lanes = lanes.spec, lanes.num_lanes
+        self._lanes = lanes
+        self._probability = probability
+        # The lanes' own generators come from the seed alone.
+        children = np.random.SeedSequence((seed, 1)).spawn(lanes.num_lanes)
+        self._generators = [np.random.default_rng(child) for child in children]
+        self._previous: list[int | None] = [None] * lanes.num_lanes
+
+    def reset(self, lane: int) -> Frame:
+        """As `Lanes.reset`."""
+        self._previous[lane] = None
+        return self._lanes.reset(lane)
+
+    def step(self, lane: int, action: int) -> Step:
+        """As `Lanes.step`, with the action or the one before it."""
+        previous = self._previous[lane]
+        repeat = self._generators[lane].random() < self._probability
+        taken = previous if repeat and previous is not None else action
+        self._previous[lane] = taken
+        return self._lanes.step(lane, taken)
+
+    def close(self) -> None:
+        """As `Lanes.close`."""
+        self._lanes.close()
 
 
 def gym_spec(env: config.Env) -> EnvSpec:
@@ -101,19 +132,31 @@ def gym_spec(env: config.Env) -> EnvSpec:
     Raises:
         EnvError: as `GymLanes`.
     """
-    made = _make_gym(env.id)
+    made = _make_gym(env)
     try:
         return _gym_spec(env, made)
     finally:
         made.close()
 
 
-def _make_gym(env_id: str) -> gymnasium.Env[Any, Any]:
+def _make_gym(env: config.Env) -> gymnasium.Env[Any, Any]:
     try:
-        return gymnasium.make(env_id, disable_env_checker=True)
+        if env.id.startswith(atari.PREFIX):
+            return atari.make_atari(env)
+        module, _, factory = env.id.partition(":")
+        # What follows the colon in an id of Gymnasium's own, module:Name-v0, is no identifier.
+        if factory.isidentifier():
+            made = getattr(importlib.import_module(module), factory)()
+            if not isinstance(made, gymnasium.Env):
+                raise TypeError(f"returned a {type(made).__name__}, not a gymnasium.Env")
+            return made
+        return gymnasium.make(env.id, disable_env_checker=True)
+    except EnvError:
+        raise
     except Exception as error:  # an environment's constructor may raise anything
         reason = " ".join(str(error).split())
-        raise EnvError(f"env.id {env_id}: {reason}; use SuperMarioBros or an installed Gymnasium id") from error
+        remedy = "use SuperMarioBros, an installed Gymnasium id, or package.module:factory on PYTHONPATH"
+        raise EnvError(f"env.id {env.id}: {reason}; {remedy}") from error
 
 
 def _gym_spec(env: config.Env, made: gymnasium.Env[Any, Any]) -> EnvSpec:
@@ -134,7 +177,7 @@ class GymLanes:
     """One Gymnasium environment per lane, seeded at its first reset (see `Lanes`).
 
     Raises:
-        EnvError: unknown id, actions not Discrete, observations neither float
+        EnvError: unknown id or factory, actions not Discrete, observations neither float
             vectors nor uint8 images.
     """
 
@@ -142,7 +185,7 @@ class GymLanes:
         self.spec = gym_spec(env)
         self.num_lanes = num_lanes
         self._env = env
-        self._lanes = [_make_gym(env.id) for _ in range(num_lanes)]
+        self._lanes = [_make_gym(env) for _ in range(num_lanes)]
         first_action = self._lanes[0].action_space
         assert isinstance(first_action, gymnasium.spaces.Discrete)
         self._first_action = int(first_action.start)
@@ -164,7 +207,8 @@ class GymLanes:
         self._decisions[lane] += 1
         limit = self._env.max_episode_steps
         cut = truncated or (limit is not None and self._decisions[lane] >= limit)
-        return Step(self._frame(observation), float(reward), bool(terminated), bool(cut and not terminated), None)
+        earned = _clipped(float(reward), self._env)
+        return Step(self._frame(observation), earned, bool(terminated), bool(cut and not terminated), None)
 
     def _frame(self, observation: npt.NDArray[Any]) -> Frame:
         if self.spec.frame.dtype == "float32":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from apex_zmq import config
-from apex_zmq.envs.emulators import make_emulator
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
-from apex_zmq.envs.lanes import GymLanes, MarioLanes, gym_spec, mario_spec
+from apex_zmq.envs.lanes import GymLanes, MarioLanes, StickyLanes, gym_spec, mario_spec
+from apex_zmq.envs.machines import make_machines
 
 __all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spec", "make_lanes"]
 
@@ -27,6 +27,9 @@ def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
     Raises:
         EnvError: emulator, game or Gymnasium environment missing or unusable.
     """
+    lanes: Lanes
     if env.id == MARIO:
-        return MarioLanes(env, num_lanes, seed, make_emulator(env.emulator))
-    return GymLanes(env, num_lanes, seed)
+        lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator))
+    else:
+        lanes = GymLanes(env, num_lanes, seed)
+    return StickyLanes(lanes, env.sticky, seed) if env.sticky else lanes

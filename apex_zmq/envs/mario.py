@@ -15,7 +15,7 @@ import numpy as np
 
 from apex_zmq import config
 from apex_zmq.envs import emulators
-from apex_zmq.envs.emulators import Emulator
+from apex_zmq.envs.emulators import Emulator, StatefulEmulator
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
 
@@ -140,6 +140,7 @@ class Episode(NamedTuple):
     """The account of an episode after some decisions."""
 
     start: Reading
+    last: Reading
     max_x: int
     decisions: int = 0
     stalled: int = 0  # decisions since max_x last grew
@@ -148,7 +149,7 @@ class Episode(NamedTuple):
 
 def begin(start: Reading) -> Episode:
     """The account of an episode before its first decision."""
-    return Episode(start, start.x)
+    return Episode(start, start, start.x)
 
 
 def advance(episode: Episode, readings: Sequence[Reading]) -> Episode:
@@ -156,6 +157,7 @@ def advance(episode: Episode, readings: Sequence[Reading]) -> Episode:
     max_x = max(episode.max_x, *(reading.x for reading in readings))
     return Episode(
         start=episode.start,
+        last=readings[-1],
         max_x=max_x,
         decisions=episode.decisions + 1,
         stalled=0 if max_x > episode.max_x else episode.stalled + 1,
@@ -163,14 +165,46 @@ def advance(episode: Episode, readings: Sequence[Reading]) -> Episode:
     )
 
 
-def reward(before: Episode, after: Episode, terms: config.Reward) -> float:
-    """What the decision between two accounts earned."""
+def reward(before: Episode, readings: Sequence[Reading], terms: config.Reward) -> float:
+    """What a decision earned, given the account before it and the readings of its frames."""
+    if terms.preset != "terms":
+        return _package_reward(before, readings, terms.preset == "gym-super-mario-bros-9.1")
+    after = advance(before, readings)
     earned = min(after.max_x - before.max_x, terms.progress_clip) * terms.progress + terms.time
     if after.outcome is Outcome.DEAD:
         earned += terms.death
     elif after.outcome is Outcome.CLEARED:
         earned += terms.clear
-    return earned
+    points, coins, power_ups = _gains(before.last, after.last)
+    return earned + points * terms.score + coins * terms.coins + power_ups * terms.power_up
+
+
+def _gains(last: Reading, now: Reading) -> tuple[int, int, int]:
+    """Points, coins and power-ups gained; the count of coins goes from 99 to 0."""
+    return max(now.score - last.score, 0), (now.coins - last.coins) % 100, min(now.status, 2) - min(last.status, 2)
+
+
+def _package_reward(before: Episode, readings: Sequence[Reading], newer: bool) -> float:
+    """The reward of gym-super-mario-bros' step(), 7.4's or the newer 9.1's (smb_env.py, _get_reward).
+
+    The package's step is one frame: the frames are clipped to +-15 each and summed up.
+    """
+    total, last, best_x = 0.0, before.last, before.max_x
+    for now in readings:
+        end = outcome(before.start, now)
+        moved = now.x - (best_x if newer else last.x)
+        if newer:
+            moved = max(moved, 0)
+        earned = float(moved if abs(moved) <= 5 else 0)  # a larger step is a change of area
+        earned += min(now.time - last.time, 0)
+        if end is Outcome.DEAD:
+            earned -= 25
+        if newer:
+            points, coins, power_ups = _gains(last, now)
+            earned += points / 100 + 5 * coins + 5 * power_ups + (50 if end is Outcome.CLEARED else 0)
+        total += min(max(earned, -15.0), 15.0)
+        last, best_x = now, max(best_x, now.x)
+    return total
 
 
 def truncated(episode: Episode, env: config.Env) -> bool:
@@ -193,10 +227,10 @@ _TITLE_FRAMES = 60
 _START_FRAMES_MAX = 120
 _PLAYABLE_FRAMES_MAX = 600
 
-_starts: dict[tuple[type[Emulator], str], Start] = {}
+_starts: dict[tuple[type[StatefulEmulator], str], Start] = {}
 
 
-def start_state(emulator: Emulator, stage: str) -> Start:
+def start_state(emulator: StatefulEmulator, stage: str) -> Start:
     """The first playable frame of a stage; worked out once per process and kind of emulator.
 
     Leaves the emulator anywhere.
@@ -206,23 +240,27 @@ def start_state(emulator: Emulator, stage: str) -> Start:
     """
     key = type(emulator), stage
     if key not in _starts:
-        _starts[key] = _play_to_start(emulator, stage)
+        emulator.power_on()
+        play_to_start(emulator, stage)
+        _starts[key] = Start(emulator.save_state(), np.array(emulator.screen))
     return _starts[key]
 
 
-def _play_to_start(emulator: Emulator, stage: str) -> Start:
+def play_to_start(emulator: Emulator, stage: str) -> None:
     """Play from power-on to the first frame of a stage that obeys the player.
 
     The stage is written into RAM on the title screen, before START makes the
     game load it, as gym-super-mario-bros does. Underground and water stages
     begin behind the walk into the pipe: it is an area of its own.
+
+    Raises:
+        EnvError: no such stage, or the game does not get there.
     """
     if stage not in STAGES:
         raise EnvError(f"no stage {stage!r}; stages run from 1-1 to 8-4")
     world, number = int(stage[0]), int(stage[2])
     area = number + 1 if world in (1, 2, 4, 7) and number >= 2 else number
     ram = emulator.ram
-    emulator.power_on()
     for _ in range(_TITLE_FRAMES):
         emulator.step(0)
     for frame in range(_START_FRAMES_MAX):
@@ -237,5 +275,4 @@ def _play_to_start(emulator: Emulator, stage: str) -> Start:
             break
     now = read(ram)
     if (now.world, now.stage, now.mode, now.player_state) != (world, number, _PLAYING_MODE, _IN_CONTROL):
-        raise EnvError(f"stage {stage} did not start within {_PLAYABLE_FRAMES_MAX} frames; reinstall stable-retro")
-    return Start(emulator.save_state(), np.array(emulator.screen))
+        raise EnvError(f"stage {stage} did not start within {_PLAYABLE_FRAMES_MAX} frames; reinstall the emulator")

@@ -63,7 +63,13 @@ def _shrink(pixels: UInt8s | UInt16s, table: UInt8s, black_rows: int, out: UInt8
 _shrink_kernel: Callable[[UInt8s | UInt16s, UInt8s, int, UInt8s], None] = numba.njit(nogil=True, cache=True)(_shrink)
 
 
-def screen_frame(screen: UInt16s, hud: Literal["crop", "mask", "keep"], height: int, width: int) -> UInt8s:
+def screen_frame(
+    screen: UInt16s,
+    hud: Literal["crop", "mask", "keep"],
+    height: int,
+    width: int,
+    previous: UInt16s | None = None,
+) -> UInt8s:
     """The frame of an emulator's screen.
 
     Args:
@@ -71,13 +77,19 @@ def screen_frame(screen: UInt16s, hud: Literal["crop", "mask", "keep"], height: 
         hud: what becomes of the 32 rows of the HUD: cut off, blackened, kept.
         height: rows of the frame.
         width: columns of the frame.
+        previous: another screen; each pixel then counts with the larger luma of the two.
 
     Returns:
         [height, width], memory of its own.
     """
     out = np.empty((height, width), np.uint8)
-    visible = screen[HUD_ROWS:] if hud == "crop" else screen
-    _shrink_kernel(visible, _RGB565_LUMA, HUD_ROWS if hud == "mask" else 0, out)
+    first = HUD_ROWS if hud == "crop" else 0
+    black_rows = HUD_ROWS if hud == "mask" else 0
+    if previous is None:
+        _shrink_kernel(screen[first:], _RGB565_LUMA, black_rows, out)
+    else:
+        brighter = np.maximum(_RGB565_LUMA[screen[first:]], _RGB565_LUMA[previous[first:]])
+        _shrink_kernel(brighter, _GRAY, black_rows, out)
     return out
 
 

@@ -1,9 +1,10 @@
-"""Invariant 6: lanes that share one emulator play as each would alone."""
+"""Invariant 6: lanes play together as each would alone, on a shared machine or on one each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from apex_zmq import config
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import FCEUmm
-from apex_zmq.envs.interface import EnvError, Step
-from apex_zmq.envs.lanes import MarioLanes
+from apex_zmq.envs.interface import EnvError, Frame, Lanes, Step
+from apex_zmq.envs.lanes import MarioLanes, StickyLanes
+from apex_zmq.envs.machines import SharedMachine, make_machines
+from apex_zmq.envs.make import env_spec, make_lanes
+from apex_zmq.envs.preprocess import screen_frame
 
 RIGHT_AND_JUMP = (("right", "B"), ("right", "A", "B"))
 ENV = config.Env(
@@ -33,7 +37,7 @@ def emulator() -> Iterator[FCEUmm]:
     machine.close()
 
 
-def trajectory(lanes: MarioLanes, lane: int) -> Iterator[Event]:
+def trajectory(lanes: Lanes, lane: int) -> Iterator[Event]:
     yield lanes.reset(lane).tobytes(), 0.0, False, False, None
     for action in ACTIONS[lane]:
         step = lanes.step(lane, int(action))
@@ -44,13 +48,15 @@ def trajectory(lanes: MarioLanes, lane: int) -> Iterator[Event]:
 
 @pytest.fixture(scope="module")
 def alone(emulator: FCEUmm) -> list[list[Event]]:
-    return [list(trajectory(MarioLanes(ENV, NUM_LANES, SEED, emulator), lane)) for lane in range(NUM_LANES)]
+    return [
+        list(trajectory(MarioLanes(ENV, NUM_LANES, SEED, SharedMachine(emulator)), lane)) for lane in range(NUM_LANES)
+    ]
 
 
 @given(st.lists(st.integers(0, NUM_LANES - 1), min_size=20, max_size=60))
 @settings(max_examples=5, deadline=None)
 def test_interleaved_lanes_play_as_each_alone(emulator: FCEUmm, alone: list[list[Event]], order: list[int]) -> None:
-    lanes = MarioLanes(ENV, NUM_LANES, SEED, emulator)
+    lanes = MarioLanes(ENV, NUM_LANES, SEED, SharedMachine(emulator))
     events = [trajectory(lanes, lane) for lane in range(NUM_LANES)]
     expected = [iter(run) for run in alone]
     for lane in order:
@@ -62,9 +68,35 @@ def test_the_lanes_compared_differ_and_die(alone: list[list[Event]]) -> None:
     assert any(terminated for _, _, terminated, _, _ in alone[0])
 
 
+def test_nes_py_lanes_play_as_each_alone() -> None:
+    env = config.Env(emulator="nes-py", actions=RIGHT_AND_JUMP, frame_skip=8, noop_max=8)
+    together, lone = make_lanes(env, 2, SEED), make_lanes(env, 2, SEED)
+    first, second = trajectory(together, 0), trajectory(together, 1)
+    interleaved = [event for pair in zip(first, second, strict=False) for event in pair]
+    assert interleaved[1::2] == list(trajectory(lone, 1))[: len(interleaved) // 2]
+    assert sum(terminated for _, _, terminated, _, _ in interleaved[::2]) >= 1  # and began again
+    assert interleaved[::2] != interleaved[1::2]
+    together.close()
+    lone.close()
+
+
+def test_nes_py_lanes_keep_the_rules_of_the_shared_machine(emulator: FCEUmm) -> None:
+    """The same walk to the same death; nes-py reports a frame later, hence the margin."""
+    env = config.Env(emulator="nes-py", stages=("1-1",), frame_skip=1, actions=(("right",),), noop_max=0)
+    machines = make_machines("nes-py")
+    walks = [run_out(MarioLanes(env, 1, 0, SharedMachine(emulator))), run_out(MarioLanes(env, 1, 0, machines))]
+    machines.close()
+    ends = [(steps[-1].terminated, steps[-1].progress) for steps in walks]
+    assert ends[0] == ends[1] == (True, ("1-1", 298, False))
+    assert abs(len(walks[0]) - len(walks[1])) <= 1
+
+
 def repeat(emulator: FCEUmm, env: config.Env) -> list[Step]:
     """One episode of nothing but action 0."""
-    lanes = MarioLanes(env, 1, 0, emulator)
+    return run_out(MarioLanes(env, 1, 0, SharedMachine(emulator)))
+
+
+def run_out(lanes: MarioLanes) -> list[Step]:
     lanes.reset(0)
     steps = [lanes.step(0, 0)]
     while not (steps[-1].terminated or steps[-1].truncated):
@@ -100,7 +132,7 @@ def test_standing_still_stalls(emulator: FCEUmm) -> None:
 
 
 def test_frames_are_memory_of_their_own(emulator: FCEUmm) -> None:
-    lanes = MarioLanes(ENV, 1, 0, emulator)
+    lanes = MarioLanes(ENV, 1, 0, SharedMachine(emulator))
     frames = [lanes.reset(0)]
     before = frames[0].tobytes()
     frames += [lanes.step(0, 1).frame for _ in range(4)]
@@ -110,7 +142,7 @@ def test_frames_are_memory_of_their_own(emulator: FCEUmm) -> None:
 
 
 def test_resets_draw_stages_and_waits(emulator: FCEUmm) -> None:
-    lanes = MarioLanes(ENV, 1, 0, emulator)
+    lanes = MarioLanes(ENV, 1, 0, SharedMachine(emulator))
     drawn = set()
     for _ in range(12):
         lanes.reset(0)
@@ -118,3 +150,83 @@ def test_resets_draw_stages_and_waits(emulator: FCEUmm) -> None:
         drawn.add((f"{now.world}-{now.stage}", int(emulator.ram[0x09])))  # 0x09 counts frames
     assert {stage for stage, _ in drawn} == {"1-1", "1-4"}
     assert len(drawn) > 4
+
+
+def test_max_pool_takes_the_brighter_of_the_last_two_frames(emulator: FCEUmm) -> None:
+    env = config.Env(actions=RIGHT_AND_JUMP, frame_skip=3, max_pool=True, noop_max=0, hud="crop")
+    lanes = MarioLanes(env, 1, 0, SharedMachine(emulator))
+    lanes.reset(0)
+    pooled = [lanes.step(0, 1).frame for _ in range(12)]
+    every = config.Env(actions=RIGHT_AND_JUMP, frame_skip=1, noop_max=0)
+    lanes = MarioLanes(every, 1, 0, SharedMachine(emulator))
+    lanes.reset(0)
+    differing = 0
+    for frame in pooled:
+        lanes.step(0, 1)
+        lanes.step(0, 1)
+        before = np.array(emulator.screen)
+        last = lanes.step(0, 1).frame
+        np.testing.assert_array_equal(frame, screen_frame(emulator.screen, "crop", 84, 84, before))
+        differing += not np.array_equal(frame, last)
+    assert differing > 4
+
+
+def test_clipped_rewards(emulator: FCEUmm) -> None:
+    env = config.Env(actions=(("right",),), noop_max=0)
+    plain = [step.reward for step in repeat(emulator, env)]
+    clipped = [step.reward for step in repeat(emulator, msgspec.structs.replace(env, clip_reward=True))]
+    assert min(plain) < -2
+    assert clipped == [min(max(reward, -1.0), 1.0) for reward in plain]
+
+
+class Told:
+    """Lanes that remember what they were told."""
+
+    def __init__(self, num_lanes: int) -> None:
+        self.spec, self.num_lanes = env_spec(ENV), num_lanes
+        self.actions: list[list[int]] = [[] for _ in range(num_lanes)]
+
+    def reset(self, lane: int) -> Frame:
+        return np.zeros((1, 1), np.uint8)
+
+    def step(self, lane: int, action: int) -> Step:
+        self.actions[lane].append(action)
+        return Step(np.zeros((1, 1), np.uint8), 0.0, False, False, None)
+
+    def close(self) -> None: ...
+
+
+def test_sticky_actions_repeat_the_action_taken_before() -> None:
+    told = Told(2)
+    lanes = StickyLanes(told, 0.25, seed=3)
+    chosen = range(4000)
+    for lane in (0, 1):
+        lanes.reset(lane)
+        for action in chosen:
+            lanes.step(lane, action)
+    for taken in told.actions:
+        assert all(now in (action, before) for action, now, before in zip(chosen, taken, [0, *taken], strict=False))
+        repeats = sum(now != action for action, now in zip(chosen, taken, strict=True))
+        assert 900 < repeats < 1100  # 1000 +- 3.7 standard deviations
+    assert told.actions[0] != told.actions[1]
+    again = Told(2)
+    repeated = StickyLanes(again, 0.25, seed=3)
+    repeated.reset(1)
+    for action in chosen:
+        repeated.step(1, action)
+    assert again.actions[1] == told.actions[1]  # a lane's draws are its own
+
+
+def test_a_first_decision_has_nothing_to_repeat() -> None:
+    told = Told(1)
+    lanes = StickyLanes(told, 1.0, seed=0)
+    for first in (3, 5):
+        lanes.reset(0)
+        for action in (first, 1, 2):
+            lanes.step(0, action)
+    assert told.actions[0] == [3, 3, 3, 5, 5, 5]
+
+
+def test_the_setting_makes_lanes_sticky() -> None:
+    assert isinstance(make_lanes(config.Env(id="CartPole-v1", frame_stack=1, sticky=0.25), 1, 0), StickyLanes)
+    assert not isinstance(make_lanes(config.Env(id="CartPole-v1", frame_stack=1), 1, 0), StickyLanes)

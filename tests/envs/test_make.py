@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -63,7 +64,7 @@ def test_mario_spec_needs_no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     env = config.Env(actions="COMPLEX_MOVEMENT", frame_height=48, frame_width=60, frame_stack=3)
     assert env_spec(env) == (FrameSpec((48, 60), "uint8", 3), 12)
     with pytest.raises(EnvError, match="pip install"):
-        make_lanes(env, 1, 0)
+        make_lanes(env, 1, 0).reset(0)
 
 
 def test_mario_lanes_fit_their_spec() -> None:
@@ -158,7 +159,35 @@ def test_unsuitable_spaces_are_refused(echo: Any, observations: Any, actions: An
         assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["NoSuchGame-v0", "no such id", "CartPole-v99"])
+def test_a_factory_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium\n"
+        "def long_pole():\n"
+        "    made = gymnasium.make('CartPole-v1').unwrapped\n"
+        "    made.length = 2.0\n"
+        "    return made\n"
+        "def nothing():\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = config.Env(id="own_envs:long_pole", frame_stack=1)
+    lanes, cartpole = make_lanes(env, 1, 0), make_lanes(CARTPOLE, 1, 0)
+    assert lanes.spec == env_spec(env) == (FrameSpec((4,), "float32", 1), 2)
+    assert len(rollout(lanes, 0, 1)) > len(rollout(cartpole, 0, 1))
+    with pytest.raises(EnvError, match="own_envs:nothing: returned a NoneType, not a gymnasium"):
+        env_spec(config.Env(id="own_envs:nothing"))
+
+
+def test_rewards_of_a_gymnasium_environment_are_clipped_on_demand(echo: Any) -> None:
+    name = echo(Box(0, 1, (2,), np.float32), Discrete(5, start=-2))
+    lanes = make_lanes(config.Env(id=name, clip_reward=True), 1, 0)
+    lanes.reset(0)
+    assert [lanes.step(0, action).reward for action in range(5)] == [-1.0, -1.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module:make", "os:no_such_factory", "NoSuchGame-v0", "no such id", "CartPole-v99"]
+)
 def test_unknown_ids_are_refused(name: str) -> None:
     with pytest.raises(EnvError, match=name) as refusal:
         env_spec(config.Env(id=name))

@@ -163,12 +163,54 @@ def test_rewards_by_hand() -> None:
     ]
     episode = mario.begin(READING)
     for changes, expected in decisions:
-        after = mario.advance(episode, [READING._replace(**change) for change in changes])
-        assert mario.reward(episode, after, terms) == pytest.approx(expected)
-        episode = after
+        readings = [READING._replace(**change) for change in changes]
+        assert mario.reward(episode, readings, terms) == pytest.approx(expected)
+        episode = mario.advance(episode, readings)
     assert (episode.max_x, episode.decisions, episode.outcome) == (104, 6, Outcome.CLEARED)
-    dead = mario.advance(mario.begin(READING), [READING._replace(x=42, player_state=0x0B)])
+    dead = [READING._replace(x=42, player_state=0x0B)]
     assert mario.reward(mario.begin(READING), dead, terms) == pytest.approx(-10.0)
+
+
+def test_score_coins_and_power_ups_earn_by_hand() -> None:
+    terms = config.Reward(progress=0.0, time=0.0, score=0.01, coins=3.0, power_up=7.0)
+    decisions: list[tuple[list[dict[str, Any]], float]] = [
+        ([{}], 0.0),
+        ([{"score": 100}, {"score": 250}], 2.5),
+        ([{"score": 250, "coins": 98}], 3.0 * 98),
+        ([{"score": 250, "coins": 1}], 3.0 * 3),  # 99, 0, 1
+        ([{"score": 250, "coins": 1, "status": 1}], 7.0),
+        ([{"score": 250, "coins": 1, "status": 2}], 7.0),
+        ([{"score": 250, "coins": 1}], -14.0),
+    ]
+    episode = mario.begin(READING)
+    for changes, expected in decisions:
+        readings = [READING._replace(**change) for change in changes]
+        assert mario.reward(episode, readings, terms) == pytest.approx(expected)
+        episode = mario.advance(episode, readings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "older", "newer"),
+    [
+        ([{"x": 43}, {"x": 46}], 6.0, 6.0),
+        ([{"x": 37}, {"x": 41}], 1.0, 1.0),  # -3 + 4; only the pixel beyond the best
+        ([{"x": 37}], -3.0, 0.0),
+        ([{"x": 46}, {"x": 47}], 1.0, 1.0),  # 6 pixels in a frame are no step
+        ([{"time": 399}, {"time": 399}, {"time": 398}], -2.0, -2.0),
+        ([{"time": 401}], 0.0, 0.0),
+        ([{"x": 42, "player_state": 0x0B}], -15.0, -15.0),
+        ([{"x": 42, "player_state": 0x04}], 2.0, 15.0),
+        ([{"score": 200}, {"score": 300, "coins": 1}], 0.0, 2.0 + 6.0),
+        ([{"status": 1}, {"status": 0}], 0.0, 0.0),
+        ([{"status": 2}], 0.0, 10.0),
+        ([{"coins": 4}, {"coins": 8}], 0.0, 30.0),  # clipped frame by frame
+    ],
+)
+def test_presets_by_hand(changes: list[dict[str, Any]], older: float, newer: float) -> None:
+    readings = [READING._replace(**change) for change in changes]
+    before = mario.begin(READING)
+    assert mario.reward(before, readings, config.Reward(preset="gym-super-mario-bros-7.4")) == older
+    assert mario.reward(before, readings, config.Reward(preset="gym-super-mario-bros-9.1")) == newer
 
 
 def test_a_stall_truncates_and_progress_starts_the_count_again() -> None:

@@ -48,6 +48,14 @@ def test_screen_frames_equal_the_reference(hud: Literal["crop", "mask", "keep"],
     np.testing.assert_array_equal(frame, reference_shrink(gray, height, width))
 
 
+def test_two_screens_pool_by_luma() -> None:
+    first, second = np.random.default_rng(2).integers(0, 1 << 16, (2, 224, 240), np.uint16)
+    gray = np.maximum(reference_luma(rgb565(first)), reference_luma(rgb565(second)))
+    np.testing.assert_array_equal(screen_frame(first, "crop", 84, 84, second), reference_shrink(gray[32:], 84, 84))
+    gray[:32] = 0
+    np.testing.assert_array_equal(screen_frame(first, "mask", 84, 84, second), reference_shrink(gray, 84, 84))
+
+
 def test_whole_factors_are_plain_block_means() -> None:
     screen = np.random.default_rng(1).integers(0, 1 << 16, (224, 240), np.uint16)
     means = reference_luma(rgb565(screen))[32:].reshape(48, 4, 60, 4).mean(axis=(1, 3))

@@ -1,0 +1,112 @@
+"""The machines on which lanes play: one for all of them, or one for each."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from apex_zmq.envs import mario
+from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy, StatefulEmulator, core_path
+from apex_zmq.envs.interface import EnvError
+from apex_zmq.types import UInt16s
+
+log = logging.getLogger(__name__)
+
+
+class Machines(Protocol):
+    """Games in progress, one per lane. Not for use by several threads."""
+
+    def start(self, lane: int, stage: str) -> UInt16s:
+        """Put a lane's game at the first playable frame of a stage; its screen, [224, 240] RGB565.
+
+        Raises:
+            EnvError: no such stage, or the game does not get there.
+        """
+
+    def of(self, lane: int) -> Emulator:
+        """The machine with a started lane's game in it, until another lane's is asked for."""
+
+    def close(self) -> None:
+        """Close every machine."""
+
+
+def make_machines(kind: str) -> Machines:
+    """Machines of the kind that `env.emulator` names; auto: FCEUmm where there is one, else nes-py and a warning.
+
+    Raises:
+        EnvError: the emulator, or the game, is not installed.
+    """
+    if kind == "auto":
+        try:
+            core_path()
+        except EnvError as error:
+            log.warning("playing on nes-py, several times slower than FCEUmm: %s", error)
+            kind = "nes-py"
+    return MachinePerLane() if kind == "nes-py" else SharedMachine(FCEUmm())
+
+
+class SharedMachine:
+    """Lanes take turns on one machine by swapping its state (see `Machines`)."""
+
+    def __init__(self, emulator: StatefulEmulator) -> None:
+        self._emulator = emulator
+        self._parked: dict[int, bytes] = {}
+        self._resident: int | None = None  # the lane whose state is in the machine
+
+    def start(self, lane: int, stage: str) -> UInt16s:
+        """As `Machines.start`."""
+        self._park()
+        start = mario.start_state(self._emulator, stage)
+        self._emulator.load_state(start.state)
+        self._resident = lane
+        return start.screen
+
+    def of(self, lane: int) -> Emulator:
+        """As `Machines.of`."""
+        if self._resident != lane:
+            self._park()
+            self._emulator.load_state(self._parked[lane])
+            self._resident = lane
+        return self._emulator
+
+    def _park(self) -> None:
+        if self._resident is not None:
+            self._parked[self._resident] = self._emulator.save_state()
+            self._resident = None
+
+    def close(self) -> None:
+        """As `Machines.close`."""
+        self._emulator.close()
+
+
+class MachinePerLane:
+    """Each lane has a nes-py machine per stage, whose backup is the start (see `Machines`).
+
+    A machine is switched on when its lane first draws its stage.
+    """
+
+    def __init__(self) -> None:
+        self._machines: dict[tuple[int, str], NESPy] = {}
+        self._current: dict[int, NESPy] = {}
+
+    def start(self, lane: int, stage: str) -> UInt16s:
+        """As `Machines.start`."""
+        key = lane, stage
+        if key in self._machines:
+            self._machines[key].restore()
+        else:
+            machine = NESPy()
+            mario.play_to_start(machine, stage)
+            machine.backup()
+            self._machines[key] = machine
+        self._current[lane] = self._machines[key]
+        return self._machines[key].screen
+
+    def of(self, lane: int) -> Emulator:
+        """As `Machines.of`."""
+        return self._current[lane]
+
+    def close(self) -> None:
+        """As `Machines.close`."""
+        for machine in self._machines.values():
+            machine.close()
