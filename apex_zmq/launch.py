@@ -115,8 +115,12 @@ class Role:
             self._reader.join(timeout=1.0)
 
 
-def launch(config: Config, directory: Path, *, tcp: bool, resume: bool, init_from: Path | None) -> int:
+def launch(
+    config: Config, directory: Path, *, tcp: bool, resume: bool, init_from: Path | None, render: bool = False
+) -> int:
     """Run actors, replay shards and learner until a budget is spent, Ctrl-C, or a role dies for good.
+
+    render: the last actor, whose epsilons are the lowest, opens a window.
 
     Returns:
         Exit code: 0 after a budget or Ctrl-C, else that of the role that died.
@@ -129,7 +133,12 @@ def launch(config: Config, directory: Path, *, tcp: bool, resume: bool, init_fro
         config = settings.replace(config, local_addresses(config.replay.shards, home if not tcp else None))
         path = home / "config.yaml"
         path.write_text(settings.to_yaml(config))
-        return _supervise(_roles(config, path, directory, resume, init_from, terminal), stop, terminal)
+        roles = _roles(config, path, directory, resume, init_from, terminal)
+        if render:
+            # An actor that has died, with its display perhaps, goes on without a window.
+            last = roles[-1]
+            last.arguments, last.again = [*last.arguments, "--render"], last.arguments
+        return _supervise(roles, stop, terminal)
     finally:
         terminal.close()
         for number, handler in previous.items():

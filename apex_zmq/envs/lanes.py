@@ -32,6 +32,8 @@ class MarioLanes:
         self.num_lanes = num_lanes
         self._env = env
         self._buttons = mario.action_buttons(env.actions)
+        self.action_names = mario.action_names(env.actions)
+        self.decisions_per_s = mario.FRAMES_PER_S / env.frame_skip
         self._emulator = emulator
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(num_lanes)]
         self._stages = [""] * num_lanes
@@ -87,7 +89,12 @@ class MarioLanes:
             self._parked[self._resident] = self._emulator.save_state()
             self._resident = None
 
+    def render(self, lane: int) -> UInt8s:
+        """The emulator's screen."""
+        return preprocess.screen_rgb(self._screen)
+
     def _frame(self, screen: UInt16s) -> UInt8s:
+        self._screen = screen
         return preprocess.screen_frame(screen, self._env.hud, self._env.frame_height, self._env.frame_width)
 
     def close(self) -> None:
@@ -108,9 +115,10 @@ def gym_spec(env: config.Env) -> EnvSpec:
         made.close()
 
 
-def _make_gym(env_id: str) -> gymnasium.Env[Any, Any]:
+def _make_gym(env_id: str, render: bool = False) -> gymnasium.Env[Any, Any]:
     try:
-        return gymnasium.make(env_id, disable_env_checker=True)
+        options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
+        return gymnasium.make(env_id, disable_env_checker=True, **options)
     except Exception as error:  # an environment's constructor may raise anything
         reason = " ".join(str(error).split())
         raise EnvError(f"env.id {env_id}: {reason}; use SuperMarioBros or an installed Gymnasium id") from error
@@ -138,14 +146,17 @@ class GymLanes:
             vectors nor uint8 images.
     """
 
-    def __init__(self, env: config.Env, num_lanes: int, seed: int) -> None:
+    def __init__(self, env: config.Env, num_lanes: int, seed: int, render: bool = False) -> None:
         self.spec = gym_spec(env)
         self.num_lanes = num_lanes
         self._env = env
-        self._lanes = [_make_gym(env.id) for _ in range(num_lanes)]
+        self._lanes = [_make_gym(env.id, render) for _ in range(num_lanes)]
         first_action = self._lanes[0].action_space
         assert isinstance(first_action, gymnasium.spaces.Discrete)
         self._first_action = int(first_action.start)
+        meanings = getattr(self._lanes[0].unwrapped, "get_action_meanings", None)  # Atari's
+        self.action_names = tuple(meanings() if meanings else map(str, range(self.spec.num_actions)))
+        self.decisions_per_s = float(self._lanes[0].metadata.get("render_fps", 30))
         self._seeds: list[int | None] = [
             int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(num_lanes)
         ]
@@ -165,6 +176,16 @@ class GymLanes:
         limit = self._env.max_episode_steps
         cut = truncated or (limit is not None and self._decisions[lane] >= limit)
         return Step(self._frame(observation), float(reward), bool(terminated), bool(cut and not terminated), None)
+
+    def render(self, lane: int) -> UInt8s:
+        """What the environment draws in render mode rgb_array."""
+        try:
+            picture = self._lanes[lane].render()
+        except Exception as error:  # an environment may raise anything
+            raise EnvError(f"env.id {self._env.id} cannot be drawn: {' '.join(str(error).split())}") from error
+        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
+            raise EnvError(f"env.id {self._env.id} draws no RGB picture; use one with render mode rgb_array")
+        return picture.copy()
 
     def _frame(self, observation: npt.NDArray[Any]) -> Frame:
         if self.spec.frame.dtype == "float32":

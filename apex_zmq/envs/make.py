@@ -21,12 +21,14 @@ def env_spec(env: config.Env) -> EnvSpec:
     return mario_spec(env) if env.id == MARIO else gym_spec(env)
 
 
-def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
+def make_lanes(env: config.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
     """Lanes of the environment of these settings, to be reset before they are stepped.
+
+    render: `Lanes.render` will be called.
 
     Raises:
         EnvError: emulator, game or Gymnasium environment missing or unusable.
     """
     if env.id == MARIO:
         return MarioLanes(env, num_lanes, seed, make_emulator(env.emulator))
-    return GymLanes(env, num_lanes, seed)
+    return GymLanes(env, num_lanes, seed, render)
