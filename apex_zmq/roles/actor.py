@@ -188,7 +188,7 @@ class Actor:
 
     def _play(self, stop: threading.Event) -> None:
         lanes = range(self._lanes.num_lanes)
-        log.info("playing %d lanes", len(lanes))
+        log.info("playing %d lanes%s", len(lanes), ", the last one in a window" if self._window is not None else "")
         self._watchdog.arm()
         for lane in lanes:
             self._reset(lane)
