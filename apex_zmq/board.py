@@ -11,7 +11,8 @@ import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from apex_zmq.config import MARIO, Config, to_tree, to_yaml
+from apex_zmq.config import MARIO, Config, to_tree
+from apex_zmq.configure import to_yaml
 
 BINS = 64  # of a histogram, of equal width; TensorBoard shows fewer
 COMPARED = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.", "learner.")  # hyper-parameters
@@ -60,6 +61,7 @@ class Board:
         *begin, self._end = hparams(_hyper_parameters(config), metrics)  # type: ignore[no-untyped-call]
         for summary in begin:
             self._add(summary)
+        self._writer.flush()
 
     def write(self, numbers: Mapping[str, float], histograms: Mapping[str, npt.NDArray[Any]], decisions: int) -> None:
         """One point of each curve, and one histogram of each array."""

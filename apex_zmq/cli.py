@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from apex_zmq import __version__, logs, rundir
+from apex_zmq import __version__, configure, logs, rundir
 from apex_zmq import config as settings
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
@@ -292,11 +292,11 @@ def _main(
         config = Config()
         if "config" in arguments:
             flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
-            config = settings.load(
+            config = configure.load(
                 arguments.config,
                 [
-                    *settings.from_environment(),
-                    *(settings.address_override(name, value) for name, value in flags if value),
+                    *configure.from_environment(),
+                    *(configure.address_override(name, value) for name, value in flags if value),
                     *(["addresses.insecure=true"] if arguments.insecure else []),
                     *overrides(arguments),
                     *arguments.overrides,

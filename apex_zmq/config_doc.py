@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apex_zmq import config as settings
+from apex_zmq import configure
 from apex_zmq.cli import ADDRESSES, TRAIN_FLAGS
 from apex_zmq.config import LARGEST, Config, Section, Setting
 
@@ -67,7 +68,7 @@ def document() -> str:
 def _ready_configs() -> str:
     """Where the ready configs differ from the defaults."""
     paths = sorted(CONFIGS.glob("*.yaml"))
-    values = [_values(settings.load(path)) for path in paths]
+    values = [_values(configure.load(path)) for path in paths]
     rows = []
     for setting in settings.settings():
         default = json.dumps(setting.default)

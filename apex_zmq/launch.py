@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apex_zmq import config as settings
-from apex_zmq import logs
+from apex_zmq import configure, logs
 from apex_zmq.config import Config
 
 LAUNCHED = "APEX_LAUNCHED"  # in the environment of roles that must not outlive the launcher
@@ -139,9 +138,9 @@ def launch(
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     terminal = Terminal(log_format)
     try:
-        config = settings.replace(config, local_addresses(config.replay.shards, home if not tcp else None))
+        config = configure.replace(config, local_addresses(config.replay.shards, home if not tcp else None))
         path = home / "config.yaml"
-        path.write_text(settings.to_yaml(config))
+        path.write_text(configure.to_yaml(config))
         common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]
         return _supervise(_roles(config, common, directory, resume, init_from, terminal), stop, terminal)
     finally:

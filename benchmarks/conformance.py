@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex_zmq import config
+from apex_zmq import configure
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy
 from apex_zmq.envs.machines import MachinePerLane, Machines, SharedMachine
@@ -101,7 +101,7 @@ def play_ours(machine: Emulator, inputs: bytes, first: int, preset: str) -> list
     """The same inputs on one of our machines, just switched on."""
     for buttons in inputs[:first]:
         machine.step(buttons)
-    terms = config.from_tree({"env": {"reward": {"preset": preset}}}, "conformance").env.reward
+    terms = configure.from_tree({"env": {"reward": {"preset": preset}}}, "conformance").env.reward
     episode = mario.begin(mario.read(machine.ram))
     played = []
     for buttons in inputs[first:]:

@@ -7,11 +7,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from apex_zmq import config as settings
+from apex_zmq import configure
 from apex_zmq.board import Board
 from apex_zmq.config import Config
 
-CARTPOLE = settings.replace(Config(), {"env.id": "CartPole-v1"})
+CARTPOLE = configure.replace(Config(), {"env.id": "CartPole-v1"})
 
 
 def read(directory: Path) -> EventAccumulator:
@@ -25,7 +25,7 @@ def curve(directory: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_a_board_writes_events_that_tensorboard_reads(tmp_path: Path) -> None:
-    board = Board(tmp_path, settings.replace(Config(), {"run.seed": 12345}), start=0)
+    board = Board(tmp_path, configure.replace(Config(), {"run.seed": 12345}), start=0)
     board.write({"train/loss": 0.5, "rollout/episodes": 3}, {}, decisions=10)
     board.write({"train/loss": 0.25}, {}, decisions=20)
     assert curve(tmp_path, "train/loss") == [(10, 0.5), (20, 0.25)]  # while it is open already
@@ -90,7 +90,7 @@ def hyper_parameters(directory: Path) -> dict[str, HParamsPluginData]:
 
 
 def test_hyper_parameters_are_of_the_run_itself(tmp_path: Path) -> None:
-    board = Board(tmp_path, settings.replace(Config(), {"learner.batch_size": 96, "env.stages": ["1-1", "1-2"]}), 0)
+    board = Board(tmp_path, configure.replace(Config(), {"learner.batch_size": 96, "env.stages": ["1-1", "1-2"]}), 0)
     begun = hyper_parameters(tmp_path)
     assert not any(data.HasField("session_end_info") for data in begun.values())
     board.close()

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from apex_zmq import config
+from apex_zmq import config, configure
 from apex_zmq.checkpoint import (
     BEST,
     LATEST,
@@ -67,7 +67,7 @@ def test_round_trip(tmp_path: Path) -> None:
             assert read.tensors[group][name].dtype == tensor.dtype
     assert os.listdir(tmp_path) == ["one.safetensors"]
 
-    assert config.from_tree(read.config, "checkpoint") == config.Config()
+    assert configure.from_tree(read.config, "checkpoint") == config.Config()
 
 
 def test_what_was_loaded_survives_the_files_replacement(tmp_path: Path) -> None:

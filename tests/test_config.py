@@ -12,7 +12,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apex_zmq import config
+from apex_zmq import config, configure
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.replay.governor import Governor
 
@@ -33,22 +33,22 @@ def refusal(load: Callable[[], object]) -> str:
 
 
 def test_defaults_load() -> None:
-    assert config.load() == Config()
+    assert configure.load() == Config()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: str(path.name))
 def test_the_configs_that_come_along_load(path: Path) -> None:
-    assert config.load(path) != Config()
+    assert configure.load(path) != Config()
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert config.load(tmp_path / "empty.yaml") == Config()
+    assert configure.load(tmp_path / "empty.yaml") == Config()
 
 
 def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("learner:\n  batch_size: 64\nenv:\n  reward:\n    death: -7\n")
-    loaded = config.load(tmp_path / "some.yaml")
+    loaded = configure.load(tmp_path / "some.yaml")
     assert (loaded.learner.batch_size, loaded.env.reward.death) == (64, -7.0)
     assert loaded.learner.learning_rate == Config().learner.learning_rate
     assert loaded.env.reward.clear == Config().env.reward.clear
@@ -67,7 +67,7 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_settings_and_bad_overrides_are_refused(override: str, named: str, remedy: str) -> None:
-    message = refusal(lambda: config.load(overrides=[override]))
+    message = refusal(lambda: configure.load(overrides=[override]))
     assert named in message
     assert remedy in message
 
@@ -101,7 +101,7 @@ def test_unknown_settings_and_bad_overrides_are_refused(override: str, named: st
 )
 def test_wrong_types_and_impossible_values_are_refused(override: str, expected: str) -> None:
     name = override.partition("=")[0]
-    message = refusal(lambda: config.load(overrides=[override]))
+    message = refusal(lambda: configure.load(overrides=[override]))
     assert message.startswith(f"settings: {name}")
     assert expected in message
     assert message.endswith("see --help for its type")
@@ -155,20 +155,20 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
     ],
 )
 def test_combinations_that_cannot_work_are_refused(overrides: list[str], expected: str) -> None:
-    assert expected in refusal(lambda: config.load(overrides=overrides))
+    assert expected in refusal(lambda: configure.load(overrides=overrides))
 
 
 def test_the_largest_values_that_work_are_taken() -> None:
-    config.load(overrides=["agent.n_step=32"])
-    config.load(overrides=["replay.capacity=50032"])
-    config.load(overrides=["replay.min_size=999968"])
-    config.load(overrides=["addresses.parameters=ipc:///" + "x" * 106])
-    config.load(overrides=TWO_SHARDS)
-    config.load(overrides=["env.stages=[1-1, 8-4]", "env.actions=[[NOOP], [right, left, up, down, A, B]]"])
+    configure.load(overrides=["agent.n_step=32"])
+    configure.load(overrides=["replay.capacity=50032"])
+    configure.load(overrides=["replay.min_size=999968"])
+    configure.load(overrides=["addresses.parameters=ipc:///" + "x" * 106])
+    configure.load(overrides=TWO_SHARDS)
+    configure.load(overrides=["env.stages=[1-1, 8-4]", "env.actions=[[NOOP], [right, left, up, down, A, B]]"])
 
 
 def test_stages_and_buttons_matter_to_mario_alone() -> None:
-    config.load(overrides=["env.id=CartPole-v1", "env.stages=[9-9]"])
+    configure.load(overrides=["env.id=CartPole-v1", "env.stages=[9-9]"])
 
 
 @pytest.mark.parametrize(
@@ -185,21 +185,21 @@ def test_stages_and_buttons_matter_to_mario_alone() -> None:
 def test_bad_files_are_named(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
-    message = refusal(lambda: config.load(path))
+    message = refusal(lambda: configure.load(path))
     assert str(path) in message
     assert expected in message
 
 
 def test_a_missing_file_is_named_with_a_remedy(tmp_path: Path) -> None:
-    message = refusal(lambda: config.load(tmp_path / "none.yaml"))
+    message = refusal(lambda: configure.load(tmp_path / "none.yaml"))
     assert f"{tmp_path}/none.yaml: No such file" in message
     assert "configs/ holds ready ones" in message
-    assert "Is a directory" in refusal(lambda: config.load(tmp_path))
+    assert "Is a directory" in refusal(lambda: configure.load(tmp_path))
 
 
 def test_overrides_win_over_the_file_and_the_last_one_over_others(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("learner: {batch_size: 64, loss: l2}\n")
-    loaded = config.load(
+    loaded = configure.load(
         tmp_path / "some.yaml",
         ["learner.batch_size=32", "learner.batch_size = 16", "env.reward.death=-1", "run.max_minutes=null"],
     )
@@ -209,7 +209,7 @@ def test_overrides_win_over_the_file_and_the_last_one_over_others(tmp_path: Path
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
-    assert config.load(overrides=["learner.learning_rate=5e-4"]).learner.learning_rate == 5e-4
+    assert configure.load(overrides=["learner.learning_rate=5e-4"]).learner.learning_rate == 5e-4
 
 
 def test_addresses_from_the_environment_and_from_flags() -> None:
@@ -220,8 +220,8 @@ def test_addresses_from_the_environment_and_from_flags() -> None:
         "APEX_PARAMETERS": "",
         "APEX_OTHER": "nonsense",
     }
-    overrides = [*config.from_environment(environ), config.address_override("batches", "ipc:///tmp/flag")]
-    addresses = config.load(overrides=["replay.shards=2", *overrides]).addresses
+    overrides = [*configure.from_environment(environ), configure.address_override("batches", "ipc:///tmp/flag")]
+    addresses = configure.load(overrides=["replay.shards=2", *overrides]).addresses
     assert addresses.experience == ("tcp://a:1", "tcp://b:1")
     assert addresses.priorities == ("tcp://a:2", "tcp://b:2")
     assert addresses.batches == "ipc:///tmp/flag"
@@ -229,23 +229,23 @@ def test_addresses_from_the_environment_and_from_flags() -> None:
 
 
 def test_an_address_with_yaml_syntax_in_it_stays_one_address() -> None:
-    override = config.address_override("batches", "ipc:///tmp/a: {b} #c")
-    assert config.load(overrides=[override]).addresses.batches == "ipc:///tmp/a: {b} #c"
+    override = configure.address_override("batches", "ipc:///tmp/a: {b} #c")
+    assert configure.load(overrides=[override]).addresses.batches == "ipc:///tmp/a: {b} #c"
 
 
 @pytest.mark.parametrize("path", [None, *sorted(CONFIGS.glob("*.yaml"))], ids=lambda path: str(path and path.name))
 def test_yaml_round_trip(path: Path | None, tmp_path: Path) -> None:
-    loaded = config.load(path)
-    (tmp_path / "resolved.yaml").write_text(config.to_yaml(loaded))
-    assert config.load(tmp_path / "resolved.yaml") == loaded
-    assert config.from_tree(json.loads(json.dumps(config.to_tree(loaded))), "checkpoint") == loaded
+    loaded = configure.load(path)
+    (tmp_path / "resolved.yaml").write_text(configure.to_yaml(loaded))
+    assert configure.load(tmp_path / "resolved.yaml") == loaded
+    assert configure.from_tree(json.loads(json.dumps(config.to_tree(loaded))), "checkpoint") == loaded
 
 
 def test_replace_changes_what_it_names_and_validates() -> None:
-    changed = config.replace(Config(), {"env.noop_max": 0, "env.reward.death": -1.0})
+    changed = configure.replace(Config(), {"env.noop_max": 0, "env.reward.death": -1.0})
     assert (changed.env.noop_max, changed.env.reward.death) == (0, -1.0)
-    assert config.replace(changed, {"env.noop_max": 30, "env.reward.death": -3.0}) == Config()
-    assert "agent.n_step 64 exceeds" in refusal(lambda: config.replace(Config(), {"agent.n_step": 64}))
+    assert configure.replace(changed, {"env.noop_max": 30, "env.reward.death": -3.0}) == Config()
+    assert "agent.n_step 64 exceeds" in refusal(lambda: configure.replace(Config(), {"agent.n_step": 64}))
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -257,7 +257,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def test_every_setting_is_described() -> None:
     described = {setting.name: setting for setting in config.settings()}
-    defaults = leaves(yaml.safe_load(config.to_yaml(Config())))
+    defaults = leaves(yaml.safe_load(configure.to_yaml(Config())))
     assert described.keys() == defaults.keys()
     for name, setting in described.items():
         assert setting.type
@@ -302,24 +302,26 @@ def test_a_tolerance_is_taken_where_the_governor_cannot_deadlock(
         )
 
     if 2 * tolerance >= batch + per_insert * length:
-        config.replace(Config(), changes)
+        configure.replace(Config(), changes)
         governor()
     else:
-        assert "can deadlock" in refusal(lambda: config.replace(Config(), changes))
+        assert "can deadlock" in refusal(lambda: configure.replace(Config(), changes))
         with pytest.raises(ValueError, match="deadlock"):
             governor()
-    config.replace(Config(), changes | {"replay.tolerance": None})
-    config.replace(Config(), changes | {"replay.samples_per_insert": None})
+    configure.replace(Config(), changes | {"replay.tolerance": None})
+    configure.replace(Config(), changes | {"replay.samples_per_insert": None})
 
 
 def test_a_tolerance_of_null_is_four_times_batch_and_segment() -> None:
-    loaded = config.load(overrides=["replay.samples_per_insert=2", "learner.batch_size=10", "actor.segment_length=5"])
+    loaded = configure.load(
+        overrides=["replay.samples_per_insert=2", "learner.batch_size=10", "actor.segment_length=5"]
+    )
     assert config.tolerance(loaded) == 4 * (10 + 2 * 5)
-    assert config.tolerance(config.replace(loaded, {"replay.tolerance": 33.0})) == 33
+    assert config.tolerance(configure.replace(loaded, {"replay.tolerance": 33.0})) == 33
 
 
 def test_shards_share_the_minimum_rounded_up() -> None:
-    assert config.min_size_per_shard(config.load(overrides=[*TWO_SHARDS, "replay.min_size=1001"])) == 501
+    assert config.min_size_per_shard(configure.load(overrides=[*TWO_SHARDS, "replay.min_size=1001"])) == 501
 
 
 def test_importing_it_loads_nothing_heavy() -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from apex_zmq import config, config_doc
+from apex_zmq import config, config_doc, configure
 from apex_zmq.cli import TRAIN_FLAGS
 
 from .conftest import ROOT
@@ -50,7 +50,7 @@ def test_every_option_of_apex_train_stands_beside_its_setting() -> None:
 def test_the_ranges_are_those_that_are_enforced(name: str, bounds: str, beyond: str) -> None:
     assert row(name)[2] == bounds
     with pytest.raises(config.ConfigError, match=re.escape(name)):
-        config.load(None, [f"{name}={beyond}"])
+        configure.load(None, [f"{name}={beyond}"])
 
 
 def test_the_ready_configs_are_shown_where_they_differ_from_the_defaults() -> None:
@@ -59,7 +59,7 @@ def test_the_ready_configs_are_shown_where_they_differ_from_the_defaults() -> No
     header = next(line for line in ready.splitlines() if line.startswith("| setting"))
     for path in config_doc.CONFIGS.glob("*.yaml"):
         column = [cell.strip() for cell in header.split("|")].index(path.stem)
-        batch_size = config.load(path).learner.batch_size
+        batch_size = configure.load(path).learner.batch_size
         shown = rows["learner.batch_size"].split("|")[column].strip()
         assert shown == (f"`{batch_size}`" if batch_size != config.Learner().batch_size else "")
     assert "replay.epsilon" not in rows  # which none of them changes

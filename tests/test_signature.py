@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_zmq import config
+from apex_zmq import config, configure
 from apex_zmq.config import Config
 from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.signature import experience_signature, network_signature
@@ -58,38 +58,38 @@ def another(name: str) -> Any:
 @pytest.mark.parametrize("path", [None, CARTPOLE], ids=["mario", "cartpole"])
 def test_another_process_computes_the_same(path: Path | None) -> None:
     program = (
-        "import sys; from apex_zmq import config, signature; "
-        "loaded = config.load(*sys.argv[1:]); "
+        "import sys; from apex_zmq import configure, signature; "
+        "loaded = configure.load(*sys.argv[1:]); "
         "print(signature.experience_signature(loaded), 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", program, *([str(path)] if path else [])]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == [experience_signature(config.load(path)), "False"]
+    assert ran.stdout.split() == [experience_signature(configure.load(path)), "False"]
 
 
 def test_it_is_16_hex_digits_and_survives_yaml(tmp_path: Path) -> None:
     signature = experience_signature(Config())
     assert len(bytes.fromhex(signature)) == 8
-    (tmp_path / "resolved.yaml").write_text(config.to_yaml(Config()))
-    assert experience_signature(config.load(tmp_path / "resolved.yaml")) == signature
+    (tmp_path / "resolved.yaml").write_text(configure.to_yaml(Config()))
+    assert experience_signature(configure.load(tmp_path / "resolved.yaml")) == signature
 
 
 @pytest.mark.parametrize("name", MEANINGFUL)
 def test_what_gives_a_transition_its_meaning_matters(name: str) -> None:
-    changed = config.replace(Config(), {name: another(name)})
+    changed = configure.replace(Config(), {name: another(name)})
     assert experience_signature(changed) != experience_signature(Config())
 
 
 @pytest.mark.parametrize("changes", [FREE, OTHERS], ids=["emulator and stages", "other sections"])
 def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
     for name, value in changes.items():
-        changed = config.replace(Config(), {name: value})
+        changed = configure.replace(Config(), {name: value})
         assert changed != Config()
         assert experience_signature(changed) == experience_signature(Config()), name
 
 
 def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    mario, cartpole = Config(), config.load(CARTPOLE)
+    mario, cartpole = Config(), configure.load(CARTPOLE)
     before = experience_signature(mario), experience_signature(cartpole)
     for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", "another game")):
         with monkeypatch.context() as patched:

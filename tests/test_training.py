@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from apex_zmq import config
+from apex_zmq import config, configure
 from apex_zmq.checkpoint import Checkpoint, load, save
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.envs.make import EnvSpec
@@ -32,7 +32,7 @@ def make_config(spec: EnvSpec = VECTORS, **learner: Any) -> Config:
     network = "small" if spec.frame.dtype == "uint8" else "mlp"
     changes: dict[str, Any] = {"agent.network": network, "agent.n_step": N_STEP, "agent.gamma": GAMMA}
     changes |= {"learner.device": "cpu"} | {f"learner.{name}": value for name, value in learner.items()}
-    return config.replace(Config(), changes)
+    return configure.replace(Config(), changes)
 
 
 def random_frame(rng: np.random.Generator, spec: FrameSpec) -> npt.NDArray[Any]:
@@ -238,7 +238,7 @@ def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through
         read = load(path)
         state, updates = read.tensors, int(read.counters["updates"])
 
-    resumed = Trainer(config.replace(settings, {"run.seed": 5}), VECTORS)
+    resumed = Trainer(configure.replace(settings, {"run.seed": 5}), VECTORS)
     resumed.restore(state, updates)
     assert resumed.updates == 6
     assert equal(straight.state(), resumed.state())

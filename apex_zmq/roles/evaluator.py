@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from apex_zmq import config as settings
+from apex_zmq import configure
 from apex_zmq.checkpoint import Checkpoint
 from apex_zmq.config import Config
 from apex_zmq.envs.make import Progress, make_lanes
@@ -35,7 +35,7 @@ def evaluate(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: in
     Raises:
         ConfigError, EnvError: as `play`.
     """
-    config = settings.from_tree(checkpoint.config, "checkpoint")
+    config = configure.from_tree(checkpoint.config, "checkpoint")
     return summarize(play(checkpoint, config, episodes, protocol, seed), config, protocol, seed)
 
 
@@ -48,7 +48,7 @@ def play(checkpoint: Checkpoint, config: Config, episodes: int, protocol: Protoc
     Raises:
         ConfigError, EnvError: an environment that cannot be made.
     """
-    config = settings.replace(config, {"env.noop_max": NOOP_MAX if protocol == "noop" else 0})
+    config = configure.replace(config, {"env.noop_max": NOOP_MAX if protocol == "noop" else 0})
     lanes = make_lanes(config.env, 1, seed)
     frame, num_actions = lanes.spec
     network = make_network(config.agent.network, frame, num_actions).eval()

@@ -22,6 +22,7 @@ from msgspec import inspect
 from numpy.lib.stride_tricks import sliding_window_view
 
 from apex_zmq import config as settings
+from apex_zmq import configure
 from apex_zmq.envs.emulators import ROM_SHA256
 from apex_zmq.envs.mario import RULES_VERSION
 from apex_zmq.networks import make_network, to_arrays
@@ -311,9 +312,9 @@ def test_the_experience_signature_example() -> None:
     assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256, RULES_VERSION)
     agent = {"n_step": meaning["n_step"], "gamma": meaning["gamma"]}
     for left_out in ({}, {"emulator": "nes-py", "stages": ["8-4"]}):
-        config = settings.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
+        config = configure.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
         assert experience_signature(config) == digest
-    other = settings.from_tree({"env": meaning["env"] | {"frame_skip": 3}, "agent": agent}, "PROTOCOL.md")
+    other = configure.from_tree({"env": meaning["env"] | {"frame_skip": 3}, "agent": agent}, "PROTOCOL.md")
     assert experience_signature(other) != digest
 
 
@@ -326,7 +327,7 @@ def test_the_keys_of_the_experience_signature() -> None:
 
 
 def test_the_experience_signature_of_another_environment_has_no_rules() -> None:
-    config = settings.from_tree({"env": {"id": "Träger-v1"}}, "test")
+    config = configure.from_tree({"env": {"id": "Träger-v1"}}, "test")
     env = settings.to_tree(config.env)
     del env["emulator"], env["stages"]
     text = json.dumps({"env": env, "gamma": 0.99, "n_step": 3}, sort_keys=True, separators=(",", ":"))
