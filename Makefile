@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test test-long lint docs clean
+.PHONY: train test test-long lint docs bench bench-peers clean
 
 train: $(INSTALLED)
 	bin/apex-train --config configs/mario-cpu.yaml $(ARGS)
@@ -21,6 +21,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# TensorFlow and Reverb pin what our own packages do not.
+bench-peers: benchmarks/peers/requirements.txt
+	python3.11 -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 
 docs: $(INSTALLED)
 	$(BIN)/python -m apex_zmq.config_doc > docs/CONFIGURATION.md

@@ -1,0 +1,112 @@
+"""Updates per second of a real run, beside the same processes with a learner that never waits for a batch.
+
+Mario at 84x84, the small network on the CPU, batch 64, one actor, one replay shard, no samples-per-insert governor.
+The peer takes a new batch when one has come and else trains on its last one again: the difference is what the road
+to the learner costs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from apex_zmq.config import Config
+from apex_zmq.roles.feeder import DecodedBatch, Feeder
+from apex_zmq.roles.learner import Learner
+from benchmarks import synthetic
+from benchmarks.rows import ROOT, Row, main, versus
+
+ROUNDS = 3
+WARM_UP_S = 5.0
+SECONDS = 20.0
+SETTINGS: dict[str, Any] = {
+    "agent.network": "small",
+    "learner.batch_size": 64,
+    "learner.device": "cpu",
+    "learner.sync_every": 50,
+    "replay.capacity": 200_000,
+    "replay.min_size": 5_000,
+    "run.episodes": None,
+}
+
+
+def measure() -> list[Row]:
+    ours: list[float] = []
+    reusing: list[float] = []
+    for _ in range(ROUNDS):
+        ours.append(updates_per_s(reuse=False))
+        reusing.append(updates_per_s(reuse=True))
+    what = "updates/s of a real run, small network on the CPU, batch 64; peer: the learner never waits"
+    return [versus("learner_feed", what, ours, reusing, 0.95, "updates/s")]
+
+
+class ReusingFeeder:
+    """Gives the newest batch again while there is no newer one."""
+
+    def __init__(self, feeder: Feeder) -> None:
+        self._feeder = feeder
+        self._last: DecodedBatch | None = None
+
+    def get(self, timeout_s: float) -> DecodedBatch | None:
+        """As `Feeder.get`, but it waits for the first batch only."""
+        newer = self._feeder.get(timeout_s if self._last is None else 0.0)
+        if newer is not None:
+            if self._last is not None:
+                self._feeder.recycle(self._last)
+            self._last = newer
+        return self._last
+
+    def recycle(self, decoded: DecodedBatch) -> None:
+        """Nothing: the batch may be wanted again."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._feeder, name)
+
+
+class MeasuredLearner(Learner):
+    """A learner whose pace can be asked for."""
+
+    updates_per_s = 0.0
+
+    def reuse(self) -> None:
+        """Never wait for a batch."""
+        self._feeder = ReusingFeeder(self._feeder)  # type: ignore[assignment]
+
+    def measure(self, stop: threading.Event) -> None:
+        """Count updates for SECONDS after the warm-up, then stop the run."""
+        while self._trainer.updates == 0:
+            time.sleep(0.05)
+        time.sleep(WARM_UP_S)
+        first, begin = self._trainer.updates, time.monotonic()
+        time.sleep(SECONDS)
+        self.updates_per_s = (self._trainer.updates - first) / (time.monotonic() - begin)
+        stop.set()
+
+
+def updates_per_s(reuse: bool) -> float:
+    with synthetic.replay(SETTINGS) as running, tempfile.TemporaryDirectory(prefix="apex-bench-") as directory:
+        running.release_status()
+        config: Config = running.config
+        actor = subprocess.Popen(
+            [ROOT / "bin/apex-actor", "--config", running.path], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        learner, stop = MeasuredLearner(config, Path(directory) / "run"), threading.Event()
+        if reuse:
+            learner.reuse()
+        measuring = threading.Thread(target=learner.measure, args=(stop,))
+        measuring.start()
+        learner.run(stop)
+        measuring.join()
+        actor.send_signal(signal.SIGINT)
+        actor.wait()
+    return learner.updates_per_s
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,41 @@
+"""Resident bytes of a replay process per stored transition, at 2 million of them, beside Reverb's.
+
+Frame set mario-84 over and over; resident memory is what the kernel counts for the process, less nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks import mario_frames, synthetic
+from benchmarks.rows import Row, main, peer, versus
+
+STORED = 2_000_000
+REVERB_STORED = 200_000
+BAR_BYTES = 1600.0
+
+
+def measure() -> list[Row]:
+    our = our_bytes_per_transition()
+    theirs = peer("reverb_memory", mario_frames.cached(), 40, REVERB_STORED)
+    row = versus(
+        "memory",
+        f"resident bytes per transition at {STORED:,}; bar in bytes; peer: Reverb's at {REVERB_STORED:,}, chunks of 40",
+        [our],
+        [theirs["bytes_per_item"]] if theirs is not None else [],
+        BAR_BYTES,
+        "B",
+        less_is_better=True,
+    )
+    return [replace(row, met=our <= BAR_BYTES)]
+
+
+def our_bytes_per_transition() -> float:
+    with synthetic.replay({"replay.capacity": STORED}) as running:
+        sent = synthetic.messages(mario_frames.segments(mario_frames.play()), running.config)
+        synthetic.fill(running, sent, STORED + 10 * running.config.actor.segment_length)
+        return running.total("rss_bytes") / running.total("size")
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,58 @@
+"""Batches of 512 from replay to learner while the paper's 12,500 transitions/s go in, beside the paper's 19 batches/s.
+
+Horgan et al. 2018 (arXiv 1803.00933), sections 4.1 and appendix F: 360 actors made about 50K frames/s, 4 to a
+decision; the learner took about 19 batches of 512 a second.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+
+from benchmarks import mario_frames, synthetic
+from benchmarks.replay_to_learner import SECONDS, STORED, WARM_UP_S
+from benchmarks.rows import Row, main, versus
+
+ROUNDS = 3
+INSERTS_PER_S = 12_500
+PAPER_BATCHES_PER_S = 19.0
+
+
+def measure() -> list[Row]:
+    rates = [rates_of_one_round() for _ in range(ROUNDS)]
+    inserted = statistics.median(inserts for _, inserts in rates)
+    return [
+        versus(
+            "replay_to_learner_while_inserting",
+            f"batches of 512 to the learner while {inserted:,.0f} transitions/s go in; peer: the paper's learner",
+            [batches for batches, _ in rates],
+            [PAPER_BATCHES_PER_S],
+            2.5,
+            "batches/s",
+        )
+    ]
+
+
+def rates_of_one_round() -> tuple[float, float]:
+    """(batches/s, inserts/s)."""
+    with synthetic.replay({"replay.min_size": STORED}) as running:
+        sent = synthetic.messages(mario_frames.segments(mario_frames.play()), running.config)
+        synthetic.fill(running, sent, STORED)
+        addresses = running.config.addresses.experience
+        command = [sys.executable, "-m", "benchmarks.senders", "4", str(INSERTS_PER_S), *addresses]
+        senders = subprocess.Popen(command)
+        learner = synthetic.SyntheticLearner(running.config)
+        learner.batches_per_s(WARM_UP_S, 0.0)
+        begin, status = running.total("inserts"), next(iter(running.status.values()))
+        batches = learner.batches_per_s(0.0, SECONDS)
+        inserted = running.total("inserts") - begin
+        elapsed_s = next(iter(running.status.values())).time - status.time
+        learner.close()
+        senders.terminate()
+        senders.wait()
+    return batches, inserted / elapsed_s
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,112 @@
+"""One line of the benchmark table: ours beside a peer, measured in one run on one machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PEERS_PYTHON = ROOT / ".venv-peers/bin/python"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured line.
+
+    ours, peer: medians, in `unit`; peer None: unavailable.
+    ratio: how many times better than the peer ours is.
+    bar: what the ratio must reach, or None where none is set.
+    spread: what the medians stand for: rounds, smallest and largest.
+    """
+
+    id: str
+    what: str
+    ours: float
+    peer: float | None
+    ratio: float | None
+    bar: float | None
+    unit: str
+    spread: str = ""
+    met: bool | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that stands for this line in `results/latest.json`."""
+        return {
+            "id": self.id,
+            "what": self.what,
+            "ours": self.ours,
+            "peer": self.peer,
+            "ratio": self.ratio,
+            "bar": self.bar,
+            "met": self.met,
+            "unit": self.unit,
+            "command": f"python -m benchmarks.{self.id} --json",
+            "spread": self.spread,
+        }
+
+
+def versus(
+    id: str,
+    what: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    bar: float | None,
+    unit: str,
+    *,
+    less_is_better: bool = False,
+) -> Row:
+    """A row from the figures of several rounds; an empty `peer` is unavailable."""
+    our = statistics.median(ours)
+    spread = f"ours {_spread(ours)}"
+    if not peer:
+        return Row(id, what, our, None, None, bar, unit, spread)
+    their = statistics.median(peer)
+    ratio = their / our if less_is_better else our / their
+    met = None if bar is None else ratio >= bar
+    return Row(id, what, our, their, ratio, bar, unit, f"{spread}; peer {_spread(peer)}", met)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{min(values):.4g} to {max(values):.4g} in {len(values)}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    lines = ["| id | what | ours | peer's | ratio | bar | met |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        peer = "unavailable" if row.peer is None else f"{row.peer:.4g} {row.unit}"
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        bar = "" if row.bar is None else f"{row.bar:g}"
+        met = "" if row.met is None else "met" if row.met else "**not met**"
+        lines.append(f"| {row.id} | {row.what} | {row.ours:.4g} {row.unit} | {peer} | {ratio} | {bar} | {met} |")
+    return "\n".join(lines)
+
+
+def main(measure: Callable[[], Sequence[Row]]) -> None:
+    """Run one benchmark as a program: a table for people, `--json` for machines."""
+    parser = argparse.ArgumentParser(description=sys.modules[measure.__module__].__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON, one list of rows, instead of a table")
+    arguments = parser.parse_args()
+    rows = measure()
+    print(json.dumps([row.as_json() for row in rows], indent=1) if arguments.json else table(rows))
+
+
+def peer(module: str, *arguments: object) -> dict[str, Any] | None:
+    """What a program under `benchmarks/peers/` prints, run with the peers' packages; None where they are missing."""
+    if not PEERS_PYTHON.exists():
+        return None
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3"}
+    command = [str(PEERS_PYTHON), "-m", f"benchmarks.peers.{module}", *map(str, arguments)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(command)} exited with {ran.returncode}:\n{ran.stderr[-2000:]}")
+    printed: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return printed

@@ -1,0 +1,42 @@
+"""Synthetic actors in one process: CONNECTIONS TRANSITIONS_PER_S (in all; 0: as fast as they go) ADDRESS ...
+
+Each connection sends the frame set's segments over and over to one of the addresses, `boot` being the time of sending
+(monotonic nanoseconds); the program runs until it is stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from apex_zmq.config import Config
+from apex_zmq.signature import experience_signature
+from apex_zmq.transport import Outbox, wait
+from apex_zmq.wire.messages import encode_segment
+from benchmarks import mario_frames
+
+
+def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -> None:
+    """Send until stopped; a connection whose queue is full is passed over until it has room."""
+    config = Config()
+    signature = experience_signature(config)
+    outboxes = [Outbox(addresses[index % len(addresses)], hwm=4) for index in range(connections)]
+    length = config.actor.segment_length
+    begin, sent = time.monotonic(), 0
+    segments = itertools.cycle(mario_frames.segments(mario_frames.play(), config))
+    turn = itertools.cycle(outboxes)
+    while True:
+        if transitions_per_s and (ahead := sent / transitions_per_s - (time.monotonic() - begin)) > 0:
+            time.sleep(ahead)
+        ready = next((outbox for outbox in (next(turn) for _ in outboxes) if outbox.ready), None)
+        if ready is None:
+            wait([], outboxes, 0.1)
+        elif ready.send(encode_segment(replace(next(segments), boot=time.monotonic_ns()), signature)):
+            sent += length
+
+
+if __name__ == "__main__":
+    send(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,213 @@
+"""A real replay process between a synthetic actor and a synthetic learner that do nothing but send and receive."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apex_zmq import configure
+from apex_zmq.config import Config
+from apex_zmq.envs.make import env_spec
+from apex_zmq.roles.feeder import DecodedBatch, Feeder
+from apex_zmq.signature import experience_signature
+from apex_zmq.transport import Inbox, Outbox, wait
+from apex_zmq.types import PriorityUpdate, Segment
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import (
+    Hello,
+    Parts,
+    Status,
+    decode_status,
+    encode,
+    encode_priorities,
+    encode_segment,
+)
+from benchmarks.rows import ROOT
+
+ARENA_BYTES = 6 * 10**9
+STATUS_S = 0.2
+
+
+def free_addresses(count: int) -> list[str]:
+    """Addresses of loopback TCP that nobody has bound."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"tcp://127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
+    for probe in probes:
+        probe.close()
+    return addresses
+
+
+class Replay:
+    """`replay.shards` processes of bin/apex-replay over loopback TCP, and their newest status."""
+
+    def __init__(self, settings: Mapping[str, Any], directory: Path, module: str | None) -> None:
+        shards = int(settings.get("replay.shards", 1))
+        addresses = free_addresses(2 * shards + 3)
+        self.config: Config = configure.replace(
+            Config(),
+            {
+                "replay.arena_bytes": ARENA_BYTES,
+                "telemetry.status_interval_s": STATUS_S,
+                "telemetry.log_level": "warning",
+                "addresses.experience": addresses[:shards],
+                "addresses.priorities": addresses[shards : 2 * shards],
+                "addresses.batches": addresses[-3],
+                "addresses.parameters": addresses[-2],
+                "addresses.status": addresses[-1],
+                **settings,
+            },
+        )
+        self.path = directory / "config.yaml"
+        self.path.write_text(configure.to_yaml(self.config))
+        self._statuses: Inbox[Status] = Inbox.bind(self.config.addresses.status, {Kind.STATUS: decode_status}, hwm=1000)
+        self.status: dict[str, Status] = {}
+        program = [ROOT / "bin/apex-replay"] if module is None else [sys.executable, "-m", module]
+        self.processes = [
+            subprocess.Popen([*program, "--config", self.path, "--shard", str(shard)]) for shard in range(shards)
+        ]
+
+    def total(self, metric: str) -> float:
+        """The sum of a metric over the shards, as of their newest status."""
+        while (status := self._statuses.receive()) is not None:
+            self.status[status.name] = status
+        return sum(status.metrics.get(metric, 0.0) for status in self.status.values())
+
+    def await_total(self, metric: str, at_least: float) -> float:
+        """Wait until the sum of a metric reaches a value."""
+        while (total := self.total(metric)) < at_least:
+            wait([self._statuses], [], 1.0)
+            assert all(process.poll() is None for process in self.processes), "the replay process has ended"
+        return total
+
+    def rate(self, metric: str, seconds: float) -> float:
+        """Growth per second of a metric, from one status of each shard to another `seconds` later at least."""
+        begin = self._next_statuses()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            wait([self._statuses], [], 0.1)
+            self.total(metric)
+        end = self._next_statuses()
+        return sum(
+            (end[name].metrics[metric] - begin[name].metrics[metric]) / (end[name].time - begin[name].time)
+            for name in begin
+        )
+
+    def _next_statuses(self) -> dict[str, Status]:
+        known = dict(self.status)
+        while len(self.status) < len(self.processes) or any(
+            self.status[name] is known.get(name) for name in self.status
+        ):
+            wait([self._statuses], [], 1.0)
+            self.total("size")
+        return dict(self.status)
+
+    def release_status(self) -> None:
+        """Leave the status address to a real learner; `total` hears nothing any more."""
+        self._statuses.close()
+
+    def stop(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.send_signal(signal.SIGINT)
+        for process in self.processes:
+            process.wait()
+
+
+@contextmanager
+def replay(settings: Mapping[str, Any], module: str | None = None) -> Iterator[Replay]:
+    """Running replay shards under these settings; module: a Python module to run in place of bin/apex-replay."""
+    with tempfile.TemporaryDirectory(prefix="apex-bench-") as directory:
+        running = Replay(settings, Path(directory), module)
+        try:
+            yield running
+        finally:
+            running.stop()
+            running.release_status()
+
+
+def messages(segments: Sequence[Segment], config: Config) -> list[Parts]:
+    """The segments as they are sent."""
+    signature = experience_signature(config)
+    return [encode_segment(segment, signature) for segment in segments]
+
+
+def fill(running: Replay, sent: Sequence[Parts], transitions: int) -> None:
+    """Insert so many transitions, the messages over and over."""
+    outboxes = [Outbox(address, hwm=4) for address in running.config.addresses.experience]
+    length = running.config.actor.segment_length
+    for index, parts in zip(range(-(-transitions // length)), itertools.cycle(sent), strict=False):
+        outbox = outboxes[index % len(outboxes)]
+        while not outbox.send(parts):
+            wait([], [outbox], 1.0)
+    running.await_total("inserts", transitions)
+    for outbox in outboxes:
+        outbox.close()
+
+
+class SyntheticLearner:
+    """Receives and decodes batches as the learner does, and returns priorities for every one of them."""
+
+    def __init__(self, config: Config) -> None:
+        spec = env_spec(config.env)
+        self._feeder = Feeder(
+            config.addresses.batches,
+            insecure=False,
+            frame=spec.frame,
+            n_step=config.agent.n_step,
+            num_actions=spec.num_actions,
+            pin_memory=False,
+        )
+        self._feeder.epoch = time.time_ns()
+        self._priorities = [Outbox(address, hwm=64) for address in config.addresses.priorities]
+        self._hello = Hello(run="bench", epoch=self._feeder.epoch, rank=0, signature=experience_signature(config))
+        self._td_error = np.random.default_rng(2).random(config.learner.batch_size).astype(np.float32)
+        self._feeder.start()
+        self._greeted = 0.0
+
+    def next(self) -> DecodedBatch:
+        """The next batch, acknowledged with new priorities."""
+        while True:
+            if time.monotonic() - self._greeted > 1.0:
+                for outbox in self._priorities:
+                    outbox.send(encode(Kind.HELLO, self._hello))
+                self._greeted = time.monotonic()
+            decoded = self._feeder.get(0.1)
+            if decoded is not None:
+                break
+        assert not decoded.broken.any()
+        batch = decoded.batch
+        update = PriorityUpdate(
+            batch.epoch, batch.rank, batch.generation, batch.number, batch.sample.keys, self._td_error
+        )
+        while not self._priorities[batch.shard].send(encode_priorities(update)):
+            wait([], [self._priorities[batch.shard]], 1.0)
+        self._feeder.recycle(decoded)
+        return decoded
+
+    def batches_per_s(self, warm_up_s: float, seconds: float) -> float:
+        """Batches received per second, after a warm-up."""
+        until = time.monotonic() + warm_up_s
+        while time.monotonic() < until:
+            self.next()
+        count, begin = 0, time.monotonic()
+        while time.monotonic() < begin + seconds:
+            self.next()
+            count += 1
+        return count / (time.monotonic() - begin)
+
+    def close(self) -> None:
+        """Stop receiving."""
+        self._feeder.close()
+        for outbox in self._priorities:
+            outbox.close()

@@ -1,0 +1,43 @@
+"""bin/apex-replay, with the time that each segment took from its sender to the store: --config FILE --shard N.
+
+Writes the nanoseconds to FILE.N.npy at its end.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+
+from apex_zmq import configure
+from apex_zmq.config import Config
+from apex_zmq.roles.replay import ReplayServer
+from apex_zmq.types import Segment
+
+
+class TimedReplay(ReplayServer):
+    """A replay server that keeps the time since each segment's `boot`, where that is a time at all."""
+
+    def __init__(self, config: Config, shard: int) -> None:
+        super().__init__(config, shard)
+        self.latency_ns: list[int] = []
+
+    def _insert(self, segment: Segment) -> None:
+        super()._insert(segment)
+        if segment.boot:
+            self.latency_ns.append(time.monotonic_ns() - segment.boot)
+
+
+def main(path: str, shard: int) -> None:
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    server = TimedReplay(configure.load(path), shard)
+    server.run(stop)
+    np.save(f"{path}.{shard}.npy", np.array(server.latency_ns))
+
+
+if __name__ == "__main__":
+    main(sys.argv[2], int(sys.argv[4]))
