@@ -43,6 +43,7 @@ def rates_of_one_round() -> tuple[float, float]:
         command = [sys.executable, "-m", "benchmarks.senders", "4", str(INSERTS_PER_S), *addresses]
         senders = subprocess.Popen(command)
         learner = synthetic.SyntheticLearner(running.config)
+        running.await_total("inserts", STORED + INSERTS_PER_S)  # the senders have begun
         learner.batches_per_s(WARM_UP_S, 0.0)
         begin, status = running.total("inserts"), next(iter(running.status.values()))
         batches = learner.batches_per_s(0.0, SECONDS)

@@ -38,6 +38,7 @@ def one(connections: int, shards: int) -> Row:
             [sys.executable, "-m", "benchmarks.senders", str(connections), str(INSERTS_PER_S), *addresses]
         )
         learner = synthetic.SyntheticLearner(running.config)
+        running.await_total("inserts", STORED + INSERTS_PER_S)  # the senders have begun
         learner.batches_per_s(WARM_UP_S, 0.0)
         before, since = running.total("inserts"), time.monotonic()
         batches = learner.batches_per_s(0.0, SECONDS)
