@@ -116,6 +116,29 @@ def learner(argv: Sequence[str] | None = None) -> int:
     return _main(parser, run, argv)
 
 
+def forwarder(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-forwarder."""
+    parser = _parser("apex-forwarder", "Publishes the learner's parameters again for the actors of this host.")
+    _add_log_dir(parser)
+    parser.add_argument(
+        "--bind",
+        required=True,
+        metavar="ADDRESS",
+        help="where to publish, tcp://host:port or ipc:///path; actors get it as their --parameters",
+    )
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        settings.check_address(arguments.bind)
+        name = f"forwarder-{socket.gethostname()[:40]}-{os.getpid()}"
+        stop = _prepare(name, config, 1, arguments.log_format, arguments.log_dir)
+        from apex_zmq.roles.forwarder import Forwarder
+
+        Forwarder(config, name, arguments.bind).run(stop)
+        return 0
+
+    return _main(parser, run, argv)
+
+
 def train(argv: Sequence[str] | None = None) -> int:
     """bin/apex-train."""
     parser = _parser("apex-train", "Starts actors, replay and learner of one run on this machine.")
@@ -325,7 +348,14 @@ def _prepare(
     return stop
 
 
-PROGRAMS = {"actor": actor, "replay": replay, "learner": learner, "train": train, "eval": evaluate}
+PROGRAMS = {
+    "actor": actor,
+    "replay": replay,
+    "learner": learner,
+    "forwarder": forwarder,
+    "train": train,
+    "eval": evaluate,
+}
 
 if __name__ == "__main__":
     sys.exit(PROGRAMS[sys.argv[1]](sys.argv[2:]))

@@ -32,7 +32,7 @@ COUNTERS = (
     "waited_s",
 )
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
-ROLES = ("actor", "replay", "learner", "evaluator")
+ROLES = ("actor", "replay", "learner", "evaluator", "forwarder")
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 

@@ -26,6 +26,7 @@ IDS = (
     "actor_vs_gym",
     "learner_feed",
     "scale",
+    "parameters",
     "growth",
 )
 RESULTS = ROOT / "benchmarks/results/latest.json"

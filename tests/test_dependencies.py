@@ -141,6 +141,6 @@ def test_the_graph_has_no_cycle_but_that_of_launcher_and_programs() -> None:
 
 
 def test_roles_that_need_no_torch_do_not_import_it() -> None:
-    without = {"replay.py", "status.py", "parameters.py", "__init__.py"}
+    without = {"replay.py", "status.py", "parameters.py", "forwarder.py", "__init__.py"}
     for name in without:
         assert not any(each.partition(".")[0] == "torch" for each in imports(PACKAGE / "roles" / name))

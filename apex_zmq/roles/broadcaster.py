@@ -17,16 +17,17 @@ import numpy.typing as npt
 from apex_zmq.board import Board
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.logs import PROGRESS
+from apex_zmq.roles.parameters import ParameterPublisher
 from apex_zmq.roles.status import rss_bytes
 from apex_zmq.telemetry import Meter, RunStats, progress_line
-from apex_zmq.transport import Inbox, Publisher, wait
+from apex_zmq.transport import Inbox, wait
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_status, encode
+from apex_zmq.wire.messages import Parameters, Status, decode_status, encode
 
 log = logging.getLogger(__name__)
 
 SERVE_S = 0.05  # a welcome leaves only while subscriptions are being read: at least every 0.1 s
-HEARTBEAT_S = 1.0
+FIRST_SUMMARY_S = 1.0
 STATUS_HWM = 1000
 
 
@@ -47,7 +48,7 @@ class Broadcaster(threading.Thread):
     def __init__(self, config: Config, directory: Path) -> None:
         super().__init__(name="broadcaster", daemon=True)
         addresses = config.addresses
-        self._publisher = Publisher(addresses.parameters, insecure=addresses.insecure)
+        self._publisher = ParameterPublisher(addresses.parameters, insecure=addresses.insecure)
         try:
             self._statuses: Inbox[Status] = Inbox.bind(
                 addresses.status, {Kind.STATUS: decode_status}, hwm=STATUS_HWM, insecure=addresses.insecure
@@ -66,7 +67,6 @@ class Broadcaster(threading.Thread):
         self._boot = secrets.randbits(63)
         self._lock = threading.Lock()
         self._pending: Parameters | None = None
-        self._heartbeat: Heartbeat | None = None
         self._closing = threading.Event()
 
     def publish(self, parameters: Parameters) -> None:
@@ -78,7 +78,7 @@ class Broadcaster(threading.Thread):
         """Serve until closed."""
         board = Board(self._directory, self._config, self.stats.decisions)
         interval_s = self._config.telemetry.log_interval_s
-        next_heartbeat = next_summary = time.monotonic() + min(interval_s, HEARTBEAT_S)
+        next_summary = time.monotonic() + min(interval_s, FIRST_SUMMARY_S)
         while not self._closing.is_set():
             wait([self._statuses], [], SERVE_S)
             self._publisher.serve()
@@ -87,9 +87,6 @@ class Broadcaster(threading.Thread):
             while (status := self._statuses.receive()) is not None:
                 self.stats.hear(status, now)
                 self._publisher.send(encode(Kind.RELAYED_STATUS, status))
-            if self._heartbeat is not None and now >= next_heartbeat:
-                self._publisher.send(encode(Kind.HEARTBEAT, self._heartbeat))
-                next_heartbeat = now + HEARTBEAT_S
             if now >= next_summary:
                 self._summarize(board, now)
                 next_summary = now + interval_s
@@ -101,13 +98,8 @@ class Broadcaster(threading.Thread):
     def _send_parameters(self) -> None:
         with self._lock:
             parameters, self._pending = self._pending, None
-        if parameters is None:
-            return
-        (part,) = encode(Kind.PARAMETERS, parameters)
-        self._publisher.welcome(part)
-        self._heartbeat = Heartbeat(
-            run=parameters.run, epoch=parameters.epoch, version=parameters.version, update=parameters.update
-        )
+        if parameters is not None:
+            self._publisher.publish(parameters)
 
     def _summarize(self, board: Board, now: float) -> None:
         own = {

@@ -1,22 +1,25 @@
-"""Following the learner's parameters: newest wins, and who falls behind is welcomed again."""
+"""Parameters on their way to the actors: newest wins, and who falls behind is welcomed again."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
 
 from apex_zmq.errors import UserError
 from apex_zmq.signature import network_signature
-from apex_zmq.transport import Inbox, wait
+from apex_zmq.transport import Inbox, Publisher, wait
+from apex_zmq.types import Buffer
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat, decode_parameters
+from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat, decode_parameters, encode
 
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, npt.NDArray[Any]]
+HEARTBEAT_S = 1.0
 BEHIND_S = 10.0  # a publication is this late before its follower reconnects
 
 
@@ -24,13 +27,53 @@ class MismatchError(UserError):
     """The learner trains something else than this process is set up for."""
 
 
+class ParameterPublisher:
+    """Sends the newest parameters to all, to whoever connects later as a welcome, and a heartbeat that names them.
+
+    Call `serve` at least every 100 ms (see `Publisher`).
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+
+    def __init__(self, address: str, *, insecure: bool) -> None:
+        self._publisher = Publisher(address, insecure=insecure)
+        self._heartbeat: Heartbeat | None = None
+        self._next_heartbeat = 0.0
+
+    def publish(self, parameters: Parameters) -> None:
+        """These are the newest."""
+        (part,) = encode(Kind.PARAMETERS, parameters)
+        self._publisher.welcome(part)
+        self._heartbeat = Heartbeat(
+            run=parameters.run, epoch=parameters.epoch, version=parameters.version, update=parameters.update
+        )
+
+    def serve(self) -> None:
+        """Welcome who has connected; send the heartbeat when it is due."""
+        self._publisher.serve()
+        now = time.monotonic()
+        if self._heartbeat is not None and now >= self._next_heartbeat:
+            self.send(encode(Kind.HEARTBEAT, self._heartbeat))
+            self._next_heartbeat = now + HEARTBEAT_S
+
+    def send(self, parts: Sequence[Buffer]) -> None:
+        """Send another message to all."""
+        self._publisher.send(parts)
+
+    def close(self) -> None:
+        """Free the address."""
+        self._publisher.close()
+
+
 class ParameterFollower:
     """Subscribes to a learner and yields each newest set of parameters once.
 
+    network, experience: signatures that the learner's must equal; network None: any.
     newest: the last Parameters taken (None before the first).
     """
 
-    def __init__(self, address: str, network: str, experience: str) -> None:
+    def __init__(self, address: str, network: str | None, experience: str) -> None:
         self.newest: Parameters | None = None
         self.received_at = 0.0  # monotonic seconds
         self._address = address
@@ -79,7 +122,7 @@ class ParameterFollower:
     def _check_signatures(self, parameters: Parameters, arrays: Arrays) -> None:
         theirs = network_signature(arrays), parameters.experience_signature
         for what, ours, found in zip(("network", "experience"), self._signatures, theirs, strict=True):
-            if ours != found:
+            if ours is not None and ours != found:
                 raise MismatchError(
                     f"the learner of run {parameters.run} publishes {what} signature {found}, ours is {ours}: "
                     "start this process with the learner's config"

@@ -8,13 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import psutil
 
 from apex_zmq.transport import Outbox
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Episode, Status, encode
+from apex_zmq.wire.messages import Episode, Role, Status, encode
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class StatusReporter(threading.Thread):
 
     def __init__(
         self,
-        role: Literal["actor", "replay", "learner", "evaluator"],
+        role: Role,
         name: str,
         boot: int,
         address: str,
@@ -43,7 +42,7 @@ class StatusReporter(threading.Thread):
     ) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
-        self._role: Literal["actor", "replay", "learner", "evaluator"] = role
+        self._role: Role = role
         self._name = name
         self._boot = boot
         self._address = address

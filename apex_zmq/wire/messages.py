@@ -26,6 +26,7 @@ MAX_BATCH = 1 << 16
 Parts = Sequence[Buffer]
 UInt = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Role = Literal["actor", "replay", "learner", "evaluator", "forwarder"]
 Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
@@ -148,7 +149,7 @@ class Episode(Body, frozen=True):
 class Status(Body, frozen=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
-    role: Literal["actor", "replay", "learner", "evaluator"]
+    role: Role
     name: Name
     host: Annotated[str, Meta(max_length=256)]
     pid: UInt
