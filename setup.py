@@ -7,7 +7,14 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "apex_zmq/__init__.py").read_text()).group(1)
-PROGRAMS = {"actor": "actor", "replay": "replay", "learner": "learner", "train": "train", "eval": "evaluate"}
+PROGRAMS = {
+    "actor": "actor",
+    "replay": "replay",
+    "learner": "learner",
+    "forwarder": "forwarder",
+    "train": "train",
+    "eval": "evaluate",
+}
 
 setup(
     name="apex_zmq",

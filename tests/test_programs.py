@@ -19,7 +19,7 @@ import apex_zmq
 from apex_zmq import config
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("apex-actor", "apex-replay", "apex-learner", "apex-train", "apex-eval")
+PROGRAMS = ("apex-actor", "apex-replay", "apex-learner", "apex-forwarder", "apex-train", "apex-eval")
 CARTPOLE = f"--config {ROOT}/configs/cartpole.yaml"
 SMALL_REPLAY = "--set replay.arena_bytes=2_000_000 --set replay.capacity=10_000 --set replay.min_size=1000"
 
@@ -66,6 +66,7 @@ BAD = {
         f"apex-replay {SMALL_REPLAY} --experience tcp://0.0.0.0:{{free}}", "tcp://0.0.0.0:{free}", "--insecure"
     ),
     "no address": Case("apex-actor --parameters host:1", "address host:1", "write tcp://host:port"),
+    "no address to forward to": Case("apex-forwarder --bind 5556", "address 5556", "write tcp://host:port"),
     "port in use by another replay": Case(
         f"apex-replay {SMALL_REPLAY} --experience tcp://127.0.0.1:{{taken}}",
         "tcp://127.0.0.1:{taken} is in use",
