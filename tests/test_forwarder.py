@@ -16,6 +16,7 @@ from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox, wait
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_heartbeat, decode_status, make_tensors
+
 from .conftest import Program, StartProgram
 
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
