@@ -42,6 +42,7 @@ setup(
     extras_require={
         "atari": ["ale-py>=0.11"],
         "dev": [
+            "ale-py>=0.11",
             "hypothesis>=6.100",
             "msgpack>=1.0",
             "mypy>=1.10",

@@ -181,6 +181,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def outcomes(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Outcome]]]:
     """All commands, run side by side: some import torch, which takes seconds."""
+    pytest.importorskip("torch")
     directory = tmp_path_factory.mktemp("ran")
     commands = {name: case.command.format(**vars(world)) for name, case in BAD.items()}
     commands |= {command: command for command in ANSWERED}

@@ -11,7 +11,6 @@ import pytest
 
 from apex_zmq import config, configure
 from apex_zmq.config import Config
-from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import FrameSpec
 
@@ -99,6 +98,8 @@ def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_network_is_known_by_names_shapes_and_dtypes_alone() -> None:
+    from apex_zmq.networks import make_network, to_arrays
+
     frame = FrameSpec((20, 20), "uint8", 2)
     arrays = to_arrays(make_network("small", frame, 3, seed=0))
     signature = network_signature(arrays)

@@ -83,6 +83,7 @@ class Watched(NamedTuple):
 @pytest.fixture(scope="module", params=[("text", 500), ("json", 60)], ids=["text", "json"])
 def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A short run of apex-train under a pseudo-terminal."""
+    pytest.importorskip("torch")
     log_format, columns = request.param
     directory = tmp_path_factory.mktemp("watched")
     ours, its = pty.openpty()

@@ -17,7 +17,6 @@ import msgpack
 import msgspec
 import numpy as np
 import pytest
-import torch
 from msgspec import inspect
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -25,7 +24,6 @@ from apex_zmq import config as settings
 from apex_zmq import configure
 from apex_zmq.envs.emulators import ROM_SHA256
 from apex_zmq.envs.mario import RULES_VERSION
-from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.nstep import n_step_columns
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
@@ -339,6 +337,8 @@ def test_the_experience_signature_of_another_environment_has_no_rules() -> None:
 
 
 def test_the_network_signature_example() -> None:
+    from apex_zmq.networks import make_network, to_arrays
+
     (rows,) = tables("Network signature")
     listed = [[row["name"], json.loads(row["shape"]), "float32"] for row in rows]
     text = json.dumps(listed, separators=(",", ":"))
@@ -355,6 +355,10 @@ def test_the_network_signature_example() -> None:
 
 @pytest.mark.parametrize("name", ["small", "nature", "mlp"])
 def test_networks_compute_what_the_document_says(name: str) -> None:
+    import torch
+
+    from apex_zmq.networks import make_network, to_arrays
+
     (rows,) = tables("9. Networks")
     (row,) = [row for row in rows if row["network"] == name]
     width = int(row["hidden width H"])
