@@ -162,6 +162,24 @@ def test_interrupted_run_saves_and_resumes_where_it_was(start: StartProgram, tmp
     assert updates == sorted(updates)  # the curves join
 
 
+@pytest.mark.long
+def test_an_atari_game_is_trained_on_by_all_roles(start: StartProgram, tmp_path: Path) -> None:
+    game = ("--set", "env.id=ALE/Pong-v5", "--set", "env.clip_reward=true")
+    bounds = ("--num-actors", "2", "--batch-size", "32", "--max-updates", "20", "--set", "replay.min_size=500")
+    train = start("train", "--config", str(ROOT / "configs" / "apex-paper.yaml"), *game, *bounds, "--run-dir", "run")
+    assert train.wait() == 0, train.output
+    checkpoint = load(tmp_path / "run")
+    assert checkpoint.config["env"]["id"] == "ALE/Pong-v5"
+    assert checkpoint.counters["updates"] == 20
+    assert checkpoint.counters["decisions"] >= 500
+
+    evaluation = start("eval", "--checkpoint", "run", "--episodes", "1", "--json")
+    assert evaluation.wait() == 0, evaluation.output
+    figures = json.loads(evaluation.lines[-1])
+    assert -21 <= figures["mean_return"] <= 21  # a whole game of Pong ends at 21 points
+    assert figures["mean_length"] > 500
+
+
 @pytest.mark.timeout(900)  # a hang, not a bar: six processes on two cores
 def test_cartpole_is_learned_over_the_real_processes(start: StartProgram, tmp_path: Path) -> None:
     """Mean return of 400 over the last 20 low-epsilon episodes within 30,000 updates, on two seeds at once."""

@@ -23,9 +23,10 @@ def make_atari(env: config.Env) -> gymnasium.Env[Any, Any]:
         gymnasium.error.Error: no such game.
     """
     try:
-        importlib.import_module("ale_py")  # registers the games
+        ale = importlib.import_module("ale_py")  # registers the games
     except ImportError as error:
         raise EnvError(f"env.id {env.id}: {error}; pip install 'apex_zmq[atari]'") from None
+    ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no banner
     # Skipping and sticky actions are ours: the emulator's own are off.
     game = gymnasium.make(
         env.id, disable_env_checker=True, obs_type="grayscale", frameskip=1, repeat_action_probability=0.0
