@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from apex_zmq.config import MARIO, Config, to_tree
+from apex_zmq.config import WORLDS, Config, to_tree
 from apex_zmq.configure import to_yaml
 
 BINS = 64  # of a histogram, of equal width; TensorBoard shows fewer
@@ -51,7 +51,7 @@ class Board:
     """
 
     def __init__(self, directory: Path, config: Config, start: int) -> None:
-        mario = config.env.id == MARIO
+        mario = config.env.id in WORLDS
         self._writer = SummaryWriter(str(directory), purge_step=start if start else None)
         self._writer.add_text("config", f"```yaml\n{to_yaml(config)}```", start)
         self._writer.add_custom_scalars(_layout(mario))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex_zmq import configure
+from apex_zmq import config, configure
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy
 from apex_zmq.envs.machines import MachinePerLane, Machines, SharedMachine
@@ -269,7 +269,9 @@ def report(rows: list[str], comparisons: list[Comparison], frames: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=1500, help="frames per stage, at most (default 1500)")
-    parser.add_argument("stages", nargs="*", default=mario.STAGES, metavar="STAGE", help="default: all 32")
+    parser.add_argument(
+        "stages", nargs="*", default=config.stages(config.MARIO), metavar="STAGE", help="default: all 32"
+    )
     options = parser.parse_args()
     rows = package_rows()
     shared, own = SharedMachine(FCEUmm()), MachinePerLane()

@@ -35,6 +35,7 @@ OTHERS = {
 CHOICES: dict[str, Any] = {
     "env.id": "CartPole-v1",
     "env.actions": "RIGHT_ONLY",
+    "env.lives": 3,
     "env.hud": "mask",
     "env.sticky": 0.25,
     "env.reward.preset": "gym-super-mario-bros-7.4",
@@ -79,6 +80,13 @@ def test_what_gives_a_transition_its_meaning_matters(name: str) -> None:
     assert experience_signature(changed) != experience_signature(Config())
 
 
+def test_that_the_whole_game_is_played_matters() -> None:
+    whole = configure.replace(Config(), {"env.stages": "all"})
+    assert experience_signature(whole) != experience_signature(Config())
+    lost_levels = configure.replace(Config(), {"env.id": "SuperMarioBros2"})
+    assert experience_signature(lost_levels) != experience_signature(Config())
+
+
 @pytest.mark.parametrize("changes", [FREE, OTHERS], ids=["emulator and stages", "other sections"])
 def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
     for name, value in changes.items():
@@ -90,7 +98,7 @@ def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
 def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     mario, cartpole = Config(), configure.load(CARTPOLE)
     before = experience_signature(mario), experience_signature(cartpole)
-    for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", "another game")):
+    for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", {"SuperMarioBros": "another game"})):
         with monkeypatch.context() as patched:
             patched.setattr(f"apex_zmq.signature.{name}", value)
             assert experience_signature(mario) != before[0]

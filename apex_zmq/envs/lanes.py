@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from apex_zmq import config
 from apex_zmq.envs import atari, mario, preprocess
+from apex_zmq.envs.emulators import Emulator
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
 from apex_zmq.envs.machines import Machines
 from apex_zmq.types import FrameSpec, UInt8s, UInt16s
@@ -29,7 +31,8 @@ def _clipped(reward: float, env: config.Env) -> float:
 class MarioLanes:
     """Lanes of the game, by the rules of `mario` (see `Lanes`).
 
-    Each lane draws its stages and no-op starts from a generator of its own.
+    Each lane draws its stages and no-op starts from a generator of its own. An episode may go on after a
+    life or a stage (`mario.ended`); the decision that ends one then lasts until the game obeys again.
     """
 
     def __init__(self, env: config.Env, num_lanes: int, seed: int, machines: Machines) -> None:
@@ -39,49 +42,63 @@ class MarioLanes:
         self._buttons = mario.action_buttons(env.actions)
         self._machines = machines
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(num_lanes)]
-        self._stages = [""] * num_lanes
+        self._stages_drawn = ("1-1",) if env.stages == "all" else env.stages
         self._episodes: list[mario.Episode | None] = [None] * num_lanes
 
     def reset(self, lane: int) -> Frame:
         """Draw a stage and a number of no-op frames, and begin there."""
         generator = self._generators[lane]
-        stage = self._env.stages[generator.integers(len(self._env.stages))]
+        stages = self._stages_drawn
+        stage = stages[generator.integers(len(stages))]
         noops = int(generator.integers(self._env.noop_max + 1))
         screen = self._machines.start(lane, stage)
         emulator = self._machines.of(lane)
         # Waiting for as long as env.noop_max allows, 255 frames, kills in none of the stages.
         for _ in range(noops):
             emulator.step(0)
-        self._stages[lane] = stage
         self._episodes[lane] = mario.begin(mario.read(emulator.ram))
         return self._frame(emulator.screen if noops else screen)
 
     def step(self, lane: int, action: int) -> Step:
-        """Hold the action's buttons for `frame_skip` frames, or until the episode ends."""
+        """Hold the action's buttons for `frame_skip` frames, or until the life or the stage ends."""
         before = self._episodes[lane]
         if before is None:
             raise EnvError(f"lane {lane} has no episode under way; reset it first")
         emulator = self._machines.of(lane)
         readings: list[mario.Reading] = []
         previous = None
-        for index in range(self._env.frame_skip):
-            if self._env.max_pool and index == self._env.frame_skip - 1:
-                previous = np.array(emulator.screen)
-            emulator.step(self._buttons[action])
-            readings.append(mario.read(emulator.ram))
-            if mario.outcome(before.start, readings[-1]) is not mario.Outcome.PLAYING:
+        for reading in self._frames(emulator, self._buttons[action]):
+            readings.append(reading)
+            if mario.outcome(before.start, reading) is not mario.Outcome.PLAYING:
                 break
+            if self._env.max_pool and len(readings) == self._env.frame_skip - 1:
+                previous = np.array(emulator.screen)
+            elif len(readings) > self._env.frame_skip:
+                previous = None
         after = mario.advance(before, readings)
-        terminated = after.outcome is not mario.Outcome.PLAYING
+        reward = _clipped(mario.reward(before, readings, self._env.reward), self._env)
+        terminated = mario.ended(after, self._env)
+        if after.outcome is not mario.Outcome.PLAYING and not terminated:
+            for _ in mario.wait(emulator):
+                pass
+            after = mario.begin(mario.read(emulator.ram), after.decisions)
+            previous = None
         truncated = mario.truncated(after, self._env)
         self._episodes[lane] = None if terminated or truncated else after
         return Step(
             frame=self._frame(emulator.screen, previous),
-            reward=_clipped(mario.reward(before, readings, self._env.reward), self._env),
+            reward=reward,
             terminated=terminated,
             truncated=truncated,
-            progress=Progress(self._stages[lane], after.max_x, after.outcome is mario.Outcome.CLEARED),
+            progress=Progress(after.stage, after.max_x, after.outcome is mario.Outcome.CLEARED),
         )
+
+    def _frames(self, emulator: Emulator, buttons: int) -> Iterator[mario.Reading]:
+        for _ in range(self._env.frame_skip):
+            emulator.step(buttons)
+            yield mario.read(emulator.ram)
+        if self._env.stages == "all":
+            yield from mario.wait(emulator)
 
     def _frame(self, screen: UInt16s, previous: UInt16s | None = None) -> UInt8s:
         env = self._env

@@ -9,8 +9,6 @@ from apex_zmq.envs.machines import make_machines
 
 __all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spec", "make_lanes"]
 
-MARIO = "SuperMarioBros"
-
 
 def env_spec(env: config.Env) -> EnvSpec:
     """What the environment of these settings looks like; Mario needs no emulator for it.
@@ -18,7 +16,7 @@ def env_spec(env: config.Env) -> EnvSpec:
     Raises:
         EnvError: a Gymnasium environment that cannot be made or used.
     """
-    return mario_spec(env) if env.id == MARIO else gym_spec(env)
+    return mario_spec(env) if env.id in config.WORLDS else gym_spec(env)
 
 
 def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
@@ -28,8 +26,8 @@ def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
         EnvError: emulator, game or Gymnasium environment missing or unusable.
     """
     lanes: Lanes
-    if env.id == MARIO:
-        lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator))
+    if env.id in config.WORLDS:
+        lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator, env.id))
     else:
         lanes = GymLanes(env, num_lanes, seed)
     return StickyLanes(lanes, env.sticky, seed) if env.sticky else lanes

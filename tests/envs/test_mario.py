@@ -75,7 +75,7 @@ def test_the_start_of_1_1_is_the_recorded_one(emulator: FCEUmm) -> None:
     np.testing.assert_array_equal(start.screen, screen)
 
 
-@pytest.mark.parametrize("stage", mario.STAGES)
+@pytest.mark.parametrize("stage", config.stages(config.MARIO))
 def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
     emulator.load_state(mario.start_state(emulator, stage).state)
     start = mario.read(emulator.ram)
@@ -89,6 +89,8 @@ def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
 
 class Stuck:
     """An emulator on which nothing ever happens."""
+
+    game = config.MARIO
 
     def __init__(self) -> None:
         self.ram: UInt8s = np.zeros(2048, np.uint8)

@@ -310,11 +310,15 @@ def test_the_experience_signature_example() -> None:
     assert f"has the experience signature `{digest}`" in section("Experience signature")
     meaning = json.loads(text)
     assert json.dumps(meaning, sort_keys=True, separators=(",", ":")) == text
-    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256, RULES_VERSION)
+    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256[settings.MARIO], RULES_VERSION)
     agent = {"n_step": meaning["n_step"], "gamma": meaning["gamma"]}
     for left_out in ({}, {"emulator": "nes-py", "stages": ["8-4"]}):
         config = configure.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
         assert experience_signature(config) == digest
+    whole = configure.from_tree({"env": meaning["env"] | {"stages": "all"}, "agent": agent}, "PROTOCOL.md")
+    meaning["env"]["stages"] = "all"
+    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+    assert experience_signature(whole) == hashlib.sha256(text.encode()).hexdigest()[:16]
     other = configure.from_tree({"env": meaning["env"] | {"frame_skip": 3}, "agent": agent}, "PROTOCOL.md")
     assert experience_signature(other) != digest
 
