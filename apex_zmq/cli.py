@@ -7,6 +7,7 @@ answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -167,22 +168,47 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser = _checkpoint_parser("apex-eval", "Plays a checkpoint and reports how well.", episodes=10)
     parser.add_argument("--video", type=Path, metavar="FILE", help="write what was played to FILE.mp4 or FILE.gif")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="go on, until Ctrl-C, with what the run of this run directory publishes; the best becomes its "
+        "best-eval.safetensors",
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="K", help="versions from one evaluation to the next, with --follow (default: 1)"
+    )
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         _ready_to_play(arguments)
-        from apex_zmq.checkpoint import load
+        from apex_zmq.checkpoint import load, to_play
         from apex_zmq.roles import evaluator
 
-        summary = evaluator.evaluate(
-            load(arguments.checkpoint), arguments.episodes, arguments.protocol, arguments.seed, arguments.video
-        )
-        if arguments.json:
-            print(json.dumps(summary))
-        else:
-            print("\n".join(f"{name:12} {value}" for name, value in summary.items()))
+        games = arguments.episodes, arguments.protocol, arguments.seed
+        if not arguments.follow:
+            if arguments.every is not None:
+                raise ConfigError("--every goes with --follow; give both or neither")
+            path = to_play(arguments.checkpoint)
+            _print_figures(
+                {"checkpoint": str(path), **evaluator.evaluate(load(path), *games, arguments.video)}, arguments.json
+            )
+            return 0
+        directory, every = arguments.checkpoint, 1 if arguments.every is None else arguments.every
+        if every < 1 or arguments.video or not directory.is_dir():
+            raise ConfigError("--follow takes a run directory as --checkpoint, --every of at least 1, and no --video")
+        os.nice(10)  # the run goes first
+        with contextlib.suppress(KeyboardInterrupt):
+            for figures in evaluator.follow(load(directory), directory, every, *games):
+                _print_figures(figures, arguments.json)
         return 0
 
     return _main(parser, run, argv)
+
+
+def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    print(
+        json.dumps(figures) if as_json else "\n".join(f"{name:12} {value}" for name, value in figures.items()),
+        flush=True,
+    )
 
 
 def play(argv: Sequence[str] | None = None) -> int:
@@ -194,10 +220,11 @@ def play(argv: Sequence[str] | None = None) -> int:
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         _ready_to_play(arguments)
-        from apex_zmq.checkpoint import load
+        from apex_zmq.checkpoint import load, to_play
         from apex_zmq.roles import viewer
 
-        viewer.play(load(arguments.checkpoint), arguments.episodes, arguments.protocol, arguments.seed, arguments.video)
+        path = to_play(arguments.checkpoint)
+        viewer.play(load(path), arguments.episodes, arguments.protocol, arguments.seed, arguments.video)
         return 0
 
     return _main(parser, run, argv)
@@ -263,7 +290,7 @@ def _checkpoint_parser(program: str, description: str, episodes: int) -> argpars
     parser = _Parser(program, description=description)
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its latest)"
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its best)"
     )
     parser.add_argument(
         "--episodes", type=int, default=episodes, metavar="N", help=f"episodes to play (default: {episodes})"

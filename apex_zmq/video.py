@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator
+import io
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from apex_zmq.errors import UserError
 from apex_zmq.types import UInt8s
+
+DIGEST_PICTURES = 200
+DIGEST_SIZE = 240, 240
 
 
 class VideoError(UserError):
@@ -30,6 +34,42 @@ def check(path: Path) -> None:
         raise VideoError(f"video {path}: there is no directory {path.parent}; make it first")
     if path.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise VideoError(f"video {path} needs imageio-ffmpeg; pip install imageio-ffmpeg, or write a .gif")
+
+
+def _save_gif(target: Path | IO[bytes], images: Sequence[Image.Image], pictures_per_s: float) -> None:
+    first, *rest = images
+    hundredths = max(2, round(100 / pictures_per_s))  # what a GIF counts in; browsers slow down what is faster
+    first.save(target, "GIF", save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
+
+
+class Digest:
+    """An episode as a GIF small enough for TensorBoard: every second picture, or fewer, at most 200, at its own pace.
+
+    Takes RGB pictures uint8 [H, W, 3], all of one size, shown at a rate per second; makes them 240x240 at most.
+    """
+
+    def __init__(self, pictures_per_s: float) -> None:
+        self._rate = pictures_per_s
+        self._stride = 2  # pictures from one that is kept to the next
+        self._count = 0
+        self._images: list[Image.Image] = []
+
+    def show(self, picture: UInt8s) -> None:
+        """The next picture."""
+        if len(self._images) == DIGEST_PICTURES:
+            del self._images[1::2]
+            self._stride *= 2
+        if self._count % self._stride == 0:
+            image = Image.fromarray(picture)
+            image.thumbnail(DIGEST_SIZE, Image.Resampling.BOX)
+            self._images.append(image)
+        self._count += 1
+
+    def gif(self) -> bytes:
+        """The file's content, of a picture at least."""
+        file = io.BytesIO()
+        _save_gif(file, [image.quantize() for image in self._images], self._rate / self._stride)
+        return file.getvalue()
 
 
 class Video:
@@ -68,6 +108,4 @@ class Video:
         if self._encoder is not None:
             self._encoder.close()
         if self._images:
-            first, *rest = self._images
-            hundredths = max(2, round(100 / self._rate))  # what a GIF counts in; browsers slow down what is faster
-            first.save(self._path, save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
+            _save_gif(self._path, self._images, self._rate)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from apex_zmq.types import UInt8s
-from apex_zmq.video import Video, VideoError, check
+from apex_zmq.video import Digest, Video, VideoError, check
 
 from .checkpoints import read_video
 
@@ -67,3 +69,18 @@ def test_an_mp4_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(VideoError, match=r"pip install imageio-ffmpeg, or write a \.gif"):
         check(tmp_path / "a.mp4")
     check(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, [0]), (5, [0, 2, 4]), (401, range(0, 401, 4))])
+def test_a_digest_keeps_a_few_small_pictures_at_their_own_pace(count: int, kept: Sequence[int]) -> None:
+    digest = Digest(50.0)
+    for number in range(count):
+        digest.show(np.full((480, 960, 3), (number % 256, number // 256 * 100, 200), np.uint8))
+    with Image.open(io.BytesIO(digest.gif())) as image:
+        assert image.size == (240, 120)
+        assert image.n_frames == len(kept)  # type: ignore[attr-defined]
+        for index, number in enumerate(kept):
+            image.seek(index)
+            assert image.convert("RGB").getpixel((239, 119)) == (number % 256, number // 256 * 100, 200)
+            if len(kept) > 1:
+                assert image.info["duration"] == 20 * (kept[1] - kept[0])

@@ -1,16 +1,35 @@
-"""The evaluator: plays a checkpoint under a fixed protocol and sums up."""
+"""The evaluator: plays a checkpoint, or what a live run publishes, under a fixed protocol and sums up."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from apex_zmq.checkpoint import Checkpoint
+from apex_zmq import configure
+from apex_zmq.board import EvaluationBoard
+from apex_zmq.checkpoint import BEST_EVAL, Checkpoint, CheckpointError, load, save
+from apex_zmq.config import Config
+from apex_zmq.envs.make import EnvError
+from apex_zmq.networks import load_arrays, to_arrays
+from apex_zmq.roles.parameters import Arrays, ParameterFollower
 from apex_zmq.roles.player import Moment, Player, Protocol
-from apex_zmq.video import Video
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.transport import Inbox
+from apex_zmq.types import UInt8s
+from apex_zmq.video import Digest, Video
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Parameters, Status, decode_status
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 0.5
 
 
 def evaluate(
@@ -27,16 +46,16 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         player = stack.enter_context(contextlib.closing(Player.of(checkpoint, protocol, seed, render=bool(video))))
         film = stack.enter_context(contextlib.closing(Video(video, player.lanes.decisions_per_s))) if video else None
-        ends = [_play(player, film) for _ in range(episodes)]
+        ends = [_play(player, film.show if film else None) for _ in range(episodes)]
     return {"env": checkpoint.config["env"]["id"], "protocol": protocol, "seed": seed, **summarize(ends)}
 
 
-def _play(player: Player, film: Video | None) -> Moment:
+def _play(player: Player, show: Callable[[UInt8s], None] | None = None) -> Moment:
     """An episode's last moment."""
     for moment in player.episode():
         end = moment
-        if film is not None:
-            film.show(player.lanes.render(0))
+        if show is not None:
+            show(player.lanes.render(0))
     return end
 
 
@@ -56,3 +75,112 @@ def summarize(ends: list[Moment]) -> dict[str, Any]:
             "best_x": max(each.max_x for each in progress),
         }
     return summary
+
+
+def follow(
+    checkpoint: Checkpoint, directory: Path, every: int, episodes: int, protocol: Protocol, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Evaluate what a live run publishes, every so many versions, and keep the best in its run directory.
+
+    The run notices nothing: its learner has a subscriber only while the next version is awaited. The best by mean
+    return becomes best-eval.safetensors. One that is there already is played first, since the protocol it was chosen
+    under may have been another. Curves, and a short film of the best, go to TensorBoard. Ends when closed.
+
+    Args:
+        checkpoint: one of the run's: its settings say where the run publishes.
+        directory: the run's.
+        every: versions from one evaluation to the next, at least; what comes in between is left out.
+        episodes: of each evaluation.
+        protocol: as for `evaluate`.
+        seed: of the first evaluation's games; later ones go on from there.
+
+    Yields:
+        The figures of each evaluation.
+
+    Raises:
+        CheckpointError: a best-eval.safetensors that cannot be read.
+        ConfigError, EnvError: an environment that cannot be made.
+        MismatchError: the run at this address trains something else by now.
+    """
+    config = configure.from_tree(checkpoint.config, "checkpoint")
+    with contextlib.ExitStack() as stack:
+        player, drawn = _make_player(config, protocol, seed)
+        stack.enter_context(contextlib.closing(player))
+        board = stack.enter_context(contextlib.closing(EvaluationBoard(directory)))
+        best, kept = -math.inf, directory / BEST_EVAL
+        if kept.is_file():
+            player.network.load_state_dict(load(kept).tensors["online"])
+            best = summarize([_play(player) for _ in range(episodes)])["mean_return"]
+            log.warning("%s is the one to beat: its mean return is %g", kept, best)
+        evaluated: Parameters | None = None
+        while True:
+            evaluated, arrays, decisions = _await_parameters(config, player, evaluated, every)
+            load_arrays(player.network, arrays)
+            film = Digest(player.lanes.decisions_per_s)
+            ends = [_play(player, film.show if drawn and not episode else None) for episode in range(episodes)]
+            figures = summarize(ends)
+            if figures["mean_return"] > best:
+                best = figures["mean_return"]
+                _promote(kept, checkpoint, player, evaluated, best)
+                if drawn:
+                    board.show(film.gif(), decisions)
+            board.write(figures, decisions)
+            yield {
+                "version": evaluated.version,
+                "update": evaluated.update,
+                "decisions": decisions,
+                "protocol": protocol,
+                **figures,
+            }
+
+
+def _make_player(config: Config, protocol: Protocol, seed: int) -> tuple[Player, bool]:
+    """A player, and whether its game can be drawn."""
+    try:
+        player = Player(config, protocol, seed, render=True)
+        player.lanes.reset(0)
+        player.lanes.render(0)
+    except EnvError as error:
+        log.warning("no films of the best: %s", error)
+        return Player(config, protocol, seed), False
+    return player, True
+
+
+def _await_parameters(
+    config: Config, player: Player, evaluated: Parameters | None, every: int
+) -> tuple[Parameters, Arrays, int]:
+    """The newest parameters, once they are due, and the decisions of the run so far."""
+    address = config.addresses.parameters
+    network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
+    statuses: Inbox[Status] = Inbox.subscribe(
+        address, {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
+    )
+    follower = ParameterFollower(address, network, experience)
+    with contextlib.closing(statuses), contextlib.closing(follower):
+        arrays: Arrays | None = None
+        decisions: int | None = None
+        while True:
+            arrays = follower.poll(IDLE_S) or arrays
+            while (status := statuses.receive()) is not None:
+                if status.role == "learner" and "decisions" in status.metrics:
+                    decisions = round(status.metrics["decisions"])
+            newest = follower.newest
+            if newest is None or arrays is None or decisions is None:
+                continue
+            if evaluated is None or newest.epoch != evaluated.epoch or newest.version >= evaluated.version + every:
+                return newest, arrays, decisions
+
+
+def _promote(path: Path, checkpoint: Checkpoint, player: Player, parameters: Parameters, score: float) -> None:
+    """Save what has just been evaluated, to be played or to start from; the run's training state is not in it."""
+    evaluated = dataclasses.replace(
+        checkpoint,
+        tensors={"online": dict(player.network.state_dict())},
+        counters={"updates": parameters.update},
+        epoch=parameters.epoch,
+        best_score=score,
+    )
+    try:
+        save(path, evaluated)
+    except CheckpointError as error:
+        log.warning("evaluation goes on without: %s", error)
