@@ -101,14 +101,14 @@ def _bars(
 
 
 def _curve(pen: ImageDraw.ImageDraw, box: _Box, values: Sequence[float]) -> None:
-    """Values over the decisions of the episode, between their extremes."""
+    """Values over the decisions of the episode, between their extremes, which stand above beside the newest."""
     left, top, right, bottom = box
-    pen.rectangle(box, outline=_GRAY)
     low, high = min(values), max(values)
+    pen.text((left, top), f"value {values[-1]:.3f}", _WHITE, _FONT)
+    pen.text((right, top), f"{low:.3f} to {high:.3f}", _GRAY, _FONT, anchor="ra")
+    top += _LINE
+    pen.rectangle((left, top, right, bottom), outline=_GRAY)
     per_decision = (right - left) / max(len(values) - 1, 1)
     per_unit = (bottom - top) / (high - low) if high > low else 0.0
     points = [(left + index * per_decision, bottom - (value - low) * per_unit) for index, value in enumerate(values)]
     pen.line(points if len(points) > 1 else points * 2, _BLUE, 2)
-    pen.text((left + 4, top + 2), f"value {values[-1]:.3f}", _WHITE, _FONT)
-    pen.text((right - 4, top + 2), f"{high:.3f}", _GRAY, _FONT, anchor="ra")
-    pen.text((right - 4, bottom - _LINE), f"{low:.3f}", _GRAY, _FONT, anchor="ra")
