@@ -7,6 +7,7 @@ answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -61,6 +62,7 @@ def actor(argv: Sequence[str] | None = None) -> int:
         help="lanes of all actors together: with --actor-index, lane i explores with the paper's fixed "
         "eps^(1 + alpha i/(N-1)); without both, each episode draws its epsilon from the same spread (default)",
     )
+    _add_render_option(parser, "actor")
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         index, total = arguments.actor_index, arguments.num_lanes
@@ -75,7 +77,7 @@ def actor(argv: Sequence[str] | None = None) -> int:
         stop = _prepare(name, config, config.actor.threads, arguments.log_format, arguments.log_dir)
         from apex_zmq.roles.actor import Actor
 
-        Actor(config, name, index, total).run(stop)
+        Actor(config, name, index, total, render=arguments.render).run(stop)
         return 0
 
     return _main(parser, run, argv)
@@ -131,7 +133,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         )
     _add_run_options(parser)
     parser.add_argument("--tcp", action="store_true", help="loopback TCP between the roles instead of ipc")
-    parser.add_argument("--render", action="store_true", help="show a lane in a window (not available yet)")
+    _add_render_option(parser, "actor of lowest epsilon")
 
     def overrides(arguments: argparse.Namespace) -> list[str]:
         given = ((name, getattr(arguments, flag[2:].replace("-", "_"))) for flag, name, _ in TRAIN_FLAGS)
@@ -139,7 +141,9 @@ def train(argv: Sequence[str] | None = None) -> int:
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         if arguments.render:
-            raise ConfigError("--render is not available yet; leave it out and watch TensorBoard")
+            from apex_zmq.window import Window
+
+            Window(1, 1).close()  # before anything starts
         directory = _run_directory(arguments, config)
         check_memory(config, config.replay.shards)
         if arguments.init_from is not None:
@@ -153,6 +157,7 @@ def train(argv: Sequence[str] | None = None) -> int:
             resume=arguments.resume,
             init_from=arguments.init_from,
             log_format=arguments.log_format,
+            render=arguments.render,
         )
 
     return _main(parser, run, argv, overrides)
@@ -160,34 +165,66 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """bin/apex-eval."""
-    parser = _Parser("apex-eval", description="Plays a checkpoint and reports how well.")
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its latest)"
-    )
-    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes to play (default: 10)")
-    parser.add_argument(
-        "--protocol",
-        choices=("greedy", "noop"),
-        default="noop",
-        help="greedy: fixed start, best action always; noop: 0 to 30 random no-op frames first and "
-        "a random action with probability 0.01 (default)",
-    )
-    parser.add_argument("--seed", type=int, default=10_000, metavar="S", help="seed of the games (default: 10000)")
+    parser = _checkpoint_parser("apex-eval", "Plays a checkpoint and reports how well.", episodes=10)
+    parser.add_argument("--video", type=Path, metavar="FILE", help="write what was played to FILE.mp4 or FILE.gif")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="go on, until Ctrl-C, with what the run of this run directory publishes; the best becomes its "
+        "best-eval.safetensors",
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="K", help="versions from one evaluation to the next, with --follow (default: 1)"
+    )
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
-        if arguments.episodes < 1 or arguments.seed < 0:
-            raise ConfigError("--episodes must be at least 1 and --seed at least 0")
-        _prepare("evaluator", config, 1)
-        from apex_zmq.checkpoint import load
+        _ready_to_play(arguments)
+        from apex_zmq.checkpoint import load, to_play
         from apex_zmq.roles import evaluator
 
-        summary = evaluator.evaluate(load(arguments.checkpoint), arguments.episodes, arguments.protocol, arguments.seed)
-        if arguments.json:
-            print(json.dumps(summary))
-        else:
-            print("\n".join(f"{name:12} {value}" for name, value in summary.items()))
+        games = arguments.episodes, arguments.protocol, arguments.seed
+        if not arguments.follow:
+            if arguments.every is not None:
+                raise ConfigError("--every goes with --follow; give both or neither")
+            path = to_play(arguments.checkpoint)
+            _print_figures(
+                {"checkpoint": str(path), **evaluator.evaluate(load(path), *games, arguments.video)}, arguments.json
+            )
+            return 0
+        directory, every = arguments.checkpoint, 1 if arguments.every is None else arguments.every
+        if every < 1 or arguments.video or not directory.is_dir():
+            raise ConfigError("--follow takes a run directory as --checkpoint, --every of at least 1, and no --video")
+        os.nice(10)  # the run goes first
+        with contextlib.suppress(KeyboardInterrupt):
+            for figures in evaluator.follow(load(directory), directory, every, *games):
+                _print_figures(figures, arguments.json)
+        return 0
+
+    return _main(parser, run, argv)
+
+
+def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    print(
+        json.dumps(figures) if as_json else "\n".join(f"{name:12} {value}" for name, value in figures.items()),
+        flush=True,
+    )
+
+
+def play(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-play."""
+    parser = _checkpoint_parser(
+        "apex-play", "Shows how a checkpoint plays, what it sees and what it thinks.", episodes=1
+    )
+    parser.add_argument("--video", type=Path, metavar="FILE", help="write to FILE.mp4 or FILE.gif instead of a window")
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        _ready_to_play(arguments)
+        from apex_zmq.checkpoint import load, to_play
+        from apex_zmq.roles import viewer
+
+        path = to_play(arguments.checkpoint)
+        viewer.play(load(path), arguments.episodes, arguments.protocol, arguments.seed, arguments.video)
         return 0
 
     return _main(parser, run, argv)
@@ -246,6 +283,46 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
         help="text (default), or json: one object a line with time, level, role, message",
     )
     return parser
+
+
+def _checkpoint_parser(program: str, description: str, episodes: int) -> argparse.ArgumentParser:
+    """Options of the programs that play a checkpoint, which brings its settings along."""
+    parser = _Parser(program, description=description)
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its best)"
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=episodes, metavar="N", help=f"episodes to play (default: {episodes})"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("greedy", "noop", "sticky"),
+        default="noop",
+        help="greedy: fixed start, best action always; noop: 0 to 30 random no-op frames first and a random action "
+        "with probability 0.01 (default); sticky: fixed start, and the action before again with probability 0.25",
+    )
+    parser.add_argument("--seed", type=int, default=10_000, metavar="S", help="seed of the games (default: 10000)")
+    return parser
+
+
+def _ready_to_play(arguments: argparse.Namespace) -> None:
+    """Check what a file cannot tell; one thread, as an actor."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if arguments.episodes < 1 or arguments.seed < 0:
+        raise ConfigError("--episodes must be at least 1 and --seed at least 0")
+    if arguments.video is not None:
+        from apex_zmq import video
+
+        video.check(arguments.video)
+
+
+def _add_render_option(parser: argparse.ArgumentParser, whose: str) -> None:
+    parser.add_argument(
+        "--render",
+        action="store_true",
+        help=f"show the last lane of the {whose} in a window; closing it stops nothing else",
+    )
 
 
 def _plain(value: Any) -> str:
@@ -325,7 +402,7 @@ def _prepare(
     return stop
 
 
-PROGRAMS = {"actor": actor, "replay": replay, "learner": learner, "train": train, "eval": evaluate}
+PROGRAMS = {"actor": actor, "replay": replay, "learner": learner, "train": train, "eval": evaluate, "play": play}
 
 if __name__ == "__main__":
     sys.exit(PROGRAMS[sys.argv[1]](sys.argv[2:]))

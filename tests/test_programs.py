@@ -19,7 +19,7 @@ import apex_zmq
 from apex_zmq import config
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("apex-actor", "apex-replay", "apex-learner", "apex-train", "apex-eval")
+PROGRAMS = ("apex-actor", "apex-replay", "apex-learner", "apex-train", "apex-eval", "apex-play")
 CARTPOLE = f"--config {ROOT}/configs/cartpole.yaml"
 SMALL_REPLAY = "--set replay.arena_bytes=2_000_000 --set replay.capacity=10_000 --set replay.min_size=1000"
 
@@ -111,8 +111,20 @@ BAD = {
         "apex-actor --log-dir {foreign}", "cannot write logs in {foreign}", "choose another --log-dir"
     ),
     "unknown log format": Case("apex-train --log-format xml", "--log-format", "see --help"),
-    "rendering": Case("apex-train --render", "--render is not available", "leave it out"),
+    "rendering without a display": Case("apex-train --render", "no display to open a window on", "set DISPLAY"),
+    "rendering without a display, actor": Case(
+        f"apex-actor {CARTPOLE} --render", "no display to open a window on", "set DISPLAY"
+    ),
+    "playing nothing": Case("apex-play --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
+    "playing no checkpoint": Case(
+        "apex-play --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+    ),
+    "video of an unknown kind": Case("apex-eval --checkpoint {nowhere} --video out.avi", "out.avi", ".mp4 or .gif"),
+    "video in no directory": Case(
+        "apex-play --checkpoint {nowhere} --video {nowhere}/out.gif", "no directory {nowhere}", "make it first"
+    ),
 }
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 ANSWERED = [f"{program} {flag}" for program in PROGRAMS for flag in ("--help", "--version")]
 
 
@@ -159,7 +171,11 @@ def run(command: str, directory: Path) -> Outcome:
     directory.mkdir()
     program, *arguments = command.split()
     # The programs take the checkout's .venv, or else the first python3: the one that runs the tests.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("APEX_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("APEX_", "SDL_")) and name not in SCREENS
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     ran = subprocess.run(
         [ROOT / "bin" / program, *arguments], cwd=directory, env=environment, capture_output=True, text=True
@@ -213,7 +229,7 @@ def test_help_names_every_setting(program: str, outcomes: dict[str, Future[Outco
             assert f"\n  {setting.name} ({setting.type}; default " in outcome.stdout
             assert setting.description in outcome.stdout
     else:
-        assert program == "apex-eval"  # a checkpoint brings its settings along
+        assert program in ("apex-eval", "apex-play")  # a checkpoint brings its settings along
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex_zmq.errors import UserError
-from apex_zmq.types import FrameSpec
+from apex_zmq.types import FrameSpec, UInt8s
 
 Frame = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -55,12 +55,21 @@ class Lanes(Protocol):
 
     spec: EnvSpec
     num_lanes: int
+    action_names: tuple[str, ...]  # for people
+    decisions_per_s: float  # at the pace a person plays at
 
     def reset(self, lane: int) -> Frame:
         """Begin an episode; its first frame."""
 
     def step(self, lane: int, action: int) -> Step:
         """Take one decision, 0 <= action < num_actions, in an episode that has not ended."""
+
+    def render(self, lane: int) -> UInt8s:
+        """The screen as the last reset or step, which was this lane's, left it: RGB [H, W, 3], memory of its own.
+
+        Raises:
+            EnvError: an environment that draws none.
+        """
 
     def close(self) -> None:
         """Give the environments' resources back."""

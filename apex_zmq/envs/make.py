@@ -19,8 +19,10 @@ def env_spec(env: config.Env) -> EnvSpec:
     return mario_spec(env) if env.id in config.WORLDS else gym_spec(env)
 
 
-def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
+def make_lanes(env: config.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
     """Lanes of the environment of these settings, to be reset before they are stepped.
+
+    render: `Lanes.render` will be called.
 
     Raises:
         EnvError: emulator, game or Gymnasium environment missing or unusable.
@@ -29,5 +31,5 @@ def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
     if env.id in config.WORLDS:
         lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator, env.id))
     else:
-        lanes = GymLanes(env, num_lanes, seed)
+        lanes = GymLanes(env, num_lanes, seed, render)
     return StickyLanes(lanes, env.sticky, seed) if env.sticky else lanes

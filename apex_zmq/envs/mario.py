@@ -20,6 +20,7 @@ from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
 
 RULES_VERSION = 1
+FRAMES_PER_S = 60.1  # of an NTSC console
 
 # Worlds in which 1-2, say, is behind the walk into a pipe, which is an area of its own.
 _WORLDS_WITH_A_WALK = {"SuperMarioBros": (1, 2, 4, 7), "SuperMarioBros2": (1, 3)}
@@ -62,6 +63,12 @@ def action_buttons(actions: str | tuple[tuple[str, ...], ...]) -> tuple[int, ...
     """
     listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
     return tuple(sum(_BUTTONS[button] for button in set(action)) for action in listed)
+
+
+def action_names(actions: str | tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """The buttons of each action of a set, such as "right+A"."""
+    listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
+    return tuple("+".join(action) for action in listed)
 
 
 class Reading(NamedTuple):

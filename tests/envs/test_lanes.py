@@ -18,6 +18,7 @@ from apex_zmq.envs.lanes import MarioLanes, StickyLanes
 from apex_zmq.envs.machines import SharedMachine, make_machines
 from apex_zmq.envs.make import env_spec, make_lanes
 from apex_zmq.envs.preprocess import screen_frame
+from apex_zmq.types import UInt8s
 
 RIGHT_AND_JUMP = (("right", "B"), ("right", "A", "B"))
 ENV = config.Env(
@@ -184,6 +185,8 @@ class Told:
 
     def __init__(self, num_lanes: int) -> None:
         self.spec, self.num_lanes = env_spec(ENV), num_lanes
+        self.action_names: tuple[str, ...] = ("left", "right")
+        self.decisions_per_s = 15.0
         self.actions: list[list[int]] = [[] for _ in range(num_lanes)]
 
     def reset(self, lane: int) -> Frame:
@@ -192,6 +195,9 @@ class Told:
     def step(self, lane: int, action: int) -> Step:
         self.actions[lane].append(action)
         return Step(np.zeros((1, 1), np.uint8), 0.0, False, False, None)
+
+    def render(self, lane: int) -> UInt8s:
+        return np.full((1, 1, 3), len(self.actions[lane]), np.uint8)
 
     def close(self) -> None: ...
 
@@ -225,6 +231,14 @@ def test_a_first_decision_has_nothing_to_repeat() -> None:
         for action in (first, 1, 2):
             lanes.step(0, action)
     assert told.actions[0] == [3, 3, 3, 5, 5, 5]
+
+
+def test_sticky_lanes_look_like_those_below() -> None:
+    told = Told(2)
+    lanes = StickyLanes(told, 0.25, seed=0)
+    lanes.step(1, 0)
+    assert (lanes.action_names, lanes.decisions_per_s) == (("left", "right"), 15.0)
+    assert [lanes.render(lane)[0, 0, 0] for lane in (0, 1)] == [0, 1]
 
 
 def test_the_setting_makes_lanes_sticky() -> None:

@@ -1,0 +1,111 @@
+"""Pictures into a file: .mp4 (H.264, through imageio-ffmpeg) or .gif (Pillow)."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from apex_zmq.errors import UserError
+from apex_zmq.types import UInt8s
+
+DIGEST_PICTURES = 200
+DIGEST_SIZE = 240, 240
+
+
+class VideoError(UserError):
+    """A video that cannot be written."""
+
+
+def check(path: Path) -> None:
+    """Refuse, before anything is played, a file that could not be written afterwards.
+
+    Raises:
+        VideoError: neither .mp4 nor .gif, no such directory, or imageio-ffmpeg is missing.
+    """
+    if path.suffix not in (".mp4", ".gif"):
+        raise VideoError(f"video {path} must end in .mp4 or .gif")
+    if not path.parent.is_dir():
+        raise VideoError(f"video {path}: there is no directory {path.parent}; make it first")
+    if path.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise VideoError(f"video {path} needs imageio-ffmpeg; pip install imageio-ffmpeg, or write a .gif")
+
+
+def _save_gif(target: Path | IO[bytes], images: Sequence[Image.Image], pictures_per_s: float) -> None:
+    first, *rest = images
+    hundredths = max(2, round(100 / pictures_per_s))  # what a GIF counts in; browsers slow down what is faster
+    first.save(target, "GIF", save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
+
+
+class Digest:
+    """An episode as a GIF small enough for TensorBoard: every second picture, or fewer, at most 200, at its own pace.
+
+    Takes RGB pictures uint8 [H, W, 3], all of one size, shown at a rate per second; makes them 240x240 at most.
+    """
+
+    def __init__(self, pictures_per_s: float) -> None:
+        self._rate = pictures_per_s
+        self._stride = 2  # pictures from one that is kept to the next
+        self._count = 0
+        self._images: list[Image.Image] = []
+
+    def show(self, picture: UInt8s) -> None:
+        """The next picture."""
+        if len(self._images) == DIGEST_PICTURES:
+            del self._images[1::2]
+            self._stride *= 2
+        if self._count % self._stride == 0:
+            image = Image.fromarray(picture)
+            image.thumbnail(DIGEST_SIZE, Image.Resampling.BOX)
+            self._images.append(image)
+        self._count += 1
+
+    def gif(self) -> bytes:
+        """The file's content, of a picture at least."""
+        file = io.BytesIO()
+        _save_gif(file, [image.quantize() for image in self._images], self._rate / self._stride)
+        return file.getvalue()
+
+
+class Video:
+    """Writes RGB pictures uint8 [H, W, 3], all of one size, shown at a rate per second; the file is there once closed.
+
+    A GIF is kept in memory, a byte per pixel, until it is closed.
+    """
+
+    def __init__(self, path: Path, pictures_per_s: float) -> None:
+        check(path)
+        self._path = path
+        self._rate = pictures_per_s
+        self._encoder: Generator[None, Any, None] | None = None
+        self._images: list[Image.Image] = []
+
+    def show(self, picture: UInt8s) -> None:
+        """Add one picture."""
+        if self._path.suffix == ".gif":
+            self._images.append(Image.fromarray(picture).quantize())
+            return
+        rows, columns, _ = picture.shape
+        # H.264 wants even sizes.
+        even = np.pad(picture, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
+        if self._encoder is None:
+            import imageio_ffmpeg
+
+            rows, columns, _ = even.shape
+            self._encoder = imageio_ffmpeg.write_frames(
+                self._path, (columns, rows), fps=self._rate, macro_block_size=1, ffmpeg_log_level="error"
+            )
+            self._encoder.send(None)
+        self._encoder.send(even)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._encoder is not None:
+            self._encoder.close()
+        if self._images:
+            _save_gif(self._path, self._images, self._rate)
