@@ -39,7 +39,9 @@ BAD = {
     "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: Expected `int`", "--help"),
     "missing config": Case("apex-replay --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"),
     "a checkpoint as config": Case("apex-train --config {foreign}", "{foreign}", "not valid YAML"),
-    "unknown stage": Case("apex-actor --set env.stages=[1-1,9-3]", "env.stages: no stage '9-3' in SuperMarioBros;", "1-1 to 8-4"),
+    "unknown stage": Case(
+        "apex-actor --set env.stages=[1-1,9-3]", "env.stages: no stage '9-3' in SuperMarioBros;", "1-1 to 8-4"
+    ),
     "unknown action set": Case("apex-train --set env.actions=FLY", "env.actions", "'FLY'; see --help"),
     "unknown button": Case("apex-train --set env.actions=[[jump]]", "env.actions: ['jump']", "buttons are A B NOOP"),
     "n above segment length": Case(
