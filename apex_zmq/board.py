@@ -39,6 +39,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Play": {
         "return by epsilon": ("rollout/ep_rew_mean_by_epsilon/.*",),
+        "stages cleared": ("rollout/stages_cleared_mean", "rollout/low_epsilon/stages_cleared_mean"),
         "largest x": ("rollout/max_x", "rollout/max_x_mean", "rollout/low_epsilon/max_x_mean"),
         "episode length": ("rollout/ep_len_mean", "rollout/low_epsilon/ep_len_mean"),
     },
@@ -49,7 +50,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "resident memory, bytes": ("memory/.*",),
     },
 }
-MARIO_CHARTS = ("clear rate", "largest x")
+MARIO_CHARTS = ("clear rate", "stages cleared", "largest x")
 
 
 class Board:

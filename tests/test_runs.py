@@ -77,6 +77,7 @@ def test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays(start:
     assert figures["episodes"] == 2
     assert figures["protocol"] == "noop"
     assert 0 <= figures["clear_rate"] <= 1
+    assert figures["mean_stages_cleared"] == figures["clear_rate"]  # an episode is one stage
     assert figures["best_x"] >= figures["mean_x"] > 40
 
 

@@ -27,9 +27,10 @@ class EnvSpec(NamedTuple):
 class Progress(NamedTuple):
     """How far a Mario episode has come."""
 
-    stage: str  # "1-1" to "8-4"
-    max_x: int  # pixels from the left end of the area, the most so far
-    cleared: bool
+    stage: str  # "1-1" to "8-4": where it is now
+    max_x: int  # pixels from the left end of the area, the most in this life and stage
+    cleared: bool  # the stage; of the whole game, its last one
+    stages_cleared: int = 0  # of the episode, so far
 
 
 class Step(NamedTuple):

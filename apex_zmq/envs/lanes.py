@@ -84,7 +84,7 @@ class MarioLanes:
         if after.outcome is not mario.Outcome.PLAYING and not terminated:
             for _ in mario.wait(emulator):
                 pass
-            after = mario.begin(mario.read(emulator.ram), after.decisions)
+            after = mario.go_on(after, mario.read(emulator.ram))
             previous = None
         truncated = mario.truncated(after, self._env)
         self._episodes[lane] = None if terminated or truncated else after
@@ -93,7 +93,7 @@ class MarioLanes:
             reward=reward,
             terminated=terminated,
             truncated=truncated,
-            progress=Progress(after.stage, after.max_x, after.outcome is mario.Outcome.CLEARED),
+            progress=Progress(after.stage, after.max_x, after.outcome is mario.Outcome.CLEARED, after.stages_cleared),
         )
 
     def _frames(self, emulator: Emulator, buttons: int) -> Iterator[mario.Reading]:

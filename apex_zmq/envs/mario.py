@@ -151,14 +151,18 @@ def outcome(start: Reading, now: Reading) -> Outcome:
 
 
 class Episode(NamedTuple):
-    """The account of an episode after some decisions; all but `decisions` begins anew with a life or stage."""
+    """The account of an episode after some decisions.
+
+    Where it goes on after a life or a stage, all but the last two begins anew.
+    """
 
     start: Reading
     last: Reading
     max_x: int
-    decisions: int = 0
     stalled: int = 0  # decisions since max_x last grew
     outcome: Outcome = Outcome.PLAYING
+    decisions: int = 0
+    stages_cleared: int = 0
 
     @property
     def stage(self) -> str:
@@ -166,21 +170,28 @@ class Episode(NamedTuple):
         return f"{self.start.world}-{self.start.stage}"
 
 
-def begin(start: Reading, decisions: int = 0) -> Episode:
-    """The account before the first decision of an episode, or of a life or stage after others."""
-    return Episode(start, start, start.x, decisions)
+def begin(start: Reading) -> Episode:
+    """The account of an episode before its first decision."""
+    return Episode(start, start, start.x)
+
+
+def go_on(episode: Episode, start: Reading) -> Episode:
+    """The account of an episode that goes on with another life or stage, before its first decision there."""
+    return begin(start)._replace(decisions=episode.decisions, stages_cleared=episode.stages_cleared)
 
 
 def advance(episode: Episode, readings: Sequence[Reading]) -> Episode:
     """Account for one decision, given the readings of its frames (one at least)."""
     max_x = max(episode.max_x, *(reading.x for reading in readings))
+    end = outcome(episode.start, readings[-1])
     return Episode(
         start=episode.start,
         last=readings[-1],
         max_x=max_x,
-        decisions=episode.decisions + 1,
         stalled=0 if max_x > episode.max_x else episode.stalled + 1,
-        outcome=outcome(episode.start, readings[-1]),
+        outcome=end,
+        decisions=episode.decisions + 1,
+        stages_cleared=episode.stages_cleared + (end is Outcome.CLEARED),
     )
 
 

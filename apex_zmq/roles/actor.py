@@ -272,6 +272,7 @@ class Actor:
                 stage=progress.stage if progress else "",
                 max_x=progress.max_x if progress else 0,
                 cleared=progress.cleared if progress else False,
+                stages_cleared=progress.stages_cleared if progress else 0,
             )
         )
 

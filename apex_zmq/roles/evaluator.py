@@ -71,6 +71,7 @@ def summarize(ends: list[Moment]) -> dict[str, Any]:
         summary |= {
             "stages": sorted({each.stage for each in progress}),
             "clear_rate": float(np.mean([each.cleared for each in progress])),
+            "mean_stages_cleared": float(np.mean([each.stages_cleared for each in progress])),
             "mean_x": float(np.mean([each.max_x for each in progress])),
             "best_x": max(each.max_x for each in progress),
         }

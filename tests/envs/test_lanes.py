@@ -88,7 +88,7 @@ def test_nes_py_lanes_keep_the_rules_of_the_shared_machine(emulator: FCEUmm) -> 
     walks = [run_out(MarioLanes(env, 1, 0, SharedMachine(emulator))), run_out(MarioLanes(env, 1, 0, machines))]
     machines.close()
     ends = [(steps[-1].terminated, steps[-1].progress) for steps in walks]
-    assert ends[0] == ends[1] == (True, ("1-1", 298, False))
+    assert ends[0] == ends[1] == (True, ("1-1", 298, False, 0))
     assert abs(len(walks[0]) - len(walks[1])) <= 1
 
 
@@ -122,7 +122,7 @@ def test_rewards_and_progress_of_a_walk(emulator: FCEUmm) -> None:
     steps = repeat(emulator, config.Env(actions=(("right",),), noop_max=0))
     walked = steps[-1].progress
     assert walked is not None
-    assert walked == ("1-1", 298, False)
+    assert walked == ("1-1", 298, False, 0)
     assert sum(step.reward for step in steps) == pytest.approx(0.1 * (298 - 40) - 0.01 * len(steps) - 3.0)
     assert not any(step.terminated or step.truncated for step in steps[:-1])
 
