@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from apex_zmq import cli, config, configure
+from apex_zmq import cli, config
 from apex_zmq.config import Config
 
 from .conftest import ROOT
