@@ -51,7 +51,10 @@ def actor(argv: Sequence[str] | None = None) -> int:
     parser = _parser("apex-actor", "Plays with the learner's parameters and sends its experience to the replay.")
     _add_role_options(parser)
     parser.add_argument(
-        "--actor-index", type=int, metavar="I", help="place among the actors, from 0; needs --num-lanes"
+        "--actor-index",
+        type=int,
+        metavar="I",
+        help="place among the actors, from 0; goes with --num-lanes (default: none)",
     )
     parser.add_argument(
         "--num-lanes",

@@ -52,8 +52,8 @@ ELSEWHERE = {
     "--log-format": "test_watching.py::test_every_role_has_a_log_file_of_the_format_asked_for",
     "--log-dir": "test_watching.py::test_a_role_started_alone_logs_where_it_is_told",
     "--shard": "test_runs.py::test_two_shards_share_experience_and_batches",
-    "--actor-index": "test_runs.py::test_two_actors_share_one_ladder",
-    "--num-lanes": "test_runs.py::test_two_actors_share_one_ladder",
+    "--actor-index": "roles/test_actor.py::test_the_program_takes_its_place_among_the_actors",
+    "--num-lanes": "roles/test_actor.py::test_the_program_takes_its_place_among_the_actors",
     "--render": "test_programs.py::test_bad_input_ends_with_one_line_that_helps",
     "eval --checkpoint": "test_runs.py::test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
     "eval --episodes": "test_runs.py::test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
@@ -194,7 +194,7 @@ def test_the_readme_lists_the_options_of_apex_train(parse: Callable[..., Parsed]
             texts = dict.fromkeys("none" if value is None else str(value) for value in shown)
             assert re.sub(r",(?=\d{3})", "", default) == ", ".join(texts), line
             assert len(flags) > 1 or f"`{settings[flags[0]]}`" in sets, line
-    assert {*listed, "--help", "--version"} == {flag for flag, _ in options(parse("train").parser)}
+    assert {*listed, "--help", "--version", "--render"} == {flag for flag, _ in options(parse("train").parser)}
 
 
 # Variables that hold a section under another name than the section's.

@@ -326,6 +326,7 @@ def test_double_q_learning_lets_the_online_network_choose(double: bool) -> None:
     value = valued[rows, chosen] if double else valued.max(1)
     assert (valued[rows, chosen] != valued.max(1)).any()
     td_error = trainer.step(windows, sample, ones(sample)).td_error
+    assert td_error is not None
     np.testing.assert_allclose(td_error, abs(sample.reward + GAMMA * value - q), rtol=1e-4, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature
 from apex_zmq.transport import Inbox, Outbox, wait
-from apex_zmq.types import Batch, FrameSpec, PriorityUpdate
+from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
     Hello,
@@ -72,7 +72,7 @@ class Peers:
     def send(self, segments: int) -> np.ndarray[Any, Any]:
         """Ship segments of random rewards; their initial |TD|."""
         rng = np.random.default_rng(self._sent)
-        shipped = []
+        shipped: list[Segment] = []
         while len(shipped) < segments:
             observation = rng.normal(size=self.frame.shape).astype(np.float32)
             self._builder.step(0, 0.0, observation, float(rng.normal()), False, False)
