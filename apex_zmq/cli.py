@@ -21,12 +21,11 @@ from typing import Any, NoReturn
 
 from apex_zmq import __version__, configure, logs, rundir
 from apex_zmq import config as settings
-from apex_zmq.config import Config, ConfigError
+from apex_zmq.config import ADDRESSES, Config, ConfigError
 from apex_zmq.errors import UserError
 from apex_zmq.launch import LAUNCHED, launch
 from apex_zmq.replay.budget import check_memory
 
-ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")
 PR_SET_PDEATHSIG = 1
 
 # Options of apex-train that stand for one setting each: flag, setting, type.
@@ -51,9 +50,12 @@ TRAIN_FLAGS: tuple[tuple[str, str, type], ...] = (
 def actor(argv: Sequence[str] | None = None) -> int:
     """bin/apex-actor."""
     parser = _parser("apex-actor", "Plays with the learner's parameters and sends its experience to the replay.")
-    _add_log_dir(parser)
+    _add_role_options(parser)
     parser.add_argument(
-        "--actor-index", type=int, metavar="I", help="place among the actors, from 0; needs --num-lanes"
+        "--actor-index",
+        type=int,
+        metavar="I",
+        help="place among the actors, from 0; goes with --num-lanes (default: none)",
     )
     parser.add_argument(
         "--num-lanes",
@@ -80,13 +82,13 @@ def actor(argv: Sequence[str] | None = None) -> int:
         Actor(config, name, index, total, render=arguments.render).run(stop)
         return 0
 
-    return _main(parser, run, argv)
+    return _main(parser, run, argv, _address_overrides)
 
 
 def replay(argv: Sequence[str] | None = None) -> int:
     """bin/apex-replay."""
     parser = _parser("apex-replay", "Stores experience and deals prioritized batches to the learner.")
-    _add_log_dir(parser)
+    _add_role_options(parser)
     parser.add_argument("--shard", type=int, default=0, metavar="S", help="which shard this is, from 0 (default: 0)")
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
@@ -98,13 +100,13 @@ def replay(argv: Sequence[str] | None = None) -> int:
         ReplayServer(config, arguments.shard).run(stop)
         return 0
 
-    return _main(parser, run, argv)
+    return _main(parser, run, argv, _address_overrides)
 
 
 def learner(argv: Sequence[str] | None = None) -> int:
     """bin/apex-learner."""
     parser = _parser("apex-learner", "Trains on the replay's batches and publishes parameters.")
-    _add_log_dir(parser)
+    _add_role_options(parser)
     _add_run_options(parser)
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
@@ -115,7 +117,7 @@ def learner(argv: Sequence[str] | None = None) -> int:
         Learner(config, directory, resume=arguments.resume, init_from=arguments.init_from).run(stop)
         return 0
 
-    return _main(parser, run, argv)
+    return _main(parser, run, argv, _address_overrides)
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -160,7 +162,7 @@ def train(argv: Sequence[str] | None = None) -> int:
             render=arguments.render,
         )
 
-    return _main(parser, run, argv, overrides)
+    return _main(parser, run, argv, overrides, addressed=False)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
@@ -264,18 +266,6 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
         dest="overrides",
         help="change one setting; may be repeated, wins over all else",
     )
-    described = {setting.name: setting for setting in settings.settings()}
-    for name in ADDRESSES:
-        setting = described[f"addresses.{name}"]
-        many = "" if isinstance(setting.default, str) else ", commas between shards"
-        parser.add_argument(
-            f"--{name}",
-            metavar="ADDRESS",
-            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {_plain(setting.default)})",
-        )
-    parser.add_argument(
-        "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
-    )
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
@@ -329,10 +319,33 @@ def _plain(value: Any) -> str:
     return json.dumps(value).strip('"')
 
 
-def _add_log_dir(parser: argparse.ArgumentParser) -> None:
+def _add_role_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a role that is started alone; apex-train chooses addresses and log directory itself."""
+    described = {setting.name: setting for setting in settings.settings()}
+    for name in ADDRESSES:
+        setting = described[f"addresses.{name}"]
+        many = "" if isinstance(setting.default, str) else ", commas between shards"
+        parser.add_argument(
+            f"--{name}",
+            metavar="ADDRESS",
+            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {_plain(setting.default)})",
+        )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
+    )
     parser.add_argument(
         "--log-dir", type=Path, metavar="DIR", help="log to DIR/<role>.log too, in rotated files (default: none)"
     )
+
+
+def _address_overrides(arguments: argparse.Namespace) -> list[str]:
+    """What `_add_role_options` sets: flags win over the environment."""
+    flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
+    return [
+        *configure.from_environment(),
+        *(configure.address_override(name, value) for name, value in flags if value),
+        *(["addresses.insecure=true"] if arguments.insecure else []),
+    ]
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -362,22 +375,19 @@ def _main(
     run: Callable[[argparse.Namespace, Config], int],
     argv: Sequence[str] | None,
     overrides: Callable[[argparse.Namespace], list[str]] = lambda _: [],
+    *,
+    addressed: bool = True,
 ) -> int:
-    """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2."""
+    """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2.
+
+    overrides: what the program's own flags set. addressed: as for `config.validate`.
+    """
     arguments = parser.parse_args(argv)
     try:
         config = Config()
         if "config" in arguments:
-            flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
             config = configure.load(
-                arguments.config,
-                [
-                    *configure.from_environment(),
-                    *(configure.address_override(name, value) for name, value in flags if value),
-                    *(["addresses.insecure=true"] if arguments.insecure else []),
-                    *overrides(arguments),
-                    *arguments.overrides,
-                ],
+                arguments.config, [*overrides(arguments), *arguments.overrides], addressed=addressed
             )
         return run(arguments, config)
     except UserError as error:

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from apex_zmq.errors import UserError
 
+ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")  # what has a flag and a variable
 MARIO = "SuperMarioBros"
 WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # the games by `env.id`, with the worlds their ROMs hold; four stages each
 LARGEST = 1e30  # finite, in float32 too
@@ -292,8 +293,10 @@ def min_size_per_shard(config: Config) -> int:
     return math.ceil(config.replay.min_size / config.replay.shards)
 
 
-def validate(config: Config) -> None:
+def validate(config: Config, *, addressed: bool = True) -> None:
     """Refuse settings that are each possible but cannot work together.
+
+    addressed: whether the addresses count; not where a launcher chooses its own.
 
     Raises:
         ConfigError: names the settings and the remedy.
@@ -330,13 +333,13 @@ def validate(config: Config) -> None:
             f"replay.tolerance {tolerance(config):g} can deadlock: 2 x tolerance must reach "
             f"batch_size + samples_per_insert x segment_length = {needed:g}",
         )
-    for name in ("experience", "priorities"):
+    for name in ("experience", "priorities") if addressed else ():
         count = len(getattr(addresses, name))
         require(
             count == replay.shards,
             f"addresses.{name} lists {count} addresses for replay.shards {replay.shards}; list one per shard",
         )
-    for address in all_addresses(addresses):
+    for address in all_addresses(addresses) if addressed else ():
         check_address(address)
     if config.env.id in WORLDS:
         require(

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apex_zmq import configure, logs
-from apex_zmq.config import Config
+from apex_zmq.config import ADDRESSES, Config
 
+ADDRESS_VARIABLES = {f"APEX_{field.upper()}" for field in ADDRESSES}  # of a run over several machines, not of ours
 LAUNCHED = "APEX_LAUNCHED"  # in the environment of roles that must not outlive the launcher
 MAX_RESTARTS = 5  # in a row
 BACKOFF_S = 1.0  # doubles with each restart in a row
@@ -94,7 +95,7 @@ class Role:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=os.environ | {LAUNCHED: "1"},
+            env={name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES} | {LAUNCHED: "1"},
             start_new_session=True,
         )
         self.started = time.monotonic()

@@ -153,6 +153,15 @@ def test_resets_draw_stages_and_waits(emulator: FCEUmm) -> None:
     assert len(drawn) > 4
 
 
+def test_waits_are_as_long_as_allowed(emulator: FCEUmm) -> None:
+    lanes = MarioLanes(config.Env(noop_max=2), 1, 0, SharedMachine(emulator))
+    drawn = set()
+    for _ in range(30):
+        lanes.reset(0)
+        drawn.add(int(emulator.ram[0x09]))
+    assert len(drawn) == 3
+
+
 def test_max_pool_takes_the_brighter_of_the_last_two_frames(emulator: FCEUmm) -> None:
     env = config.Env(actions=RIGHT_AND_JUMP, frame_skip=3, max_pool=True, noop_max=0, hud="crop")
     lanes = MarioLanes(env, 1, 0, SharedMachine(emulator))
