@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pygame
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from apex_zmq import checkpoint, cli, configure
 from apex_zmq.envs.lanes import GymLanes
 from apex_zmq.envs.make import Step, make_lanes
-from apex_zmq.picture import COLUMNS, ROWS
+from apex_zmq.picture import COLUMNS, ROWS, Scene, draw
+from apex_zmq.roles import viewer
 from apex_zmq.roles.evaluator import evaluate
 from apex_zmq.roles.player import Player, Protocol
+from apex_zmq.types import UInt8s
 
 from .checkpoints import CARTPOLE, MARIO, read_video, untrained
 
@@ -155,3 +158,21 @@ def test_play_writes_a_video_of_the_whole_picture(mario: str, tmp_path: Path) ->
 def test_play_in_a_window_ends_with_the_episode(mario: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     assert cli.play(["--checkpoint", mario, "--episodes", "1"]) == 0
+
+
+def test_an_interrupted_play_leaves_what_was_shown(mario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp4"
+    pictures: list[Scene] = []
+
+    def draw_three(scene: Scene) -> UInt8s:
+        if len(pictures) == 3:
+            raise KeyboardInterrupt
+        pictures.append(scene)
+        return draw(scene)
+
+    monkeypatch.setattr(viewer, "draw", draw_three)
+    assert cli.play(["--checkpoint", mario, "--video", str(path)]) == 130
+    assert len(read_video(path)[0]) == 3
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert cli.play(["--checkpoint", mario]) == 130
+    assert not pygame.display.get_init()
