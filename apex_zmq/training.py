@@ -19,7 +19,7 @@ from apex_zmq.importance import beta_at
 from apex_zmq.losses import double_q_td_error, split_windows, td_loss
 from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.optimizers import make_optimizer
-from apex_zmq.types import Batch, Float32s
+from apex_zmq.types import Float32s, Sample
 
 log = logging.getLogger(__name__)
 
@@ -64,28 +64,28 @@ class Trainer:
         """Importance-sampling exponent of the next step."""
         return beta_at(self._config.beta, self._config.beta_annealing, self.updates)
 
-    def step(self, windows: npt.NDArray[Any], batch: Batch, weights: Float32s) -> StepResult:
+    def step(self, windows: npt.NDArray[Any], sample: Sample, weights: Float32s) -> StepResult:
         """One gradient step (Horgan 2018, algorithm 2).
 
         Args:
             windows: [B, W, *frame] decoded frames.
-            batch: the columns of the same rows.
+            sample: the columns of the same rows.
             weights: [B] importance weights; 0 leaves a row out.
 
         Returns:
             |TD| before the step. A loss or gradient that is not finite skips the step.
         """
         config, put = self._config, self._to_device
-        obs, next_obs = split_windows(put(windows), put(batch.steps.astype(np.int64)), self._stack)
+        obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
         with torch.no_grad():
             target_q = self.target(next_obs)
             selector_q = self.online(next_obs) if config.double else target_q
         q = self.online(obs)
         td_error = double_q_td_error(
             q,
-            put(batch.action.astype(np.int64)),
-            put(batch.reward.astype(np.float32)),
-            put(batch.discount.astype(np.float32)),
+            put(sample.action.astype(np.int64)),
+            put(sample.reward.astype(np.float32)),
+            put(sample.discount.astype(np.float32)),
             target_q,
             selector_q,
         )

@@ -79,14 +79,9 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """B sampled transitions, frames still encoded, as a replay shard ships them."""
+class Sample:
+    """B transitions drawn in proportion to priority, frames still encoded."""
 
-    epoch: int  # of the learner this batch was dealt to
-    rank: int  # of the learner process this batch was dealt to
-    shard: int
-    generation: int  # random, new at every start of the shard
-    number: int  # counts batches per (shard, rank) within an epoch, from 0
     num_transitions: int  # N_s, live transitions in the shard
     mass: float  # M_s, sum of all stored priorities in the shard
     frame: FrameSpec
@@ -98,6 +93,18 @@ class Batch:
     steps: npt.NDArray[np.uint8]  # [B]
     frame_sizes: UInt32s  # [B, W] bytes of each encoded frame; 0 where a short window is padded
     frames: Buffer  # all windows' encoded frames, concatenated row by row
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A sample, and to whom a replay shard deals it."""
+
+    epoch: int  # of the learner
+    rank: int  # of the learner process
+    shard: int
+    generation: int  # random, new at every start of the shard
+    number: int  # counts batches per (shard, rank) within an epoch, from 0
+    sample: Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from apex_zmq.losses import split_windows
 from apex_zmq.replay import record
-from apex_zmq.replay.store import Sample, Store
+from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
-from apex_zmq.types import Batch, Float32s, FrameSpec, Segment
+from apex_zmq.types import Batch, Float32s, FrameSpec, Sample, Segment
 from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import decode_batch, decode_segment, encode_batch, encode_segment
 
@@ -125,45 +125,28 @@ def on_the_wire(parts: Any) -> list[bytes]:
 
 def deal(sample: Sample) -> list[bytes]:
     """A sample as the replay role ships it."""
-    batch = Batch(
-        epoch=1,
-        rank=0,
-        shard=0,
-        generation=2,
-        number=3,
-        num_transitions=sample.num_transitions,
-        mass=sample.mass,
-        frame=sample.frame,
-        keys=sample.keys,
-        priority=sample.priority,
-        action=sample.action,
-        reward=sample.reward,
-        discount=sample.discount,
-        steps=sample.steps,
-        frame_sizes=sample.frame_sizes,
-        frames=sample.frames.data,
-    )
+    batch = Batch(epoch=1, rank=0, shard=0, generation=2, number=3, sample=sample)
     return on_the_wire(encode_batch(batch))
 
 
 def check_sample(store: Store, spec: FrameSpec, n: int, expected: list[Expected]) -> None:
     """Sample, ship, decode and split a batch, and compare every row with its reference."""
-    batch = decode_batch(deal(store.sample(BATCH_SIZE)), spec, n, num_actions=1 << 16)
+    sample = decode_batch(deal(store.sample(BATCH_SIZE)), spec, n, num_actions=1 << 16).sample
     # What stood in a recycled buffer must not show.
     windows = np.full((BATCH_SIZE, spec.stack + n, *spec.shape), 77, spec.dtype)
-    assert not decode_windows(batch.frames, batch.frame_sizes, spec, windows).any()
-    split = split_windows(torch.from_numpy(windows), torch.from_numpy(batch.steps.astype(np.int64)), spec.stack)
+    assert not decode_windows(sample.frames, sample.frame_sizes, spec, windows).any()
+    split = split_windows(torch.from_numpy(windows), torch.from_numpy(sample.steps.astype(np.int64)), spec.stack)
     observation, next_observation = (tensor.numpy() for tensor in split)
-    for row, serial in enumerate(batch.action):
+    for row, serial in enumerate(sample.action):
         wanted = expected[serial]
-        assert batch.keys[row] == serial
+        assert sample.keys[row] == serial
         assert observation[row].tobytes() == wanted.observation.tobytes()
         assert next_observation[row].tobytes() == wanted.next_observation.tobytes()
-    rows = [expected[serial] for serial in batch.action]
-    np.testing.assert_array_equal(batch.steps, [row.steps for row in rows])
-    np.testing.assert_allclose(batch.reward, [row.reward for row in rows], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(batch.discount, [row.discount for row in rows], rtol=1e-6)
-    np.testing.assert_allclose(batch.priority, [(row.td_error + EPSILON) ** ALPHA for row in rows], rtol=1e-4)
+    rows = [expected[serial] for serial in sample.action]
+    np.testing.assert_array_equal(sample.steps, [row.steps for row in rows])
+    np.testing.assert_allclose(sample.reward, [row.reward for row in rows], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sample.discount, [row.discount for row in rows], rtol=1e-6)
+    np.testing.assert_allclose(sample.priority, [(row.td_error + EPSILON) ** ALPHA for row in rows], rtol=1e-4)
 
 
 image = st.builds(lambda shape, stack: FrameSpec(shape, "uint8", stack), st.just((6, 8)), st.integers(1, 4))

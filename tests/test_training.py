@@ -18,13 +18,13 @@ from apex_zmq.errors import UserError
 from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.training import Trainer, choose_device
-from apex_zmq.types import Batch, Float32s, FrameSpec, Segment
+from apex_zmq.types import Float32s, FrameSpec, Sample, Segment
 from apex_zmq.wire.frames import decode_windows
 
 N_STEP, GAMMA = 3, 0.9
 IMAGES = EnvSpec(FrameSpec((20, 24), "uint8", 2), 3)
 VECTORS = EnvSpec(FrameSpec((4,), "float32", 1), 2)
-DecodedRows = tuple[npt.NDArray[Any], Batch]
+DecodedRows = tuple[npt.NDArray[Any], Sample]
 State = dict[str, dict[str, torch.Tensor]]
 
 
@@ -91,28 +91,15 @@ def sampled(segments: list[Segment], spec: FrameSpec, rows: int) -> DecodedRows:
     for segment in segments:
         store.append(segment)
     sample = store.sample(rows)
-    batch = Batch(
-        epoch=0,
-        rank=0,
-        shard=0,
-        generation=0,
-        number=0,
-        **{field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)},
-    )
     windows = np.zeros((rows, spec.stack + N_STEP, *spec.shape), spec.dtype)
-    assert not decode_windows(batch.frames, batch.frame_sizes, spec, windows).any()
-    return windows, batch
+    assert not decode_windows(sample.frames, sample.frame_sizes, spec, windows).any()
+    return windows, sample
 
 
 def made_up(rows: int, seed: int = 0, discount: float = 0.0) -> DecodedRows:
     """Rows over vectors that no environment has seen; by default each ends its episode."""
     rng = np.random.default_rng(seed)
-    batch = Batch(
-        epoch=0,
-        rank=0,
-        shard=0,
-        generation=0,
-        number=0,
+    sample = Sample(
         num_transitions=rows,
         mass=1.0,
         frame=VECTORS.frame,
@@ -125,11 +112,11 @@ def made_up(rows: int, seed: int = 0, discount: float = 0.0) -> DecodedRows:
         frame_sizes=np.full((rows, 1 + N_STEP), VECTORS.frame.nbytes, np.uint32),
         frames=b"",
     )
-    return rng.normal(size=(rows, 1 + N_STEP, 4)).astype(np.float32), batch
+    return rng.normal(size=(rows, 1 + N_STEP, 4)).astype(np.float32), sample
 
 
-def ones(batch: Batch) -> Float32s:
-    return np.ones(len(batch.action), np.float32)
+def ones(sample: Sample) -> Float32s:
+    return np.ones(len(sample.action), np.float32)
 
 
 def copy_of(trainer: Trainer) -> State:
@@ -151,23 +138,23 @@ def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpe
     trainer = Trainer(make_config(spec, double=double), spec)
     segments = act(trainer, spec, num_lanes=3, decisions=60, seed=1)
     shipped = np.concatenate([segment.td_error for segment in segments])
-    windows, batch = sampled(segments, spec.frame, rows=128)
-    result = trainer.step(windows, batch, ones(batch))
+    windows, sample = sampled(segments, spec.frame, rows=128)
+    result = trainer.step(windows, sample, ones(sample))
     assert result.td_error is not None
-    np.testing.assert_allclose(result.td_error, shipped[batch.keys], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.td_error, shipped[sample.keys], rtol=1e-4, atol=1e-5)
     # All kinds of ends were among them: terminated, truncated within the window, and none.
-    assert (batch.discount == 0).any()
-    assert ((batch.discount > 0) & (batch.steps < N_STEP)).any()
-    assert ((batch.discount > 0) & (batch.steps == N_STEP)).any()
+    assert (sample.discount == 0).any()
+    assert ((sample.discount > 0) & (sample.steps < N_STEP)).any()
+    assert ((sample.discount > 0) & (sample.steps == N_STEP)).any()
 
 
 def test_a_step_reports_the_td_error_of_before_it() -> None:
     trainer = Trainer(make_config(learning_rate=0.1), VECTORS)
-    windows, batch = made_up(8)
+    windows, sample = made_up(8)
     with torch.inference_mode():
         q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()
-    expected = np.abs(batch.reward - q[np.arange(8), batch.action])
-    result = trainer.step(windows, batch, ones(batch))
+    expected = np.abs(sample.reward - q[np.arange(8), sample.action])
+    result = trainer.step(windows, sample, ones(sample))
     assert result.td_error is not None
     assert result.td_error.dtype == np.float32
     np.testing.assert_allclose(result.td_error, expected, rtol=1e-5)
@@ -180,11 +167,11 @@ def test_a_loss_that_is_not_finite_skips_the_step(
     reward: float, weight: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = Trainer(make_config(), VECTORS)
-    windows, batch = made_up(8)
-    trainer.step(windows, batch, ones(batch))
+    windows, sample = made_up(8)
+    trainer.step(windows, sample, ones(sample))
     before = copy_of(trainer)
 
-    spoilt, weights = dataclasses.replace(batch, reward=batch.reward.copy()), ones(batch)
+    spoilt, weights = dataclasses.replace(sample, reward=sample.reward.copy()), ones(sample)
     spoilt.reward[3], weights[3] = reward, weight
     result = trainer.step(windows, spoilt, weights)
     assert result.td_error is None
@@ -193,30 +180,30 @@ def test_a_loss_that_is_not_finite_skips_the_step(
     assert equal(trainer.state(), before)
     assert "update 1 skipped" in caplog.text
 
-    assert trainer.step(windows, batch, ones(batch)).td_error is not None
+    assert trainer.step(windows, sample, ones(sample)).td_error is not None
     assert all(np.isfinite(array).all() for array in trainer.parameters().values())
     assert not equal(trainer.state(), before)
 
 
 def test_rows_of_weight_zero_teach_nothing() -> None:
     left, right = Trainer(make_config(), VECTORS), Trainer(make_config(), VECTORS)
-    windows, batch = made_up(8)
-    other = dataclasses.replace(batch, reward=batch.reward.copy())
+    windows, sample = made_up(8)
+    other = dataclasses.replace(sample, reward=sample.reward.copy())
     other.reward[5] = 1000
-    weights = ones(batch)
+    weights = ones(sample)
     weights[5] = 0
-    left.step(windows, batch, weights)
+    left.step(windows, sample, weights)
     right.step(windows, other, weights)
     assert equal(left.state(), right.state())
 
 
 def test_the_target_is_copied_every_so_many_updates() -> None:
     trainer = Trainer(make_config(target_period=3), VECTORS)
-    windows, batch = made_up(8)
+    windows, sample = made_up(8)
     target = copy_of(trainer)["target"]
     assert equal({"": target}, {"": trainer.state()["online"]})
     for update in range(1, 8):
-        trainer.step(windows, batch, ones(batch))
+        trainer.step(windows, sample, ones(sample))
         if update % 3 == 0:
             target = copy_of(trainer)["online"]
         assert equal({"": target}, {"": trainer.state()["target"]})
@@ -229,8 +216,8 @@ def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through
     settings = make_config(optimizer=optimizer, target_period=4)
     straight = Trainer(settings, VECTORS)
     for step in range(6):
-        windows, batch = made_up(8, step, GAMMA)
-        straight.step(windows, batch, ones(batch))
+        windows, sample = made_up(8, step, GAMMA)
+        straight.step(windows, sample, ones(sample))
     state, updates = straight.state(), straight.updates
     if through_a_file:
         path = tmp_path / "one.safetensors"
@@ -243,8 +230,8 @@ def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through
     assert resumed.updates == 6
     assert equal(straight.state(), resumed.state())
     for step in range(6, 12):
-        windows, batch = made_up(8, step, GAMMA)
-        ahead, behind = (each.step(windows, batch, ones(batch)) for each in (straight, resumed))
+        windows, sample = made_up(8, step, GAMMA)
+        ahead, behind = (each.step(windows, sample, ones(sample)) for each in (straight, resumed))
         assert ahead.metrics == behind.metrics
         assert ahead.td_error is not None
         assert behind.td_error is not None
@@ -267,8 +254,8 @@ def checkpoint_of(state: State, updates: int) -> Checkpoint:
 
 def test_a_run_can_start_from_anothers_parameters() -> None:
     trained, fresh = Trainer(make_config(), VECTORS), Trainer(make_config(), VECTORS)
-    windows, batch = made_up(8)
-    trained.step(windows, batch, ones(batch))
+    windows, sample = made_up(8)
+    trained.step(windows, sample, ones(sample))
     fresh.initialize(trained.state()["online"])
     assert equal({"": fresh.state()["online"]}, {"": trained.state()["online"]})
     assert equal({"": fresh.state()["target"]}, {"": trained.state()["online"]})
@@ -282,34 +269,34 @@ def test_a_run_can_start_from_anothers_parameters() -> None:
 )
 def test_it_learns_a_fixed_batch(learner: dict[str, Any]) -> None:
     trainer = Trainer(make_config(learning_rate=2e-3, **learner), VECTORS)
-    windows, batch = made_up(16)
-    losses = [trainer.step(windows, batch, ones(batch)).metrics["train/loss"] for _ in range(200)]
+    windows, sample = made_up(16)
+    losses = [trainer.step(windows, sample, ones(sample)).metrics["train/loss"] for _ in range(200)]
     assert losses[-1] < 0.02 * losses[0]
 
 
 def test_values_propagate_through_the_target_network() -> None:
     """s0 -> s1 -> end with reward 1 at the end alone: Q(s0) becomes gamma, and only by bootstrapping."""
     trainer = Trainer(make_config(learning_rate=3e-3, target_period=20), VECTORS)
-    windows, batch = made_up(2)
+    windows, sample = made_up(2)
     windows[0, 1] = windows[1, 0]  # the second observation follows the first
-    batch = dataclasses.replace(
-        batch,
+    sample = dataclasses.replace(
+        sample,
         action=np.zeros(2, np.uint16),
         reward=np.array([0, 1], np.float32),
         discount=np.array([GAMMA, 0], np.float32),
         steps=np.ones(2, np.uint8),
     )
     # In the second state both actions earn the same, or the one not taken could be the greedy one.
-    other = dataclasses.replace(batch, action=np.ones(2, np.uint16))
-    windows, batch = np.concatenate([windows, windows]), joined(batch, other)
+    other = dataclasses.replace(sample, action=np.ones(2, np.uint16))
+    windows, sample = np.concatenate([windows, windows]), joined(sample, other)
     for _ in range(400):
-        trainer.step(windows, batch, ones(batch))
+        trainer.step(windows, sample, ones(sample))
     with torch.inference_mode():
         q = trainer.online(torch.from_numpy(windows[:2, :1])).numpy()
     np.testing.assert_allclose(q, np.array([[GAMMA, GAMMA], [1.0, 1.0]]), atol=0.05)
 
 
-def joined(left: Batch, right: Batch) -> Batch:
+def joined(left: Sample, right: Sample) -> Sample:
     columns = ("keys", "priority", "action", "reward", "discount", "steps", "frame_sizes")
     return dataclasses.replace(
         left, **{name: np.concatenate([getattr(left, name), getattr(right, name)]) for name in columns}
@@ -318,20 +305,20 @@ def joined(left: Batch, right: Batch) -> Batch:
 
 def test_beta_anneals_with_the_updates_up_to_one() -> None:
     trainer = Trainer(make_config(beta=0.4, beta_annealing=0.25), VECTORS)
-    windows, batch = made_up(4)
+    windows, sample = made_up(4)
     seen = []
     for _ in range(4):
         seen.append(trainer.beta)
-        assert trainer.step(windows, batch, ones(batch)).metrics["train/beta"] == seen[-1]
+        assert trainer.step(windows, sample, ones(sample)).metrics["train/beta"] == seen[-1]
     assert seen == pytest.approx([0.4, 0.65, 0.9, 1.0])
 
 
 def test_parameters_are_copies() -> None:
     trainer = Trainer(make_config(), VECTORS)
-    windows, batch = made_up(4)
+    windows, sample = made_up(4)
     before = trainer.parameters()
     kept = {name: array.copy() for name, array in before.items()}
-    trainer.step(windows, batch, ones(batch))
+    trainer.step(windows, sample, ones(sample))
     assert all((before[name] == kept[name]).all() for name in before)
     assert any((trainer.parameters()[name] != kept[name]).any() for name in before)
 

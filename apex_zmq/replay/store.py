@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -22,29 +21,12 @@ from apex_zmq.types import (
     Float64s,
     FrameSpec,
     Int64s,
+    Sample,
     Segment,
     UInt8s,
-    UInt16s,
     UInt32s,
     UInt64s,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """B transitions drawn in proportion to priority; fields as in `types.Batch`."""
-
-    num_transitions: int
-    mass: float
-    frame: FrameSpec
-    keys: UInt64s  # [B]
-    priority: Float64s  # [B]
-    action: UInt16s  # [B]
-    reward: Float32s  # [B]
-    discount: Float32s  # [B]
-    steps: UInt8s  # [B]
-    frame_sizes: UInt32s  # [B, W]
-    frames: UInt8s  # [sum of frame_sizes]
 
 
 class UpdateCounts(NamedTuple):
@@ -194,7 +176,7 @@ class Store:
             discount=discount,
             steps=steps,
             frame_sizes=frame_sizes,
-            frames=frames,
+            frames=frames.data,
         )
 
     def update(self, keys: UInt64s, td_error: Float32s) -> UpdateCounts:

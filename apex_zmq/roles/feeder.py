@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from apex_zmq.transport import Inbox
-from apex_zmq.types import Batch, FrameSpec
+from apex_zmq.types import Batch, FrameSpec, Sample
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import decode_batch
@@ -88,13 +88,14 @@ class Feeder(threading.Thread):
             batch = self._inbox.receive(IDLE_S)
             if batch is None or batch.epoch != self.epoch:
                 continue
-            windows = self._buffer(batch)
-            broken = decode_windows(batch.frames, batch.frame_sizes, batch.frame, windows)
+            sample = batch.sample
+            windows = self._buffer(sample)
+            broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, windows)
             self._hand_over(DecodedBatch(batch, windows, broken))
         self._inbox.close()
 
-    def _buffer(self, batch: Batch) -> npt.NDArray[Any]:
-        shape = (*batch.frame_sizes.shape, *batch.frame.shape)
+    def _buffer(self, sample: Sample) -> npt.NDArray[Any]:
+        shape = (*sample.frame_sizes.shape, *sample.frame.shape)
         try:
             buffer = self._buffers.get_nowait()
         except queue.Empty:
@@ -102,7 +103,7 @@ class Feeder(threading.Thread):
         if buffer.shape == shape:
             return buffer
         # Zeros: padded places of short windows are never read but must not be garbage that is not finite.
-        dtype = torch.uint8 if batch.frame.dtype == "uint8" else torch.float32
+        dtype = torch.uint8 if sample.frame.dtype == "uint8" else torch.float32
         fresh: npt.NDArray[Any] = torch.zeros(shape, dtype=dtype, pin_memory=self._pin_memory).numpy()
         return fresh
 

@@ -116,24 +116,24 @@ class Learner:
         self._close()
 
     def _learn(self, decoded: DecodedBatch) -> None:
-        batch = decoded.batch
+        batch, sample = decoded.batch, decoded.batch.sample
         weights = self._weights.weigh(
             batch.shard,
             batch.generation,
-            batch.priority,
-            batch.mass,
-            batch.num_transitions,
+            sample.priority,
+            sample.mass,
+            sample.num_transitions,
             self._trainer.beta,
             time.monotonic(),
         )
         weights[decoded.broken] = 0.0
-        result = self._trainer.step(decoded.windows, batch, weights)
+        result = self._trainer.step(decoded.windows, sample, weights)
         self._feeder.recycle(decoded)
         self._broadcaster.meter.add(result.metrics)
-        keys, td_error = batch.keys[:0], np.zeros(0, np.float32)
+        keys, td_error = sample.keys[:0], np.zeros(0, np.float32)
         if result.td_error is not None:
-            self._broadcaster.newest = {"train/td_error": result.td_error, "replay/priority": batch.priority}
-            keys, td_error = batch.keys, np.where(decoded.broken, np.float32(-1), result.td_error)
+            self._broadcaster.newest = {"train/td_error": result.td_error, "replay/priority": sample.priority}
+            keys, td_error = sample.keys, np.where(decoded.broken, np.float32(-1), result.td_error)
         update = PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, keys, td_error)
         if batch.shard < len(self._shards):
             self._shards[batch.shard].send(encode_priorities(update))

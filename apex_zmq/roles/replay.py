@@ -213,24 +213,13 @@ class ReplayServer:
 
     def _deal(self) -> None:
         assert self._dealing is not None
-        sample = self._store.sample(self._batch_size)
         batch = Batch(
             epoch=self._dealing.hello.epoch,
             rank=self._dealing.hello.rank,
             shard=self._shard,
             generation=self._store.generation,
             number=self._dealing.credits.next_number,
-            num_transitions=sample.num_transitions,
-            mass=sample.mass,
-            frame=sample.frame,
-            keys=sample.keys,
-            priority=sample.priority,
-            action=sample.action,
-            reward=sample.reward,
-            discount=sample.discount,
-            steps=sample.steps,
-            frame_sizes=sample.frame_sizes,
-            frames=sample.frames.data,
+            sample=self._store.sample(self._batch_size),
         )
         if self._batches.send(encode_batch(batch)):
             self._dealing.credits.deal(time.monotonic())

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from apex_zmq.types import Batch, Buffer, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.types import Batch, Buffer, FrameSpec, PriorityUpdate, Sample, Segment
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, from_bytes, pack, to_bytes, unpack
 from apex_zmq.wire.frames import frame_crc
 
@@ -299,7 +299,8 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Segment:
 
 def encode_batch(batch: Batch) -> list[Buffer]:
     """A batch as a replay shard deals it."""
-    rows, window = batch.frame_sizes.shape
+    sample = batch.sample
+    rows, window = sample.frame_sizes.shape
     body = BatchBody(
         epoch=batch.epoch,
         rank=batch.rank,
@@ -308,18 +309,18 @@ def encode_batch(batch: Batch) -> list[Buffer]:
         number=batch.number,
         rows=rows,
         window=window,
-        num_transitions=batch.num_transitions,
-        mass=batch.mass,
-        frame=_frame_body(batch.frame),
-        keys=to_bytes(batch.keys, "<u8"),
-        priority=to_bytes(batch.priority, "<f8"),
-        action=to_bytes(batch.action, "<u2"),
-        reward=to_bytes(batch.reward, "<f4"),
-        discount=to_bytes(batch.discount, "<f4"),
-        steps=to_bytes(batch.steps, "u1"),
-        frame_sizes=to_bytes(batch.frame_sizes, "<u4"),
+        num_transitions=sample.num_transitions,
+        mass=sample.mass,
+        frame=_frame_body(sample.frame),
+        keys=to_bytes(sample.keys, "<u8"),
+        priority=to_bytes(sample.priority, "<f8"),
+        action=to_bytes(sample.action, "<u2"),
+        reward=to_bytes(sample.reward, "<f4"),
+        discount=to_bytes(sample.discount, "<f4"),
+        steps=to_bytes(sample.steps, "u1"),
+        frame_sizes=to_bytes(sample.frame_sizes, "<u4"),
     )
-    return encode(Kind.BATCH, body, batch.frames)
+    return encode(Kind.BATCH, body, sample.frames)
 
 
 def decode_batch(parts: Parts, frame: FrameSpec, n_step: int, num_actions: int) -> Batch:
@@ -333,12 +334,7 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int, num_actions: int) 
     _require(found == frame, f"batch of {found}, this learner expects {frame}")
     _require(body.window == frame.stack + n_step, f"window of {body.window} frames, {frame.stack + n_step} expected")
     rows = body.rows
-    batch = Batch(
-        epoch=body.epoch,
-        rank=body.rank,
-        shard=body.shard,
-        generation=body.generation,
-        number=body.number,
+    sample = Sample(
         num_transitions=body.num_transitions,
         mass=body.mass,
         frame=frame,
@@ -351,17 +347,17 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int, num_actions: int) 
         frame_sizes=from_bytes(body.frame_sizes, "<u4", (rows, body.window), "frame_sizes"),
         frames=parts[1],
     )
-    _check_frame_sizes(batch.frame_sizes, frame, batch.frames)
-    _require(np.isfinite(batch.mass), "mass is not finite")
-    _require_finite(batch.priority, "priority")
-    _require((batch.priority > 0).all(), "priority not positive")
-    _require((batch.action < num_actions).all(), f"action beyond the {num_actions} of this learner")
-    _require_finite(batch.reward, "reward")
-    _require(((batch.discount >= 0) & (batch.discount <= 1)).all(), "discount outside 0 to 1")
-    _require(((batch.steps >= 1) & (batch.steps <= n_step)).all(), f"steps outside 1 to {n_step}")
-    filled = np.arange(body.window) < (batch.steps[:, None].astype(np.int64) + frame.stack)
-    _require(((batch.frame_sizes > 0) == filled).all(), "a window has not exactly stack + steps frames")
-    return batch
+    _check_frame_sizes(sample.frame_sizes, frame, sample.frames)
+    _require(np.isfinite(sample.mass), "mass is not finite")
+    _require_finite(sample.priority, "priority")
+    _require((sample.priority > 0).all(), "priority not positive")
+    _require((sample.action < num_actions).all(), f"action beyond the {num_actions} of this learner")
+    _require_finite(sample.reward, "reward")
+    _require(((sample.discount >= 0) & (sample.discount <= 1)).all(), "discount outside 0 to 1")
+    _require(((sample.steps >= 1) & (sample.steps <= n_step)).all(), f"steps outside 1 to {n_step}")
+    filled = np.arange(body.window) < (sample.steps[:, None].astype(np.int64) + frame.stack)
+    _require(((sample.frame_sizes > 0) == filled).all(), "a window has not exactly stack + steps frames")
+    return Batch(body.epoch, body.rank, body.shard, body.generation, body.number, sample)
 
 
 def encode_priorities(update: PriorityUpdate) -> list[Buffer]:

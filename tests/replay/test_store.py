@@ -115,8 +115,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
         sample = self.store.sample(batch_size)
         assert (sample.num_transitions, sample.mass, sample.frame) == (len(self.model), self.store.mass, SPEC)
         starts = itertools.accumulate(sample.frame_sizes.ravel().tolist(), initial=0)
-        frames = [sample.frames[start:stop].tobytes() for start, stop in itertools.pairwise(starts)]
-        assert sample.frames.size == sample.frame_sizes.sum()
+        frames = [bytes(sample.frames[start:stop]) for start, stop in itertools.pairwise(starts)]
+        assert len(sample.frames) == sample.frame_sizes.sum()
         assert sample.frame_sizes.shape == (batch_size, WINDOW)
         for row, key in enumerate(sample.keys.tolist()):
             expected = self.model[key]

@@ -66,24 +66,13 @@ def deal(segment: Segment) -> Batch:
     window = segment.frame.stack + N_STEP
     store = Store(capacity=64, arena_bytes=1 << 20, frame_window=window, alpha=0.6, epsilon=0.01, seed=0)
     store.append(segment)
-    sample = store.sample(24)
     return Batch(
         epoch=1_700_000_000_000_000_000,
         rank=0,
         shard=1,
         generation=store.generation,
         number=5,
-        num_transitions=sample.num_transitions,
-        mass=sample.mass,
-        frame=sample.frame,
-        keys=sample.keys,
-        priority=sample.priority,
-        action=sample.action,
-        reward=sample.reward,
-        discount=sample.discount,
-        steps=sample.steps,
-        frame_sizes=sample.frame_sizes,
-        frames=sample.frames.data,
+        sample=store.sample(24),
     )
 
 
@@ -107,8 +96,8 @@ def batches(segments: dict[str, Segment]) -> dict[str, Batch]:
 @pytest.fixture(scope="session")
 def update(batches: dict[str, Batch]) -> PriorityUpdate:
     batch = batches["lz4"]
-    td_error = np.linspace(-1, 3, len(batch.keys)).astype(np.float32)
-    return PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, batch.keys, td_error)
+    td_error = np.linspace(-1, 3, len(batch.sample.keys)).astype(np.float32)
+    return PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, batch.sample.keys, td_error)
 
 
 @pytest.fixture(scope="session")

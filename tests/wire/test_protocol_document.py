@@ -241,12 +241,15 @@ def test_batches_are_read_by_the_document(
     codec: str, batches: dict[str, Batch], segments: dict[str, Segment], valid: dict[str, list[bytes]]
 ) -> None:
     parts, batch = valid["BATCH" if codec == "lz4" else "BATCH/raw"], batches[codec]
+    sample = batch.sample
     kind, body = read_by_document(parts)
-    assert (kind, body["rows"], body["window"]) == ("BATCH", len(batch.keys), batch.frame.stack + 3)
-    assert body["frame"] == frame_of(batch.frame)
-    assert_fields(body, batch, body.keys() - {"rows", "window", "frame"})
+    assert (kind, body["rows"], body["window"]) == ("BATCH", len(sample.keys), sample.frame.stack + 3)
+    assert body["frame"] == frame_of(sample.frame)
+    dealt = {"epoch", "rank", "shard", "generation", "number"}
+    assert_fields(body, batch, dealt)
+    assert_fields(body, sample, body.keys() - dealt - {"rows", "window", "frame"})
     assert body["frame_sizes"].sum() == len(parts[1])
-    np.testing.assert_array_equal((body["frame_sizes"] > 0).sum(axis=1), batch.frame.stack + body["steps"])
+    np.testing.assert_array_equal((body["frame_sizes"] > 0).sum(axis=1), sample.frame.stack + body["steps"])
     # The shard holds one segment from key 0 on: the first window is where its transition says.
     segment, row = segments[codec], int(body["keys"][0])
     begin = int(segment.frame_sizes[: segment.first[row]].sum())
