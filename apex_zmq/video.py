@@ -121,5 +121,5 @@ class Video:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
+            reason = error.strerror or str(error).splitlines()[0]  # ffmpeg has said more
             raise VideoError(f"video {self._path} cannot be written: {reason}; name another file") from error
