@@ -120,6 +120,21 @@ def test_figures_are_of_all_episodes() -> None:
     assert 40 < figures["mean_x"] <= figures["best_x"] < 240
 
 
+def test_options_reach_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(tmp_path / "a.safetensors", untrained(CARTPOLE, seed=6))  # one that takes both actions
+
+    def figures(**options: object) -> dict[str, object]:
+        arguments = [each for name, value in options.items() for each in (f"--{name}", str(value))]
+        assert cli.evaluate(["--checkpoint", str(tmp_path / "a.safetensors"), "--json", *arguments]) == 0
+        played: dict[str, object] = json.loads(capsys.readouterr().out)
+        return {name: value for name, value in played.items() if name not in options}
+
+    assert figures(seed=1) == figures(seed=1) != figures(seed=2)
+    assert figures(seed=1)["episodes"] == 10
+    assert figures(seed=1, protocol="greedy")["mean_length"] != figures(seed=1, protocol="sticky")["mean_length"]
+    assert figures(seed=1, episodes=3)["mean_length"] != figures(seed=1, episodes=4)["mean_length"]
+
+
 @pytest.fixture
 def mario(tmp_path: Path) -> str:
     path = tmp_path / "mario.safetensors"
