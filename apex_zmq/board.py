@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ EVALUATION = {
 # The page "Custom Scalars": category, chart, tags.
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "Learning": {
-        "return": ("rollout/ep_rew_mean", "rollout/low_epsilon/ep_rew_mean"),
-        "clear rate": ("rollout/clear_rate", "rollout/low_epsilon/clear_rate"),
+        "return": ("rollout/ep_rew_mean", "rollout/low_epsilon/ep_rew_mean", "eval/mean_reward"),
+        "clear rate": ("rollout/clear_rate", "rollout/low_epsilon/clear_rate", "eval/clear_rate"),
         "loss": ("train/loss",),
         "Q": ("train/q_mean",),
         "samples per insert": ("replay/samples_per_insert",),
@@ -110,7 +111,8 @@ class EvaluationBoard:
     def show(self, gif: bytes, decisions: int) -> None:
         """A film of the best so far."""
         # What SummaryWriter.add_video writes; it would want moviepy for the same GIF.
-        image = Summary.Image(encoded_image_string=gif)
+        columns, rows = struct.unpack_from("<HH", gif, 6)
+        image = Summary.Image(height=rows, width=columns, colorspace=3, encoded_image_string=gif)
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="eval/best", image=image)]), decisions)
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import socket
@@ -297,8 +298,9 @@ def _checkpoint_parser(program: str, description: str, episodes: int) -> argpars
 
 
 def _ready_to_play(arguments: argparse.Namespace) -> None:
-    """Check what a file cannot tell; one thread, as an actor."""
+    """Check what a file cannot tell; one thread, as an actor; remarks beside the figures on standard output."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     if arguments.episodes < 1 or arguments.seed < 0:
         raise ConfigError("--episodes must be at least 1 and --seed at least 0")
     if arguments.video is not None:

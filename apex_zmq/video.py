@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,6 +77,9 @@ class Video:
     """Writes RGB pictures uint8 [H, W, 3], all of one size, shown at a rate per second; the file is there once closed.
 
     A GIF is kept in memory, a byte per pixel, until it is closed.
+
+    Raises:
+        VideoError: as `check`; from any method: a file that cannot be written.
     """
 
     def __init__(self, path: Path, pictures_per_s: float) -> None:
@@ -93,19 +97,29 @@ class Video:
         rows, columns, _ = picture.shape
         # H.264 wants even sizes.
         even = np.pad(picture, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
-        if self._encoder is None:
-            import imageio_ffmpeg
+        with self._writing():
+            if self._encoder is None:
+                import imageio_ffmpeg
 
-            rows, columns, _ = even.shape
-            self._encoder = imageio_ffmpeg.write_frames(
-                self._path, (columns, rows), fps=self._rate, macro_block_size=1, ffmpeg_log_level="error"
-            )
-            self._encoder.send(None)
-        self._encoder.send(even)
+                rows, columns, _ = even.shape
+                self._encoder = imageio_ffmpeg.write_frames(
+                    self._path, (columns, rows), fps=self._rate, macro_block_size=1, ffmpeg_log_level="error"
+                )
+                self._encoder.send(None)
+            self._encoder.send(even)
 
     def close(self) -> None:
         """Finish the file."""
-        if self._encoder is not None:
-            self._encoder.close()
-        if self._images:
-            _save_gif(self._path, self._images, self._rate)
+        with self._writing():
+            if self._encoder is not None:
+                self._encoder.close()
+            if self._images:
+                _save_gif(self._path, self._images, self._rate)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error).splitlines()[0]  # ffmpeg has said more
+            raise VideoError(f"video {self._path} cannot be written: {reason}; name another file") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from apex_zmq import checkpoint, cli, configure
 from apex_zmq.networks import to_arrays
 from apex_zmq.roles import evaluator
-from apex_zmq.roles.parameters import Arrays
+from apex_zmq.roles.broadcaster import Broadcaster
 from apex_zmq.roles.player import Player
-from apex_zmq.wire.messages import Parameters
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.wire.messages import Parameters, make_tensors
 
 from .checkpoints import CARTPOLE, untrained
 from .conftest import ROOT, StartProgram
@@ -28,6 +31,7 @@ def events(directory: Path) -> EventAccumulator:
     return accumulator
 
 
+@pytest.mark.long
 def test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept(
     start: StartProgram, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,7 +40,8 @@ def test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept(
     train = start("train", "--config", config, "--run-dir", "run", *settings)
     train.wait_for("learner.*progress")
     follow = start("eval", "--checkpoint", "run", "--follow", "--every", "20", "--episodes", "2", "--json")
-    follow.wait_for(r'"version": ([2-9]\d|\d{3})')
+    first = json.loads(follow.wait_for('"version"'))["version"]
+    follow.wait_for(f'"version": (?!{first},)')
     follow.interrupt()
     assert follow.wait() == 0, follow.output
     train.interrupt()
@@ -61,7 +66,40 @@ def test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept(
     assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "run" / "best-eval.safetensors")
 
 
-def test_only_a_better_one_replaces_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Run:
+    """The learner's own voice, without a learner: says what it is told to."""
+
+    def __init__(self, directory: Path, settings: dict[str, object]) -> None:
+        addresses = {f"addresses.{name}": f"ipc://{directory}/{name}" for name in ("parameters", "status")}
+        self.config = configure.replace(CARTPOLE, {**addresses, "telemetry.log_interval_s": 0.2, **settings})
+        self.checkpoint = untrained(self.config)
+        self.broadcaster = Broadcaster(self.config, directory)
+        self.broadcaster.start()
+
+    def publish(self, version: int, seed: int = 0) -> None:
+        """Parameters from a seed, with a hundred updates and a thousand decisions to a version."""
+        arrays = to_arrays(Player.of(untrained(self.config, seed), "greedy", 0).network)
+        signatures = network_signature(arrays), experience_signature(self.config)
+        self.broadcaster.stats.decisions = 1000 * version
+        self.broadcaster.publish(Parameters("run", 7, version, 100 * version, *signatures, make_tensors(arrays)))
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs = []
+
+    def begin_run(**settings: object) -> Run:
+        runs.append(Run(tmp_path, {name.replace("__", "."): value for name, value in settings.items()}))
+        return runs[-1]
+
+    yield begin_run
+    for run in runs:
+        run.broadcaster.close()
+
+
+def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[..., Run]) -> None:
+    run = begin()
+
     def score(seed: int) -> float:
         mean: float = evaluator.evaluate(untrained(CARTPOLE, seed), 3, "greedy", 0)["mean_return"]
         return mean
@@ -70,17 +108,11 @@ def test_only_a_better_one_replaces_the_best(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "best-eval.safetensors"
     checkpoint.save(path, untrained(CARTPOLE, kept))
     before = path.read_bytes()
-    published = iter(enumerate((worse, better), start=1))
-
-    def publish(*_: object) -> tuple[Parameters, Arrays, int]:
-        version, seed = next(published)
-        arrays = to_arrays(Player.of(untrained(CARTPOLE, seed), "greedy", 0).network)
-        return Parameters("run", 7, version, 100 * version, "", "", ()), arrays, 1000 * version
-
-    monkeypatch.setattr(evaluator, "_await_parameters", publish)
-    following = evaluator.follow(untrained(CARTPOLE), tmp_path, 1, 20, "greedy", 0)
+    following = evaluator.follow(run.checkpoint, tmp_path, 1, 20, "greedy", 0)
+    run.publish(1, worse)
     low = next(following)
     assert path.read_bytes() == before
+    run.publish(2, better)
     high = next(following)
     assert low["mean_return"] + 5 < high["mean_return"]
     following.close()  # type: ignore[attr-defined]
@@ -90,22 +122,33 @@ def test_only_a_better_one_replaces_the_best(tmp_path: Path, monkeypatch: pytest
     written = events(tmp_path / "eval")
     assert [event.step for event in written.Scalars("eval/mean_ep_length")] == [1000, 2000]
     (film,) = written.Images("eval/best")
-    assert film.step == 2000
+    assert (film.step, film.width, film.height) == (2000, 240, 160)
     with Image.open(io.BytesIO(film.encoded_image_string)) as image:
         assert (image.format, image.size) == ("GIF", (240, 160))  # CartPole draws 600 x 400
         assert image.n_frames > 1  # type: ignore[attr-defined]
 
 
+def test_versions_that_come_too_soon_are_left_out(tmp_path: Path, begin: Callable[..., Run]) -> None:
+    run = begin()
+    following = evaluator.follow(run.checkpoint, tmp_path, 3, 1, "greedy", 0)
+    run.publish(1)
+    assert next(following)["version"] == 1
+    run.publish(3)
+    later = threading.Timer(0.5, run.publish, [4])
+    later.start()
+    assert next(following)["version"] == 4
+    later.join()
+    following.close()  # type: ignore[attr-defined]
+
+
 def test_a_run_that_cannot_be_drawn_is_followed_without_films(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "plain_envs.py").write_text("import gymnasium\ndef make():\n    return gymnasium.make('CartPole-v1')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    trained = untrained(configure.replace(CARTPOLE, {"env.id": "plain_envs:make"}))
-    arrays = to_arrays(Player.of(trained, "greedy", 0).network)
-    published = Parameters("run", 7, 1, 100, "", "", ()), arrays, 1000
-    monkeypatch.setattr(evaluator, "_await_parameters", lambda *_: published)
-    following = evaluator.follow(trained, tmp_path, 1, 1, "noop", 0)
+    run = begin(env__id="plain_envs:make")
+    run.publish(1)
+    following = evaluator.follow(run.checkpoint, tmp_path, 1, 1, "noop", 0)
     assert next(following)["mean_return"] >= 8
     following.close()  # type: ignore[attr-defined]
     assert "no films of the best: env.id plain_envs:make cannot be drawn" in caplog.text

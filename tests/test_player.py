@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pygame
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from apex_zmq import checkpoint, cli, configure
 from apex_zmq.envs.lanes import GymLanes
 from apex_zmq.envs.make import Step, make_lanes
-from apex_zmq.picture import COLUMNS, ROWS
+from apex_zmq.picture import COLUMNS, ROWS, Scene, draw
+from apex_zmq.roles import viewer
 from apex_zmq.roles.evaluator import evaluate
 from apex_zmq.roles.player import Player, Protocol
+from apex_zmq.types import UInt8s
 
 from .checkpoints import CARTPOLE, MARIO, read_video, untrained
 
@@ -117,6 +120,21 @@ def test_figures_are_of_all_episodes() -> None:
     assert 40 < figures["mean_x"] <= figures["best_x"] < 240
 
 
+def test_options_reach_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(tmp_path / "a.safetensors", untrained(CARTPOLE, seed=6))  # one that takes both actions
+
+    def figures(**options: object) -> dict[str, object]:
+        arguments = [each for name, value in options.items() for each in (f"--{name}", str(value))]
+        assert cli.evaluate(["--checkpoint", str(tmp_path / "a.safetensors"), "--json", *arguments]) == 0
+        played: dict[str, object] = json.loads(capsys.readouterr().out)
+        return {name: value for name, value in played.items() if name not in options}
+
+    assert figures(seed=1) == figures(seed=1) != figures(seed=2)
+    assert figures(seed=1)["episodes"] == 10
+    assert figures(seed=1, protocol="greedy")["mean_length"] != figures(seed=1, protocol="sticky")["mean_length"]
+    assert figures(seed=1, episodes=3)["mean_length"] != figures(seed=1, episodes=4)["mean_length"]
+
+
 @pytest.fixture
 def mario(tmp_path: Path) -> str:
     path = tmp_path / "mario.safetensors"
@@ -155,3 +173,21 @@ def test_play_writes_a_video_of_the_whole_picture(mario: str, tmp_path: Path) ->
 def test_play_in_a_window_ends_with_the_episode(mario: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     assert cli.play(["--checkpoint", mario, "--episodes", "1"]) == 0
+
+
+def test_an_interrupted_play_leaves_what_was_shown(mario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp4"
+    pictures: list[Scene] = []
+
+    def draw_three(scene: Scene) -> UInt8s:
+        if len(pictures) == 3:
+            raise KeyboardInterrupt
+        pictures.append(scene)
+        return draw(scene)
+
+    monkeypatch.setattr(viewer, "draw", draw_three)
+    assert cli.play(["--checkpoint", mario, "--video", str(path)]) == 130
+    assert len(read_video(path)[0]) == 3
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert cli.play(["--checkpoint", mario]) == 130
+    assert not pygame.display.get_init()

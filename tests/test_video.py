@@ -75,7 +75,7 @@ def test_an_mp4_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_digest_keeps_a_few_small_pictures_at_their_own_pace(count: int, kept: Sequence[int]) -> None:
     digest = Digest(50.0)
     for number in range(count):
-        digest.show(np.full((480, 960, 3), (number % 256, number // 256 * 100, 200), np.uint8))
+        digest.show(np.full((240, 480, 3), (number % 256, number // 256 * 100, 200), np.uint8))
     with Image.open(io.BytesIO(digest.gif())) as image:
         assert image.size == (240, 120)
         assert image.n_frames == len(kept)  # type: ignore[attr-defined]
@@ -84,3 +84,11 @@ def test_a_digest_keeps_a_few_small_pictures_at_their_own_pace(count: int, kept:
             assert image.convert("RGB").getpixel((239, 119)) == (number % 256, number // 256 * 100, 200)
             if len(kept) > 1:
                 assert image.info["duration"] == 20 * (kept[1] - kept[0])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4"])
+def test_a_file_that_turns_out_not_to_be_writable_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(VideoError, match=f"{name} cannot be written: .*; name another file") as refusal:
+        write(tmp_path / name, 15.0, PICTURES * 100)
+    assert "\n" not in str(refusal.value)

@@ -233,7 +233,7 @@ class GymLanes:
         self._first_action = int(first_action.start)
         meanings = getattr(self._lanes[0].unwrapped, "get_action_meanings", None)  # Atari's
         self.action_names = tuple(meanings() if meanings else map(str, range(self.spec.num_actions)))
-        self.decisions_per_s = float(self._lanes[0].metadata.get("render_fps", 30))
+        self.decisions_per_s = float(self._lanes[0].metadata.get("render_fps") or 30)
         self._seeds: list[int | None] = [
             int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(num_lanes)
         ]

@@ -112,8 +112,9 @@ def follow(
         if kept.is_file():
             player.network.load_state_dict(load(kept).tensors["online"])
             best = summarize([_play(player) for _ in range(episodes)])["mean_return"]
-            log.warning("%s is the one to beat: its mean return is %g", kept, best)
+            log.info("%s is the one to beat: its mean return is %g", kept, best)
         evaluated: Parameters | None = None
+        log.info("waiting for parameters from %s", config.addresses.parameters)
         while True:
             evaluated, arrays, decisions = _await_parameters(config, player, evaluated, every)
             load_arrays(player.network, arrays)
