@@ -55,12 +55,12 @@ def test_the_whole_game_is_the_packages_own_at_every_frame(game: str, frames: in
     ours = conformance.play_ours(machine, inputs, first, env, cut=True)
     machine.close()
     # The package ends one step after the last touch.
-    assert [each[:2] for each in ours] == [each[:2] for each in theirs[: len(ours)]]
+    assert conformance.comparable(ours) == conformance.comparable(theirs[: len(ours)])
     assert {each.fields.lives for each in ours} >= {2, 1}
     if game == config.MARIO:
         assert ours[-1].ended
         assert {each.fields.lives for each in ours} == {2, 1, 0}
-        assert theirs[len(ours)] == (theirs[len(ours)].fields, -15.0, True)
+        assert theirs[len(ours)].ended
         assert theirs[len(ours)].fields.lives == 255
 
 
