@@ -247,11 +247,13 @@ def _add_role_options(parser: argparse.ArgumentParser) -> None:
     described = {setting.name: setting for setting in settings.settings()}
     for name in ADDRESSES:
         setting = described[f"addresses.{name}"]
-        many = "" if isinstance(setting.default, str) else ", commas between shards"
+        many, default = "", setting.default
+        if not isinstance(default, str):
+            many, default = ", commas between shards", ",".join(default)
         parser.add_argument(
             f"--{name}",
             metavar="ADDRESS",
-            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {_plain(setting.default)})",
+            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {default})",
         )
     parser.add_argument(
         "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
