@@ -169,7 +169,9 @@ def train(argv: Sequence[str] | None = None) -> int:
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """bin/apex-eval."""
     parser = _checkpoint_parser("apex-eval", "Plays a checkpoint and reports how well.", episodes=10)
-    parser.add_argument("--video", type=Path, metavar="FILE", help="write what was played to FILE.mp4 or FILE.gif")
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="write what was played to FILE.mp4 or FILE.gif (default: none)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     parser.add_argument(
         "--follow",
@@ -219,7 +221,9 @@ def play(argv: Sequence[str] | None = None) -> int:
     parser = _checkpoint_parser(
         "apex-play", "Shows how a checkpoint plays, what it sees and what it thinks.", episodes=1
     )
-    parser.add_argument("--video", type=Path, metavar="FILE", help="write to FILE.mp4 or FILE.gif instead of a window")
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="write to FILE.mp4 or FILE.gif (default: show it in a window)"
+    )
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         _ready_to_play(arguments)
@@ -326,11 +330,13 @@ def _add_role_options(parser: argparse.ArgumentParser) -> None:
     described = {setting.name: setting for setting in settings.settings()}
     for name in ADDRESSES:
         setting = described[f"addresses.{name}"]
-        many = "" if isinstance(setting.default, str) else ", commas between shards"
+        many, default = "", setting.default
+        if not isinstance(default, str):
+            many, default = ", commas between shards", ",".join(default)
         parser.add_argument(
             f"--{name}",
             metavar="ADDRESS",
-            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {_plain(setting.default)})",
+            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {default})",
         )
     parser.add_argument(
         "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"

@@ -206,7 +206,7 @@ class Telemetry(Section, frozen=True):
 
 
 class Addresses(Section, frozen=True):
-    """Where the roles meet: tcp://host:port or ipc:///path. Bound by the role in brackets."""
+    """Where the roles meet: tcp://host:port or ipc:///path, bound by the role in brackets; apex-train takes its own."""
 
     experience: Annotated[tuple[str, ...], Meta(min_length=1), doc("[replay] One per shard.")] = (
         "tcp://127.0.0.1:5551",

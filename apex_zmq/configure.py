@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import typing
@@ -71,8 +72,11 @@ def from_tree(tree: Mapping[str, Any], source: str, *, addressed: bool = True) -
     return config
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def _refuse_unknown_keys(section: type[Section], tree: Mapping[str, Any], prefix: str, source: str) -> None:
-    hints = typing.get_type_hints(section)
+    hints = _hints(section)
     for key, value in tree.items():
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, n=1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,9 @@ class WithoutTorch(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.append(WithoutTorch())
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("unhurried")
 
 
 class Program:

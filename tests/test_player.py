@@ -114,6 +114,7 @@ def test_figures_are_of_all_episodes() -> None:
         "mean_length": 12,
         "stages": ["1-1"],
         "clear_rate": 0.0,
+        "mean_stages_cleared": 0.0,
         "mean_x": pytest.approx(figures["mean_x"]),
         "best_x": pytest.approx(figures["mean_x"], abs=60),
     }
@@ -133,6 +134,21 @@ def test_options_reach_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert figures(seed=1)["episodes"] == 10
     assert figures(seed=1, protocol="greedy")["mean_length"] != figures(seed=1, protocol="sticky")["mean_length"]
     assert figures(seed=1, episodes=3)["mean_length"] != figures(seed=1, episodes=4)["mean_length"]
+
+
+def test_options_reach_the_games_that_are_shown(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a.safetensors", untrained(CARTPOLE, seed=6))
+
+    def pictures(*options: str) -> int:
+        given = ["--checkpoint", str(tmp_path / "a.safetensors"), "--video", str(tmp_path / "a.gif"), *options]
+        assert cli.play(given) == 0
+        with Image.open(tmp_path / "a.gif") as image:
+            return int(image.n_frames)  # type: ignore[attr-defined]
+
+    one = pictures("--seed", "1", "--protocol", "greedy")
+    assert pictures("--seed", "2", "--protocol", "greedy") != one
+    assert pictures("--seed", "1", "--protocol", "sticky") != one
+    assert pictures("--seed", "1", "--protocol", "greedy", "--episodes", "2") > one
 
 
 @pytest.fixture
