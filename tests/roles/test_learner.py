@@ -72,13 +72,15 @@ class Peers:
         self._stop = threading.Event()
         self.thread = threading.Thread(target=learner.run, args=(self._stop,))
         self.thread.start()
-        hello = self._priorities.receive(PATIENCE_S)
-        assert isinstance(hello, Hello)
-        self._epoch = hello.epoch
+        self._epoch: int | None = None
         self._number = 0
 
     def learn(self) -> None:
-        """Deal a batch and wait for its priorities."""
+        """Deal a batch, to the learner that has introduced itself, and wait for its priorities."""
+        if self._epoch is None:
+            hello = self._priorities.receive(PATIENCE_S)
+            assert isinstance(hello, Hello)
+            self._epoch = hello.epoch
         rng = np.random.default_rng(self._number)
         frames = rng.normal(size=(ROWS, 1 + N_STEP, 4)).astype("<f4")
         sample = Sample(
@@ -182,7 +184,7 @@ def test_parameters_and_checkpoints_come_as_often_as_told(make: MakePeers) -> No
 @pytest.mark.parametrize(
     ("name", "budget", "spend", "spent"),
     [
-        ("max_minutes", 0.001, lambda peers: None, r"0\.0\d+ of 0\.001 minutes"),
+        ("max_minutes", 0.001, lambda peers: None, r"0\.\d+ of 0\.001 minutes"),
         ("max_decisions", 50, lambda peers: peers.tell(decisions=60, episodes=0), "60 of 50 decisions"),
         ("episodes", 3, lambda peers: peers.tell(decisions=60, episodes=4), "4 of 3 episodes"),
         ("max_updates", 1, lambda peers: peers.learn(), "1 of 1 updates"),
