@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -86,7 +86,7 @@ class Video:
         check(path)
         self._path = path
         self._rate = pictures_per_s
-        self._encoder: Generator[None, Any, None] | None = None
+        self._encoder: subprocess.Popen[bytes] | None = None
         self._images: list[Image.Image] = []
 
     def show(self, picture: UInt8s) -> None:
@@ -97,29 +97,52 @@ class Video:
         rows, columns, _ = picture.shape
         # H.264 wants even sizes.
         even = np.pad(picture, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
-        with self._writing():
-            if self._encoder is None:
-                import imageio_ffmpeg
-
-                rows, columns, _ = even.shape
-                self._encoder = imageio_ffmpeg.write_frames(
-                    self._path, (columns, rows), fps=self._rate, macro_block_size=1, ffmpeg_log_level="error"
-                )
-                self._encoder.send(None)
-            self._encoder.send(even)
+        if self._encoder is None:
+            self._encoder = _encoder(self._path, even.shape, self._rate)
+        assert self._encoder.stdin is not None
+        try:
+            self._encoder.stdin.write(even.tobytes())
+        except BrokenPipeError:
+            self.close()
 
     def close(self) -> None:
         """Finish the file."""
-        with self._writing():
-            if self._encoder is not None:
-                self._encoder.close()
-            if self._images:
+        encoder, self._encoder = self._encoder, None
+        if encoder is not None:
+            _, complaint = encoder.communicate()
+            if encoder.returncode:
+                raise self._error((complaint.decode(errors="replace").splitlines() or ["ffmpeg failed"])[-1])
+        if self._images:
+            try:
                 _save_gif(self._path, self._images, self._rate)
+            except OSError as error:
+                raise self._error(error.strerror or str(error)) from error
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]  # ffmpeg has said more
-            raise VideoError(f"video {self._path} cannot be written: {reason}; name another file") from error
+    def _error(self, reason: str) -> VideoError:
+        return VideoError(f"video {self._path} cannot be written: {reason}; name another file")
+
+
+def _encoder(path: Path, shape: Sequence[int], pictures_per_s: float) -> subprocess.Popen[bytes]:
+    """imageio-ffmpeg's ffmpeg, fed with raw pictures; Ctrl-C is not for it, so that what was shown can be finished."""
+    import imageio_ffmpeg
+
+    rows, columns, _ = shape
+    pictures = [
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{columns}x{rows}",
+        "-r",
+        f"{pictures_per_s:g}",
+        "-i",
+        "-",
+    ]
+    encoded = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-y", str(path)]
+    return subprocess.Popen(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *pictures, *encoded],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
