@@ -14,6 +14,7 @@ PROGRAMS = {
     "forwarder": "forwarder",
     "train": "train",
     "eval": "evaluate",
+    "play": "play",
 }
 
 setup(
@@ -30,6 +31,7 @@ setup(
         "lz4>=4.3",
         "msgspec>=0.18",
         "numba>=0.60",
+        "pillow>=10.1",
         "psutil>=5.9",
         "pyyaml>=6.0",
         "pyzmq>=26",
@@ -48,11 +50,15 @@ setup(
     ],
     extras_require={
         "atari": ["ale-py>=0.11"],
+        "video": ["imageio-ffmpeg>=0.5"],  # .mp4 files; brings an ffmpeg of its own, 30 MB
+        "window": ["pygame-ce>=2.5"],
         "dev": [
+            "ale-py>=0.11",
             "hypothesis>=6.100",
+            "imageio-ffmpeg>=0.5",
             "msgpack>=1.0",
             "mypy>=1.10",
-            "pillow>=10",
+            "pygame-ce>=2.5",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

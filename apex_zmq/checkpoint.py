@@ -26,6 +26,7 @@ from apex_zmq.optimizers import CenteredRMSProp
 FORMAT_VERSION = 1
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
+BEST_EVAL = "best-eval.safetensors"  # written by an evaluator
 Tensors = dict[str, Tensor]
 
 _METADATA_KEY = "apex_zmq_checkpoint"
@@ -117,6 +118,13 @@ def load(path: Path | str) -> Checkpoint:
             remedy = "it is no safetensors file, name one that this program saved"
         raise CheckpointError(f"cannot read checkpoint {path}: {remedy} ({error})") from None
     return Checkpoint(tensors=tensors, **header)
+
+
+def to_play(path: Path | str) -> Path:
+    """The checkpoint file itself, or of a run directory the best: by evaluation, else by training, else the latest."""
+    path = Path(path)
+    names = (BEST_EVAL, BEST, LATEST) if path.is_dir() else ()
+    return next((path / name for name in names if (path / name).is_file()), path)
 
 
 def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

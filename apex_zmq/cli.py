@@ -7,8 +7,10 @@ answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import socket
@@ -16,43 +18,29 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from apex_zmq import __version__, configure, logs, rundir
 from apex_zmq import config as settings
+from apex_zmq import configure, logs, options, rundir
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
 from apex_zmq.launch import LAUNCHED, launch
 from apex_zmq.replay.budget import check_memory
 
-ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")
 PR_SET_PDEATHSIG = 1
-
-# Options of apex-train that stand for one setting each: flag, setting, type.
-TRAIN_FLAGS: tuple[tuple[str, str, type], ...] = (
-    ("--num-actors", "run.num_actors", int),
-    ("--batch-size", "learner.batch_size", int),
-    ("--buffer-size", "replay.capacity", int),
-    ("--episodes", "run.episodes", int),
-    ("--sync-every", "learner.sync_every", int),
-    ("--save-every", "learner.save_every", int),
-    ("--learning-rate", "learner.learning_rate", float),
-    ("--alpha", "replay.alpha", float),
-    ("--beta", "learner.beta", float),
-    ("--beta-annealing", "learner.beta_annealing", float),
-    ("--max-minutes", "run.max_minutes", float),
-    ("--max-decisions", "run.max_decisions", int),
-    ("--max-updates", "run.max_updates", int),
-    ("--seed", "run.seed", int),
-)
 
 
 def actor(argv: Sequence[str] | None = None) -> int:
     """bin/apex-actor."""
-    parser = _parser("apex-actor", "Plays with the learner's parameters and sends its experience to the replay.")
-    _add_log_dir(parser)
+    parser = options.role_parser(
+        "apex-actor", "Plays with the learner's parameters and sends its experience to the replay."
+    )
+    options.add_role_options(parser)
     parser.add_argument(
-        "--actor-index", type=int, metavar="I", help="place among the actors, from 0; needs --num-lanes"
+        "--actor-index",
+        type=int,
+        metavar="I",
+        help="place among the actors, from 0; goes with --num-lanes (default: none)",
     )
     parser.add_argument(
         "--num-lanes",
@@ -61,6 +49,7 @@ def actor(argv: Sequence[str] | None = None) -> int:
         help="lanes of all actors together: with --actor-index, lane i explores with the paper's fixed "
         "eps^(1 + alpha i/(N-1)); without both, each episode draws its epsilon from the same spread (default)",
     )
+    options.add_render_option(parser, "actor")
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         index, total = arguments.actor_index, arguments.num_lanes
@@ -75,16 +64,16 @@ def actor(argv: Sequence[str] | None = None) -> int:
         stop = _prepare(name, config, config.actor.threads, arguments.log_format, arguments.log_dir)
         from apex_zmq.roles.actor import Actor
 
-        Actor(config, name, index, total).run(stop)
+        Actor(config, name, index, total, render=arguments.render).run(stop)
         return 0
 
-    return _main(parser, run, argv)
+    return _main(parser, run, argv, options.address_overrides)
 
 
 def replay(argv: Sequence[str] | None = None) -> int:
     """bin/apex-replay."""
-    parser = _parser("apex-replay", "Stores experience and deals prioritized batches to the learner.")
-    _add_log_dir(parser)
+    parser = options.role_parser("apex-replay", "Stores experience and deals prioritized batches to the learner.")
+    options.add_role_options(parser)
     parser.add_argument("--shard", type=int, default=0, metavar="S", help="which shard this is, from 0 (default: 0)")
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
@@ -96,14 +85,14 @@ def replay(argv: Sequence[str] | None = None) -> int:
         ReplayServer(config, arguments.shard).run(stop)
         return 0
 
-    return _main(parser, run, argv)
+    return _main(parser, run, argv, options.address_overrides)
 
 
 def learner(argv: Sequence[str] | None = None) -> int:
     """bin/apex-learner."""
-    parser = _parser("apex-learner", "Trains on the replay's batches and publishes parameters.")
-    _add_log_dir(parser)
-    _add_run_options(parser)
+    parser = options.role_parser("apex-learner", "Trains on the replay's batches and publishes parameters.")
+    options.add_role_options(parser)
+    options.add_run_options(parser)
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         directory = _run_directory(arguments, config)
@@ -113,13 +102,15 @@ def learner(argv: Sequence[str] | None = None) -> int:
         Learner(config, directory, resume=arguments.resume, init_from=arguments.init_from).run(stop)
         return 0
 
-    return _main(parser, run, argv)
+    return _main(parser, run, argv, options.address_overrides)
 
 
 def forwarder(argv: Sequence[str] | None = None) -> int:
     """bin/apex-forwarder."""
-    parser = _parser("apex-forwarder", "Publishes the learner's parameters again for the actors of this host.")
-    _add_log_dir(parser)
+    parser = options.role_parser(
+        "apex-forwarder", "Publishes the learner's parameters again for the actors of this host."
+    )
+    options.add_role_options(parser)
     parser.add_argument(
         "--bind",
         required=True,
@@ -136,33 +127,22 @@ def forwarder(argv: Sequence[str] | None = None) -> int:
         Forwarder(config, name, arguments.bind).run(stop)
         return 0
 
-    return _main(parser, run, argv)
+    return _main(parser, run, argv, options.address_overrides)
 
 
 def train(argv: Sequence[str] | None = None) -> int:
     """bin/apex-train."""
-    parser = _parser("apex-train", "Starts actors, replay and learner of one run on this machine.")
-    defaults = {setting.name: setting for setting in settings.settings()}
-    for flag, name, kind in TRAIN_FLAGS:
-        setting = defaults[name]
-        default = "never" if setting.default is None else setting.default
-        parser.add_argument(
-            flag,
-            type=kind,
-            metavar="N" if kind is int else "X",
-            help=f"{setting.description} Sets {name} (default: the config's; without one {default})",
-        )
-    _add_run_options(parser)
+    parser = options.role_parser("apex-train", "Starts actors, replay and learner of one run on this machine.")
+    options.add_train_flags(parser)
+    options.add_run_options(parser)
     parser.add_argument("--tcp", action="store_true", help="loopback TCP between the roles instead of ipc")
-    parser.add_argument("--render", action="store_true", help="show a lane in a window (not available yet)")
-
-    def overrides(arguments: argparse.Namespace) -> list[str]:
-        given = ((name, getattr(arguments, flag[2:].replace("-", "_"))) for flag, name, _ in TRAIN_FLAGS)
-        return [f"{name}={value}" for name, value in given if value is not None]
+    options.add_render_option(parser, "actor of lowest epsilon")
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         if arguments.render:
-            raise ConfigError("--render is not available yet; leave it out and watch TensorBoard")
+            from apex_zmq.window import Window
+
+            Window(1, 1).close()  # before anything starts
         directory = _run_directory(arguments, config)
         check_memory(config, config.replay.shards)
         if arguments.init_from is not None:
@@ -176,121 +156,93 @@ def train(argv: Sequence[str] | None = None) -> int:
             resume=arguments.resume,
             init_from=arguments.init_from,
             log_format=arguments.log_format,
+            render=arguments.render,
         )
 
-    return _main(parser, run, argv, overrides)
+    return _main(parser, run, argv, options.train_overrides, addressed=False)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """bin/apex-eval."""
-    parser = _Parser("apex-eval", description="Plays a checkpoint and reports how well.")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser = options.checkpoint_parser("apex-eval", "Plays a checkpoint and reports how well.", episodes=10)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its latest)"
+        "--video", type=Path, metavar="FILE", help="write what was played to FILE.mp4 or FILE.gif (default: none)"
     )
-    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes to play (default: 10)")
-    parser.add_argument(
-        "--protocol",
-        choices=("greedy", "noop"),
-        default="noop",
-        help="greedy: fixed start, best action always; noop: 0 to 30 random no-op frames first and "
-        "a random action with probability 0.01 (default)",
-    )
-    parser.add_argument("--seed", type=int, default=10_000, metavar="S", help="seed of the games (default: 10000)")
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="go on, until Ctrl-C, with what the run of this run directory publishes; the best becomes its "
+        "best-eval.safetensors",
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="K", help="versions from one evaluation to the next, with --follow (default: 1)"
+    )
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
-        if arguments.episodes < 1 or arguments.seed < 0:
-            raise ConfigError("--episodes must be at least 1 and --seed at least 0")
-        _prepare("evaluator", config, 1)
-        from apex_zmq.checkpoint import load
+        _ready_to_play(arguments)
+        from apex_zmq.checkpoint import load, to_play
         from apex_zmq.roles import evaluator
 
-        summary = evaluator.evaluate(load(arguments.checkpoint), arguments.episodes, arguments.protocol, arguments.seed)
-        if arguments.json:
-            print(json.dumps(summary))
-        else:
-            print("\n".join(f"{name:12} {value}" for name, value in summary.items()))
+        games = arguments.episodes, arguments.protocol, arguments.seed
+        if not arguments.follow:
+            if arguments.every is not None:
+                raise ConfigError("--every goes with --follow; give both or neither")
+            path = to_play(arguments.checkpoint)
+            _print_figures(
+                {"checkpoint": str(path), **evaluator.evaluate(load(path), *games, arguments.video)}, arguments.json
+            )
+            return 0
+        directory, every = arguments.checkpoint, 1 if arguments.every is None else arguments.every
+        if every < 1 or arguments.video or not directory.is_dir():
+            raise ConfigError("--follow takes a run directory as --checkpoint, --every of at least 1, and no --video")
+        os.nice(10)  # the run goes first
+        with contextlib.suppress(KeyboardInterrupt):
+            for figures in evaluator.follow(load(directory), directory, every, *games):
+                _print_figures(figures, arguments.json)
         return 0
 
     return _main(parser, run, argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
-
-
-def _parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Options that all roles share, and the settings below them."""
-    lines = [
-        f"  {setting.name} ({setting.type}; default {_plain(setting.default)})\n      {setting.description}"
-        for setting in settings.settings()
-    ]
-    parser = _Parser(
-        program,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="settings, for --set and config files (seconds in _s, bytes in _bytes):\n" + "\n".join(lines),
+def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    print(
+        json.dumps(figures) if as_json else "\n".join(f"{name:12} {value}" for name, value in figures.items()),
+        flush=True,
     )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="YAML file of settings, such as configs/mario-cpu.yaml (default: none)",
+
+
+def play(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-play."""
+    parser = options.checkpoint_parser(
+        "apex-play", "Shows how a checkpoint plays, what it sees and what it thinks.", episodes=1
     )
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="change one setting; may be repeated, wins over all else",
-    )
-    described = {setting.name: setting for setting in settings.settings()}
-    for name in ADDRESSES:
-        setting = described[f"addresses.{name}"]
-        many = "" if isinstance(setting.default, str) else ", commas between shards"
-        parser.add_argument(
-            f"--{name}",
-            metavar="ADDRESS",
-            help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {_plain(setting.default)})",
-        )
-    parser.add_argument(
-        "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
-    )
-    parser.add_argument(
-        "--log-format",
-        choices=("text", "json"),
-        default="text",
-        help="text (default), or json: one object a line with time, level, role, message",
-    )
-    return parser
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value).strip('"')
-
-
-def _add_log_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--log-dir", type=Path, metavar="DIR", help="log to DIR/<role>.log too, in rotated files (default: none)"
+        "--video", type=Path, metavar="FILE", help="write to FILE.mp4 or FILE.gif (default: show it in a window)"
     )
 
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        _ready_to_play(arguments)
+        from apex_zmq.checkpoint import load, to_play
+        from apex_zmq.roles import viewer
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="run directory (default: checkpoints/<config name>-<time>)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --run-dir (default: the config's newest run)"
-    )
-    parser.add_argument(
-        "--init-from", type=Path, metavar="CHECKPOINT", help="start from the parameters of a checkpoint (default: none)"
-    )
+        path = to_play(arguments.checkpoint)
+        viewer.play(load(path), arguments.episodes, arguments.protocol, arguments.seed, arguments.video)
+        return 0
+
+    return _main(parser, run, argv)
+
+
+def _ready_to_play(arguments: argparse.Namespace) -> None:
+    """Check what a file cannot tell; one thread, as an actor; remarks beside the figures on standard output."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if arguments.episodes < 1 or arguments.seed < 0:
+        raise ConfigError("--episodes must be at least 1 and --seed at least 0")
+    if arguments.video is not None:
+        from apex_zmq import video
+
+        video.check(arguments.video)
 
 
 def _run_directory(arguments: argparse.Namespace, config: Config) -> Path:
@@ -308,22 +260,19 @@ def _main(
     run: Callable[[argparse.Namespace, Config], int],
     argv: Sequence[str] | None,
     overrides: Callable[[argparse.Namespace], list[str]] = lambda _: [],
+    *,
+    addressed: bool = True,
 ) -> int:
-    """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2."""
+    """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2.
+
+    overrides: what the program's own flags set. addressed: as for `config.validate`.
+    """
     arguments = parser.parse_args(argv)
     try:
         config = Config()
         if "config" in arguments:
-            flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
             config = configure.load(
-                arguments.config,
-                [
-                    *configure.from_environment(),
-                    *(configure.address_override(name, value) for name, value in flags if value),
-                    *(["addresses.insecure=true"] if arguments.insecure else []),
-                    *overrides(arguments),
-                    *arguments.overrides,
-                ],
+                arguments.config, [*overrides(arguments), *arguments.overrides], addressed=addressed
             )
         return run(arguments, config)
     except UserError as error:
@@ -355,6 +304,7 @@ PROGRAMS = {
     "forwarder": forwarder,
     "train": train,
     "eval": evaluate,
+    "play": play,
 }
 
 if __name__ == "__main__":

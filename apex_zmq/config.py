@@ -17,7 +17,9 @@ from msgspec import Meta, Struct
 
 from apex_zmq.errors import UserError
 
-MARIO = "SuperMarioBros"  # the `env.id` of the game
+ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")  # what has a flag and a variable
+MARIO = "SuperMarioBros"
+WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # the games by `env.id`, with the worlds their ROMs hold; four stages each
 LARGEST = 1e30  # finite, in float32 too
 
 Count = Annotated[int, Meta(ge=1)]
@@ -77,12 +79,23 @@ class Env(Section, frozen=True):
     """The environment: Super Mario Bros by stage, or any Gymnasium environment with discrete actions."""
 
     id: Annotated[
-        str, doc("SuperMarioBros, a Gymnasium id, ALE/Game-v5 (extra: atari), or package.module:factory.")
+        str,
+        doc(
+            "SuperMarioBros, SuperMarioBros2 (the Lost Levels), a Gymnasium id, ALE/Game-v5 (extra: atari), "
+            "or package.module:factory."
+        ),
     ] = MARIO
     emulator: Annotated[
         Literal["auto", "fceumm", "nes-py"], doc("auto: FCEUmm where stable-retro is installed, else nes-py.")
     ] = "auto"
-    stages: Annotated[tuple[str, ...], Meta(min_length=1), doc("Stages 1-1 to 8-4, drawn per episode.")] = ("1-1",)
+    stages: Annotated[
+        Literal["all"] | Annotated[tuple[str, ...], Meta(min_length=1)],
+        doc("Stages 1-1 to 8-4 (SuperMarioBros2: 4-4), drawn per episode; all: the whole game from 1-1 on."),
+    ] = ("1-1",)
+    lives: Annotated[
+        Literal[1, 3],
+        doc("Lives of a Mario episode; 3: the game's own, extra lives included, a lost one being no terminal end."),
+    ] = 1
     actions: Annotated[
         Literal["RIGHT_ONLY", "SIMPLE_MOVEMENT", "COMPLEX_MOVEMENT"] | tuple[tuple[str, ...], ...],
         doc("Action set by name, or a list of button lists (NOOP right left up down A B)."),
@@ -193,7 +206,7 @@ class Telemetry(Section, frozen=True):
 
 
 class Addresses(Section, frozen=True):
-    """Where the roles meet: tcp://host:port or ipc:///path. Bound by the role in brackets."""
+    """Where the roles meet: tcp://host:port or ipc:///path, bound by the role in brackets; apex-train takes its own."""
 
     experience: Annotated[tuple[str, ...], Meta(min_length=1), doc("[replay] One per shard.")] = (
         "tcp://127.0.0.1:5551",
@@ -261,6 +274,11 @@ def to_tree(config: Section) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", msgspec.to_builtins(config))
 
 
+def stages(game: str) -> tuple[str, ...]:
+    """The stages of a game of `WORLDS`, in the order of play."""
+    return tuple(f"{world}-{stage}" for world in range(1, WORLDS[game] + 1) for stage in range(1, 5))
+
+
 def tolerance(config: Config) -> float:
     """Samples by which a shard's account may be off its samples-per-insert line."""
     replay = config.replay
@@ -275,8 +293,10 @@ def min_size_per_shard(config: Config) -> int:
     return math.ceil(config.replay.min_size / config.replay.shards)
 
 
-def validate(config: Config) -> None:
+def validate(config: Config, *, addressed: bool = True) -> None:
     """Refuse settings that are each possible but cannot work together.
+
+    addressed: whether the addresses count; not where a launcher chooses its own.
 
     Raises:
         ConfigError: names the settings and the remedy.
@@ -313,24 +333,24 @@ def validate(config: Config) -> None:
             f"replay.tolerance {tolerance(config):g} can deadlock: 2 x tolerance must reach "
             f"batch_size + samples_per_insert x segment_length = {needed:g}",
         )
-    for name in ("experience", "priorities"):
+    for name in ("experience", "priorities") if addressed else ():
         count = len(getattr(addresses, name))
         require(
             count == replay.shards,
             f"addresses.{name} lists {count} addresses for replay.shards {replay.shards}; list one per shard",
         )
-    for address in all_addresses(addresses):
+    for address in all_addresses(addresses) if addressed else ():
         check_address(address)
-    if config.env.id == MARIO:
+    if config.env.id in WORLDS:
         require(
             not config.env.max_pool or config.env.frame_skip > 1,
             "env.max_pool takes two frames of a decision; raise env.frame_skip to 2 or more",
         )
-        for stage in config.env.stages:
-            world, dash, area = stage.partition("-")
+        known = stages(config.env.id)
+        for stage in () if config.env.stages == "all" else config.env.stages:
             require(
-                bool(dash) and world in tuple("12345678") and area in tuple("1234"),
-                f"env.stages: no stage {stage!r}; stages run from 1-1 to 8-4",
+                stage in known,
+                f"env.stages: no stage {stage!r} in {config.env.id}; stages run from {known[0]} to {known[-1]}",
             )
         if not isinstance(config.env.actions, str):
             buttons = {"NOOP", "right", "left", "up", "down", "A", "B"}

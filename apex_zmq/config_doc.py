@@ -12,8 +12,8 @@ from typing import Any
 
 from apex_zmq import config as settings
 from apex_zmq import configure
-from apex_zmq.cli import ADDRESSES, TRAIN_FLAGS
-from apex_zmq.config import LARGEST, Config, Section, Setting
+from apex_zmq.config import ADDRESSES, LARGEST, Config, Section, Setting
+from apex_zmq.options import TRAIN_FLAGS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -119,9 +119,9 @@ def _ways_to_set(name: str) -> list[str]:
     ways = [f"`{flag}`" for flag, setting, _ in TRAIN_FLAGS if setting == name]
     field = name.removeprefix("addresses.")
     if field in ADDRESSES:
-        ways.append(f"`--{field}` of every program; `APEX_{field.upper()}`")
+        ways.append(f"`--{field}` of each role; `APEX_{field.upper()}`")
     if field == "insecure":
-        ways.append("`--insecure` of every program")
+        ways.append("`--insecure` of each role")
     return ways
 
 

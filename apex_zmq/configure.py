@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import typing
@@ -13,11 +14,13 @@ from typing import Any
 import msgspec
 import yaml
 
-from apex_zmq.config import Config, ConfigError, Section, to_tree, validate
+from apex_zmq.config import ADDRESSES, Config, ConfigError, Section, to_tree, validate
 
 
-def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:
+def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addressed: bool = True) -> Config:
     """Read a YAML file and apply `section.key=value` overrides on top, then validate.
+
+    addressed: as for `config.validate`.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, impossible value.
@@ -48,11 +51,13 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Confi
             node[leaf] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"--set {override}: the value is not valid YAML") from None
-    return from_tree(tree, str(path) if path is not None else "settings")
+    return from_tree(tree, str(path) if path is not None else "settings", addressed=addressed)
 
 
-def from_tree(tree: Mapping[str, Any], source: str) -> Config:
+def from_tree(tree: Mapping[str, Any], source: str, *, addressed: bool = True) -> Config:
     """Convert and validate a tree of plain values; `source` names it in errors.
+
+    addressed: as for `config.validate`.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible value.
@@ -63,12 +68,15 @@ def from_tree(tree: Mapping[str, Any], source: str) -> Config:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         raise ConfigError(f"{source}: {where.rstrip('`') or 'settings'}: {what}; see --help for its type") from None
-    validate(config)
+    validate(config, addressed=addressed)
     return config
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def _refuse_unknown_keys(section: type[Section], tree: Mapping[str, Any], prefix: str, source: str) -> None:
-    hints = typing.get_type_hints(section)
+    hints = _hints(section)
     for key, value in tree.items():
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, n=1)
@@ -103,7 +111,7 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 def from_environment(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Overrides from APEX_EXPERIENCE, APEX_PRIORITIES, APEX_BATCHES, APEX_PARAMETERS, APEX_STATUS."""
     overrides = []
-    for field in ("experience", "priorities", "batches", "parameters", "status"):
+    for field in ADDRESSES:
         value = environ.get(f"APEX_{field.upper()}")
         if value:
             overrides.append(address_override(field, value))

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apex_zmq import configure, logs
-from apex_zmq.config import Config
+from apex_zmq.config import ADDRESSES, Config
 
+ADDRESS_VARIABLES = {f"APEX_{field.upper()}" for field in ADDRESSES}  # of a run over several machines, not of ours
 LAUNCHED = "APEX_LAUNCHED"  # in the environment of roles that must not outlive the launcher
 MAX_RESTARTS = 5  # in a row
 BACKOFF_S = 1.0  # doubles with each restart in a row
@@ -94,7 +95,7 @@ class Role:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=os.environ | {LAUNCHED: "1"},
+            env={name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES} | {LAUNCHED: "1"},
             start_new_session=True,
         )
         self.started = time.monotonic()
@@ -126,9 +127,18 @@ class Role:
 
 
 def launch(
-    config: Config, directory: Path, *, tcp: bool, resume: bool, init_from: Path | None, log_format: logs.Format
+    config: Config,
+    directory: Path,
+    *,
+    tcp: bool,
+    resume: bool,
+    init_from: Path | None,
+    log_format: logs.Format,
+    render: bool,
 ) -> int:
     """Run actors, replay shards and learner until a budget is spent, Ctrl-C, or a role dies for good.
+
+    render: the last actor, whose epsilons are the lowest, opens a window.
 
     Returns:
         Exit code: 0 after a budget or Ctrl-C, else that of the role that died.
@@ -142,7 +152,12 @@ def launch(
         path = home / "config.yaml"
         path.write_text(configure.to_yaml(config))
         common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]
-        return _supervise(_roles(config, common, directory, resume, init_from, terminal), stop, terminal)
+        roles = _roles(config, common, directory, resume, init_from, terminal)
+        if render:
+            # An actor that has died, with its display perhaps, goes on without a window.
+            last = roles[-1]
+            last.arguments, last.again = [*last.arguments, "--render"], last.arguments
+        return _supervise(roles, stop, terminal)
     finally:
         terminal.close()
         for number, handler in previous.items():

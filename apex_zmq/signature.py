@@ -18,13 +18,15 @@ def experience_signature(config: settings.Config) -> str:
     """16 hex digits over all that gives a stored transition its meaning.
 
     Computed from the config alone, so that a replay host needs no emulator.
-    Emulator and stages are left out: actors may differ in them.
+    Emulator and stages are left out: actors may differ in them. That the whole game is played stays in.
     """
     env = settings.to_tree(config.env)
-    del env["emulator"], env["stages"]
+    del env["emulator"]
+    if env["stages"] != "all":
+        del env["stages"]
     meaning: dict[str, Any] = {"env": env, "n_step": config.agent.n_step, "gamma": config.agent.gamma}
-    if config.env.id == settings.MARIO:
-        meaning |= {"rules": RULES_VERSION, "rom": ROM_SHA256}
+    if config.env.id in settings.WORLDS:
+        meaning |= {"rules": RULES_VERSION, "rom": ROM_SHA256[config.env.id]}
     return _digest(meaning)
 
 

@@ -167,6 +167,7 @@ def _rollout(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
         numbers[f"{prefix}/max_x_mean"] = float(np.mean([episode.max_x for episode in episodes]))
         numbers[f"{prefix}/max_x"] = max(episode.max_x for episode in episodes)
         numbers[f"{prefix}/clear_rate"] = float(np.mean([episode.cleared for episode in episodes]))
+        numbers[f"{prefix}/stages_cleared_mean"] = float(np.mean([episode.stages_cleared for episode in episodes]))
     return numbers
 
 

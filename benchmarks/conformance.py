@@ -1,6 +1,6 @@
 """Do our rules agree with gym-super-mario-bros, and the two emulators with each other?
 
-python -m benchmarks.conformance [--frames N] [STAGE ...] plays and writes docs/CONFORMANCE.md.
+python -m benchmarks.conformance [--frames N] plays and writes docs/CONFORMANCE.md.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex_zmq import configure
-from apex_zmq.envs import mario
+from apex_zmq import config, configure
+from apex_zmq.envs import emulators, mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy
-from apex_zmq.envs.machines import MachinePerLane, Machines, SharedMachine
 from apex_zmq.envs.mario import Outcome
 
 ROOT = Path(__file__).parents[1]
 RECORDED = json.loads((ROOT / "tests/data/mario-1-1-clears.json").read_text())
 PACKAGES = ("gym-super-mario-bros", "nes-py", "stable-retro", "numpy")
-FRAME_COUNTER = 0x09  # the game counts the frames in which its main loop ran to the end
+FRAME_COUNTER = 0x09
 
 
 class Fields(NamedTuple):
@@ -72,8 +71,11 @@ def package_class() -> Any:
         return importlib.import_module("gym_super_mario_bros.smb_env").SuperMarioBrosEnv
 
 
-def play_package(inputs: bytes, first: int) -> list[Played]:
-    """Inputs from power-on on the package's environment: `first` frames for its start screen, the others as steps."""
+def play_package(inputs: bytes, first: int, game: str = config.MARIO, stage: str | None = "1-1") -> list[Played]:
+    """Inputs from power-on on the package's environment: `first` frames for its start screen, the others as steps.
+
+    stage: None for the package's whole game.
+    """
     base: Any = package_class()
 
     class FromPowerOn(base):  # type: ignore[misc]
@@ -81,7 +83,8 @@ def play_package(inputs: bytes, first: int) -> list[Played]:
             for buttons in inputs[:first]:
                 self._frame_advance(buttons)
 
-    env = FromPowerOn(target=(1, 1))
+    target = (int(stage[0]), int(stage[2])) if stage else None
+    env = FromPowerOn(lost_levels=game != config.MARIO, target=target)
     try:
         env.reset()
         played: list[Played] = []
@@ -97,22 +100,48 @@ def play_package(inputs: bytes, first: int) -> list[Played]:
         env.close()
 
 
-def play_ours(machine: Emulator, inputs: bytes, first: int, preset: str) -> list[Played]:
-    """The same inputs on one of our machines, just switched on."""
+def play_ours(machine: Emulator, inputs: bytes, first: int, env: config.Env, cut: bool = False) -> list[Played]:
+    """The same inputs on one of our machines, just switched on.
+
+    cut: what lies between two lives is cut short in the package's way, not waited for in ours.
+    """
     for buttons in inputs[:first]:
         machine.step(buttons)
-    terms = configure.from_tree({"env": {"reward": {"preset": preset}}}, "conformance").env.reward
     episode = mario.begin(mario.read(machine.ram))
     played = []
     for buttons in inputs[first:]:
         machine.step(buttons)
         now = mario.read(machine.ram)
-        reward = mario.reward(episode, [now], terms)
+        reward = mario.reward(episode, [now], env.reward)
         episode = mario.advance(episode, [now])
-        played.append(Played(fields(episode.start, now), reward, episode.outcome is not Outcome.PLAYING))
+        played.append(Played(fields(episode.start, now), reward, mario.ended(episode, env)))
         if played[-1].ended:
             break
+        if episode.outcome is not Outcome.PLAYING:
+            if cut:
+                cut_short(machine, episode.outcome)
+            for _ in mario.wait(machine):
+                pass
+            episode = mario.begin(mario.read(machine.ram))
     return played
+
+
+def cut_short(machine: Emulator, outcome: Outcome) -> None:
+    """What gym-super-mario-bros writes into RAM after a life or a stage (smb_env.py, _did_step)."""
+    ram = machine.ram
+    if outcome is Outcome.DEAD:
+        ram[0x0E] = 6  # no fall out of the picture
+        machine.step(0)
+    if 1 < ram[0x6DE] < 255:
+        ram[0x6DE] = 1  # at the end of a pipe
+    while ram[0x0E] in (0, 1, 2, 3, 4, 5, 7) or ram[0x770] == 2:
+        ram[0x7A0] = 0  # no screen with the lives
+        machine.step(0)
+
+
+def package_env(**settings: Any) -> config.Env:
+    """Settings with the installed package's reward."""
+    return configure.from_tree({"env": settings | {"reward": {"preset": package_preset()}}}, "conformance").env
 
 
 def package_preset() -> str:
@@ -130,20 +159,21 @@ def first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
 class Seen(NamedTuple):
     """One frame of a scripted play."""
 
-    fields: Fields
+    reading: mario.Reading
     outcome: Outcome
-    ram: bytes
 
 
 class Comparison(NamedTuple):
-    """A stage played by one script on both emulators."""
+    """A stage played by one script on both emulators, FCEUmm given the buttons a frame late.
+
+    The first frames at which a reading or the outcome differs; None: none to the end.
+    """
 
     stage: str
-    frames: int  # played on both
-    end: str  # how it ended on FCEUmm
-    leads: dict[str, int]  # frames by which FCEUmm's reading is ahead, per field
-    differs: dict[str, int]  # the frame of the first difference, of the fields that have one
-    counters: tuple[int, int]  # frames counted by the game up to the first difference, or the end: FCEUmm, nes-py
+    frames: int  # played on nes-py
+    end: str  # how it ended there
+    differs: int | None
+    differs_with_its_counter: int | None  # FCEUmm begins with nes-py's frame counter, too
 
 
 def script(stage: str, frames: int) -> list[int]:
@@ -157,42 +187,35 @@ def script(stage: str, frames: int) -> list[int]:
     return held[:frames]
 
 
-def play_script(machines: Machines, stage: str, frames: int) -> list[Seen]:
-    """Play a stage's script until the episode ends."""
-    machines.start(0, stage)
-    machine = machines.of(0)
+def play_script(machine: Emulator, buttons: Sequence[int]) -> list[Seen]:
+    """Play a script on a machine that stands at a stage's start, until the episode ends."""
     start = mario.read(machine.ram)
     seen = []
-    for buttons in script(stage, frames):
-        machine.step(buttons)
+    for held in buttons:
+        machine.step(held)
         now = mario.read(machine.ram)
-        seen.append(Seen(fields(start, now), mario.outcome(start, now), machine.ram.tobytes()))
+        seen.append(Seen(now, mario.outcome(start, now)))
         if seen[-1].outcome is not Outcome.PLAYING:
             break
     return seen
 
 
-def compare(stage: str, fceumm: list[Seen], nes_py: list[Seen]) -> Comparison:
-    """Align each field by the lead (0 or 1) that keeps it equal longest, and say where it parts."""
-    frames = min(len(fceumm), len(nes_py) - 1)
-    leads, differs = {}, {}
-    for name in (*Fields._fields, "outcome"):
-        one, other = (
-            [each.outcome if name == "outcome" else getattr(each.fields, name) for each in seen]
-            for seen in (fceumm[:frames], nes_py[: frames + 1])
-        )
-        at, lead = max((first_difference(one, other[lead:]), lead) for lead in (0, 1))
-        leads[name] = lead
-        if at < frames:
-            differs[name] = at
-    until = min(differs.values(), default=frames - 1) + 1
-    counters = _counted(fceumm[:until]), _counted(nes_py[:until])
-    return Comparison(stage, frames, fceumm[-1].outcome.name.lower(), leads, differs, counters)
-
-
-def _counted(seen: list[Seen]) -> int:
-    counters = np.array([each.ram[FRAME_COUNTER] for each in seen])
-    return int(np.sum(np.diff(counters) % 256))
+def compare(fceumm: FCEUmm, stage: str, frames: int) -> Comparison:
+    """Play a stage's script on both; FCEUmm ends anywhere."""
+    buttons = script(stage, frames)
+    nes_py = NESPy(fceumm.game)
+    mario.play_to_start(nes_py, stage)
+    counter = int(nes_py.ram[FRAME_COUNTER])
+    theirs = play_script(nes_py, buttons)
+    nes_py.close()
+    differs = []
+    for set_counter in (False, True):
+        fceumm.load_state(mario.start_state(fceumm, stage).state)
+        if set_counter:
+            fceumm.ram[FRAME_COUNTER] = counter
+        ours = play_script(fceumm, [0, *buttons[:-1]])
+        differs.append(None if ours == theirs else first_difference(ours, theirs))
+    return Comparison(stage, len(theirs), theirs[-1].outcome.name.lower(), *differs)
 
 
 def package_rows() -> list[str]:
@@ -202,7 +225,7 @@ def package_rows() -> list[str]:
     for number, play in enumerate(RECORDED["plays"], 1):
         inputs = held_on(play)
         machine = NESPy()
-        theirs, ours = play_package(inputs, first), play_ours(machine, inputs, first, package_preset())
+        theirs, ours = play_package(inputs, first), play_ours(machine, inputs, first, package_env())
         machine.close()
         differs = first_difference(theirs, ours)
         same = "equal" if theirs == ours else f"differ from frame {differs}"
@@ -211,17 +234,51 @@ def package_rows() -> list[str]:
     return rows
 
 
-def report(rows: list[str], comparisons: list[Comparison], frames: int) -> str:
+def whole_inputs(game: str, frames: int) -> tuple[bytes, int]:
+    """Inputs of a whole game from power-on, and how many of them come before the first playable frame.
+
+    In the first game a recorded clear of 1-1 and then 1-2's script, in the Lost Levels 1-1's.
+    """
+    if game == config.MARIO:
+        return held_on(RECORDED["plays"][1]) + bytes(script("1-2", frames)), RECORDED["first_playable_frame"]
+    title = bytes(60) + bytes([emulators.START]) + bytes(156)
+    return title + bytes(script("1-1", frames)), len(title)
+
+
+def comparable(played: Sequence[Played]) -> list[Any]:
+    """What is compared in whole games: the fields, and the reward of version 7.4.
+
+    9.1's reward goes on from the largest x and the score of earlier lives and stages; ours begins anew with each.
+    """
+    return [each[: 2 if package_preset().endswith("7.4") else 1] for each in played]
+
+
+def whole_rows(frames: int) -> list[str]:
+    """One row per game: the package's whole game with its three lives against ours."""
+    rows = []
+    for game in config.WORLDS:
+        inputs, first = whole_inputs(game, frames)
+        theirs = play_package(inputs, first, game, None)
+        cells = [game, f"{len(theirs)}"]
+        for cut in (True, False):
+            machine = NESPy(game)
+            ours = play_ours(machine, inputs, first, package_env(id=game, stages="all", lives=3), cut)
+            machine.close()
+            same = first_difference(comparable(theirs), comparable(ours))
+            cells.append(f"{len(ours)} | {'all' if same == len(ours) else same}")
+        rows.append(f"| {' | '.join(cells)} | {theirs[-1].fields.lives} |")
+    return rows
+
+
+def report(rows: list[str], whole: list[str], comparisons: Mapping[str, Sequence[Comparison]], frames: int) -> str:
     """The document."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    alike = sum(not c.differs for c in comparisons)
-    played = sum(c.frames for c in comparisons)
-    equal = sum(min(c.differs.values(), default=c.frames) for c in comparisons)
+    listed = [(game, c) for game, compared in comparisons.items() for c in compared]
     table = [
-        f"| {c.stage} | {c.frames} | {c.end} | {', '.join(name for name, lead in c.leads.items() if not lead)} "
-        f"| {', '.join(f'{name} {at}' for name, at in c.differs.items())} | {c.counters[0]}, {c.counters[1]} |"
-        for c in comparisons
+        f"| {game} {c.stage} | {c.frames} | {c.end} | {_at(c.differs)} | {_at(c.differs_with_its_counter)} |"
+        for game, c in listed
     ]
+    late, aligned = (sum(c[field] is None for _, c in listed) for field in (3, 4))
     return "\n".join(
         [
             "# Conformance",
@@ -239,25 +296,38 @@ def report(rows: list[str], comparisons: list[Comparison], frames: int) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
+            "## The whole game and the Lost Levels",
+            "",
+            "The package's whole game with three lives against `env.stages=all env.lives=3`: a recorded clear of",
+            "1-1 and a script in 1-2, in the Lost Levels a script in 1-1, until the lives are gone. Compared are the",
+            "fields and (with 7.4; 9.1's goes on from earlier lives and stages, ours begins anew with each) the",
+            "reward of every frame in which one can act; `equal` is how many of ours are.",
+            "",
+            "Between two lives the package writes into RAM to be through sooner; we let the game run. Cut short in",
+            "the package's way, every frame is the same; the package says that the game is over one step after the",
+            "last touch, at 255 lives. Waiting leaves the game's counters elsewhere, and what depends on them (where",
+            "enemies are, when a touch counts) differs in later lives.",
+            "",
+            "| game | frames, package | ours, cut short | equal | ours, waiting | equal | lives at the end, package |",
+            "|---|---|---|---|---|---|---|",
+            *whole,
+            "",
             "## FCEUmm against nes-py",
             "",
             f"Each stage is played by its own script (mostly to the right, jumping; at most {frames} frames) from its",
-            "start until the episode ends. FCEUmm's readings lead by one frame, except for the fields named under",
-            "`no lead`; then comes the first frame at which a field differs, and the frames that the game itself has",
-            "counted (RAM 0x09) up to there, or to the end, on FCEUmm and on nes-py.",
+            "start until the episode ends. All that the rules read (position, state of the player, lives, stage,",
+            "clock, score, coins ...) and what they say of it is compared at every frame. Made equal first:",
             "",
-            f"{alike} of {len(comparisons)} stages are equal to the end of the episode; {equal} of {played} frames are",
-            "equal up to the first difference of their stage.",
+            "* the buttons: FCEUmm is given them a frame late, as the game gets them from nes-py;",
+            "* in the last column the game's frame counter (RAM 0x09), too: at a stage's start nes-py's is one behind.",
             "",
-            "| stage | frames | end on FCEUmm | no lead | differs | frames counted |",
-            "|---|---|---|---|---|---|",
+            f"With the buttons alone {late} of {len(listed)} stages are equal to the end of the episode, with both",
+            f"{aligned} of {len(listed)}. So what differs is a lag of one frame, and all that hangs on the counter's",
+            "parity: above all in which of two frames the game looks for touches of enemies.",
+            "",
+            "| stage | frames | end | differs at, buttons late | differs at, counter equal too |",
+            "|---|---|---|---|---|",
             *table,
-            "",
-            "Why a lead: it fits that the emulators end a frame at different points of the game's own per-frame",
-            "routine. At the border of nes-py the clock has moved on and the player has not: x comes a frame later,",
-            "time does not. Why differences: looked at in 1-2 and 2-2, x is a pixel apart from the frame named on,",
-            "while the game counted as many frames on both. So no frame was skipped; it would follow if a change of",
-            "buttons were read a frame apart. That this is the cause is not established.",
             "",
             "Screens are not compared: the emulators draw the same area in palettes of their own. An agent trained on",
             "the one sees other shades of gray on the other.",
@@ -266,21 +336,22 @@ def report(rows: list[str], comparisons: list[Comparison], frames: int) -> str:
     )
 
 
+def _at(frame: int | None) -> str:
+    return "" if frame is None else str(frame)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=1500, help="frames per stage, at most (default 1500)")
-    parser.add_argument("stages", nargs="*", default=mario.STAGES, metavar="STAGE", help="default: all 32")
     options = parser.parse_args()
-    rows = package_rows()
-    shared, own = SharedMachine(FCEUmm()), MachinePerLane()
-    comparisons = [
-        compare(stage, play_script(shared, stage, options.frames), play_script(own, stage, options.frames))
-        for stage in options.stages
-    ]
-    shared.close()
-    own.close()
+    rows, whole = package_rows(), whole_rows(4000)
+    comparisons = {}
+    for game in config.WORLDS:
+        machine = FCEUmm(game)
+        comparisons[game] = [compare(machine, stage, options.frames) for stage in config.stages(game)]
+        machine.close()
     document = ROOT / "docs/CONFORMANCE.md"
-    document.write_text(report(rows, comparisons, options.frames))
+    document.write_text(report(rows, whole, comparisons, options.frames))
     print(f"wrote {document}")
 
 

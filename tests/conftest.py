@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+class WithoutTorch(importlib.abc.MetaPathFinder):
+    """The last to be asked for a module: where torch is not installed, it skips the tests that come to import it."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "torch":
+            pytest.skip("needs torch", allow_module_level=True)
+
+
+sys.meta_path.append(WithoutTorch())
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("unhurried")
 
 
 class Program:
@@ -85,6 +102,7 @@ class StartProgram(Protocol):
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[StartProgram]:
     """Starts programs under bin/ in the test's directory; ends what is left of them."""
+    pytest.importorskip("torch")
     programs: list[Program] = []
 
     def start_program(name: str, *arguments: str) -> Program:

@@ -79,7 +79,7 @@ def test_the_arrangement_opens_with_what_matters(tmp_path: Path) -> None:
     Board(tmp_path / "cartpole", CARTPOLE, start=0).close()
     first, *_ = charts(tmp_path / "mario").values()
     assert list(first) == ["return", "clear rate", "loss", "Q", "samples per insert", "rates, 1/s"]
-    assert first["return"] == ["rollout/ep_rew_mean$", "rollout/low_epsilon/ep_rew_mean$"]
+    assert first["return"] == ["rollout/ep_rew_mean$", "rollout/low_epsilon/ep_rew_mean$", "eval/mean_reward$"]
     first, *_ = charts(tmp_path / "cartpole").values()
     assert list(first) == ["return", "loss", "Q", "samples per insert", "rates, 1/s"]
 

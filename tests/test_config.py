@@ -83,8 +83,9 @@ def test_unknown_settings_and_bad_overrides_are_refused(override: str, named: st
         ("learner.loss=l1", "enum value 'l1'"),
         ("env.actions=FLY", "enum value 'FLY'"),
         ("env.actions=[right]", "`array`, got `str`"),
-        ("env.stages=1-1", "`array`, got `str`"),
+        ("env.stages=1-1", "enum value '1-1'"),
         ("env.stages=[]", "length >= 1"),
+        ("env.lives=2", "enum value 2"),
         ("env.reward.death=.nan", "`float`"),
         ("learner.learning_rate=.inf", "`float` <="),
         ("learner.learning_rate=.nan", "`float` > 0"),
@@ -135,7 +136,12 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
             [*TWO_SHARDS, "addresses.priorities=[tcp://127.0.0.1:3]"],
             "addresses.priorities lists 1 addresses for replay.shards 2; list one per shard",
         ),
-        (["env.stages=[1-1, 9-1]"], "env.stages: no stage '9-1'; stages run from 1-1 to 8-4"),
+        (["env.stages=[1-1, 9-1]"], "env.stages: no stage '9-1' in SuperMarioBros; stages run from 1-1 to 8-4"),
+        (
+            ["env.id=SuperMarioBros2", "env.stages=[4-4, 5-1]"],
+            "env.stages: no stage '5-1' in SuperMarioBros2; stages run from 1-1 to 4-4",
+        ),
+        (["env.stages=[all]"], "no stage 'all'"),
         (["env.stages=[1-5]"], "no stage '1-5'"),
         (["env.stages=['11']"], "no stage '11'"),
         (["env.stages=[1-1-1]"], "no stage '1-1-1'"),
@@ -164,6 +170,7 @@ def test_the_largest_values_that_work_are_taken() -> None:
     configure.load(overrides=["replay.min_size=999968"])
     configure.load(overrides=["addresses.parameters=ipc:///" + "x" * 106])
     configure.load(overrides=TWO_SHARDS)
+    configure.load(overrides=["env.stages=all", "env.lives=3"])
     configure.load(overrides=["env.stages=[1-1, 8-4]", "env.actions=[[NOOP], [right, left, up, down, A, B]]"])
 
 
@@ -270,7 +277,8 @@ def test_types_are_written_for_people() -> None:
     assert types["learner.batch_size"] == "int"
     assert types["learner.loss"] == "l2 | huber"
     assert types["run.max_minutes"] == "float | null"
-    assert types["env.stages"] == "[str, ...]"
+    assert types["env.stages"] == "all | [str, ...]"
+    assert types["env.lives"] == "1 | 3"
     assert types["env.actions"] == "RIGHT_ONLY | SIMPLE_MOVEMENT | COMPLEX_MOVEMENT | [[str, ...], ...]"
 
 

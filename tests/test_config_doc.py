@@ -7,7 +7,7 @@ import re
 import pytest
 
 from apex_zmq import config, config_doc, configure
-from apex_zmq.cli import TRAIN_FLAGS
+from apex_zmq.options import TRAIN_FLAGS
 
 from .conftest import ROOT
 

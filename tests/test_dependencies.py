@@ -29,6 +29,9 @@ ALLOWED: dict[str, set[str]] = {
     "rundir": {"config"},
     "logs": {"config"},
     "envs": {"types", "config", "errors"},
+    "picture": {"types"},
+    "video": {"types", "errors"},
+    "window": {"types", "errors"},
     "wire": {"types"},
     "signature": {"config", "envs"},
     "segments": {"types", "nstep", "wire"},
@@ -65,10 +68,27 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
         "training",
         "transport",
+        "picture",
+        "video",
+        "window",
     },
     "launch": {"config", "configure", "cli", "logs"},
-    "config_doc": {"config", "configure", "cli"},
-    "cli": {"__init__", "config", "configure", "errors", "checkpoint", "replay", "rundir", "logs", "roles", "launch"},
+    "options": {"__init__", "config", "configure"},
+    "config_doc": {"config", "configure", "options"},
+    "cli": {
+        "options",
+        "config",
+        "configure",
+        "errors",
+        "checkpoint",
+        "replay",
+        "rundir",
+        "logs",
+        "roles",
+        "launch",
+        "video",
+        "window",
+    },
 }
 # Third-party packages and the only parts that may import them.
 ONLY_IN: dict[str, set[str]] = {
@@ -81,6 +101,9 @@ ONLY_IN: dict[str, set[str]] = {
     "gymnasium": {"envs"},
     "stable_retro": {"envs"},
     "yaml": {"configure"},
+    "PIL": {"picture", "video"},
+    "imageio_ffmpeg": {"video"},
+    "pygame": {"window"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,7 +20,15 @@ import apex_zmq
 from apex_zmq import config
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("apex-actor", "apex-replay", "apex-learner", "apex-forwarder", "apex-train", "apex-eval")
+PROGRAMS = (
+    "apex-actor",
+    "apex-replay",
+    "apex-learner",
+    "apex-forwarder",
+    "apex-train",
+    "apex-eval",
+    "apex-play",
+)
 CARTPOLE = f"--config {ROOT}/configs/cartpole.yaml"
 SMALL_REPLAY = "--set replay.arena_bytes=2_000_000 --set replay.capacity=10_000 --set replay.min_size=1000"
 
@@ -39,7 +48,9 @@ BAD = {
     "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: Expected `int`", "--help"),
     "missing config": Case("apex-replay --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"),
     "a checkpoint as config": Case("apex-train --config {foreign}", "{foreign}", "not valid YAML"),
-    "unknown stage": Case("apex-actor --set env.stages=[1-1,9-3]", "env.stages: no stage '9-3'", "1-1 to 8-4"),
+    "unknown stage": Case(
+        "apex-actor --set env.stages=[1-1,9-3]", "env.stages: no stage '9-3' in SuperMarioBros;", "1-1 to 8-4"
+    ),
     "unknown action set": Case("apex-train --set env.actions=FLY", "env.actions", "'FLY'; see --help"),
     "unknown button": Case("apex-train --set env.actions=[[jump]]", "env.actions: ['jump']", "buttons are A B NOOP"),
     "n above segment length": Case(
@@ -112,8 +123,20 @@ BAD = {
         "apex-actor --log-dir {foreign}", "cannot write logs in {foreign}", "choose another --log-dir"
     ),
     "unknown log format": Case("apex-train --log-format xml", "--log-format", "see --help"),
-    "rendering": Case("apex-train --render", "--render is not available", "leave it out"),
+    "rendering without a display": Case("apex-train --render", "no display to open a window on", "set DISPLAY"),
+    "rendering without a display, actor": Case(
+        f"apex-actor {CARTPOLE} --render", "no display to open a window on", "set DISPLAY"
+    ),
+    "playing nothing": Case("apex-play --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
+    "playing no checkpoint": Case(
+        "apex-play --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+    ),
+    "video of an unknown kind": Case("apex-eval --checkpoint {nowhere} --video out.avi", "out.avi", ".mp4 or .gif"),
+    "video in no directory": Case(
+        "apex-play --checkpoint {nowhere} --video {nowhere}/out.gif", "no directory {nowhere}", "make it first"
+    ),
 }
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 ANSWERED = [f"{program} {flag}" for program in PROGRAMS for flag in ("--help", "--version")]
 
 
@@ -160,7 +183,11 @@ def run(command: str, directory: Path) -> Outcome:
     directory.mkdir()
     program, *arguments = command.split()
     # The programs take the checkout's .venv, or else the first python3: the one that runs the tests.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("APEX_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("APEX_", "SDL_")) and name not in SCREENS
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     ran = subprocess.run(
         [ROOT / "bin" / program, *arguments], cwd=directory, env=environment, capture_output=True, text=True
@@ -182,6 +209,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def outcomes(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Outcome]]]:
     """All commands, run side by side: some import torch, which takes seconds."""
+    pytest.importorskip("torch")
     directory = tmp_path_factory.mktemp("ran")
     commands = {name: case.command.format(**vars(world)) for name, case in BAD.items()}
     commands |= {command: command for command in ANSWERED}
@@ -213,7 +241,16 @@ def test_help_names_every_setting(program: str, outcomes: dict[str, Future[Outco
             assert f"\n  {setting.name} ({setting.type}; default " in outcome.stdout
             assert setting.description in outcome.stdout
     else:
-        assert program == "apex-eval"  # a checkpoint brings its settings along
+        assert program in ("apex-eval", "apex-play")  # a checkpoint brings its settings along
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_documents_name_every_option(program: str, outcomes: dict[str, Future[Outcome]]) -> None:
+    usage, _, _ = outcomes[f"{program} --help"].result().stdout.partition("\n\n")
+    documents = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    options = set(re.findall(r"--[a-z-]+", usage)) - {"--version"}
+    assert len(options) > 4
+    assert {option for option in options if not re.search(rf"{option}(?![a-z-])", documents)} == set()
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -53,6 +53,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHON", f"{sys.base_prefix}/bin/python3")
     path = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, path], check=True)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # windows that nobody sees
     monkeypatch.setenv("PATH", f"{path}/.venv/bin:{os.environ['PATH']}")  # for tensorboard, as its comment says
     return path
 
@@ -70,6 +71,23 @@ def visit_tensorboard(command: str, clone: Path) -> None:
         program.end()
 
 
+def follow_a_run(command: str, clone: Path) -> None:
+    """Start a run, follow it until something has been evaluated, stop both."""
+    run = "bin/apex-train --config configs/cartpole.yaml --run-dir checkpoints/followed --set replay.min_size=500"
+    train = Program(run.split(), clone)
+    try:
+        train.wait_for("progress")
+        follow = Program(bounded(command, 0, "checkpoints/followed").split(), clone)
+        try:
+            follow.wait_for("mean_return")
+            follow.interrupt()
+            assert follow.wait() == 0, follow.output
+        finally:
+            follow.end()
+    finally:
+        train.end()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_reader_gets_through_the_readme(clone: Path) -> None:
@@ -79,6 +97,9 @@ def test_a_reader_gets_through_the_readme(clone: Path) -> None:
             continue
         if command.startswith("tensorboard"):
             visit_tensorboard(command, clone)
+            continue
+        if "--follow" in command:
+            follow_a_run(command, clone)
             continue
         runs += command.startswith(("make train", "bin/apex-train"))
         command = bounded(command, runs, newest)

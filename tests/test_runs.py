@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from apex_zmq import configure
 from apex_zmq.checkpoint import load
-from apex_zmq.launch import free_ports
+from apex_zmq.launch import free_ports, local_addresses
+from apex_zmq.roles.learner import Learner
 from apex_zmq.transport import Inbox
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Status, decode_status
@@ -71,13 +75,14 @@ def test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays(start:
     assert checkpoint.counters["updates"] >= 20
     assert checkpoint.counters["episodes"] >= 40
 
-    evaluation = start("eval", "--checkpoint", "run", "--episodes", "2", "--seed", "7", "--json")
+    options = ("--episodes", "2", "--protocol", "greedy", "--seed", "7", "--json")
+    evaluation = start("eval", "--checkpoint", "run", *options)
     assert evaluation.wait() == 0, evaluation.output
     figures = json.loads(evaluation.lines[-1])
-    assert figures["episodes"] == 2
-    assert figures["protocol"] == "noop"
+    assert (figures["episodes"], figures["protocol"], figures["seed"]) == (2, "greedy", 7)
     assert 0 <= figures["clear_rate"] <= 1
-    assert figures["best_x"] >= figures["mean_x"] > 40
+    assert figures["mean_stages_cleared"] == figures["clear_rate"]  # an episode is one stage
+    assert figures["best_x"] == figures["mean_x"] > 40  # the same play twice
 
 
 def addresses(ports: Iterator[int], shards: int = 1) -> dict[str, str]:
@@ -141,9 +146,13 @@ def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
     inbox.close()
 
 
-def test_interrupted_run_saves_and_resumes_where_it_was(start: StartProgram, tmp_path: Path) -> None:
+def test_interrupted_run_saves_and_resumes_where_it_was(
+    start: StartProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APEX_PARAMETERS", "tcp://127.0.0.1:9")  # of another run, over several machines
     common = ("--config", CARTPOLE, "--run-dir", "run", "--set", "replay.min_size=200")
     first = start("train", *common, "--tcp")
+    first.wait_for(r"waiting for parameters from tcp://127\.0\.0\.1:\d\d")
     first.wait_for(r"updates [1-9]\d")
     first.interrupt()
     assert first.wait() == 0, first.output
@@ -153,6 +162,7 @@ def test_interrupted_run_saves_and_resumes_where_it_was(start: StartProgram, tmp
     target = int(saved.counters["updates"]) + 40
     second = start("train", *common, "--resume", "--max-updates", str(target))
     assert second.wait() == 0, second.output
+    assert "waiting for parameters from ipc:///" in second.output
     resumed = load(tmp_path / "run")
     assert resumed.counters["updates"] == target
     assert resumed.counters["decisions"] > saved.counters["decisions"]
@@ -160,6 +170,36 @@ def test_interrupted_run_saves_and_resumes_where_it_was(start: StartProgram, tmp
     assert resumed.epoch > saved.epoch
     updates = [event.value for event in events(tmp_path / "run").Scalars("train/updates")]
     assert updates == sorted(updates)  # the curves join
+
+
+def test_a_run_starts_from_another_ones_parameters(start: StartProgram, tmp_path: Path) -> None:
+    changes = {"run.seed": 5, "run.max_minutes": 1e-9} | local_addresses(1, tmp_path)
+    Learner(configure.replace(configure.load(CARTPOLE), changes), tmp_path / "first").run(threading.Event())
+    quiet = ("--set", "run.dir=second", "--set", "telemetry.log_level=warning")
+    train = start("train", "--config", CARTPOLE, "--init-from", "first", *quiet, "--max-minutes", "1e-9")
+    assert train.wait() == 0, train.output
+    assert "INFO" not in train.output
+    wanted = load(tmp_path / "first").tensors["online"]
+    found = load(tmp_path / "second" / "step-000000000.safetensors").tensors["online"]
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.long
+def test_an_atari_game_is_trained_on_by_all_roles(start: StartProgram, tmp_path: Path) -> None:
+    game = ("--set", "env.id=ALE/Pong-v5", "--set", "env.clip_reward=true")
+    bounds = ("--num-actors", "2", "--batch-size", "32", "--max-updates", "20", "--set", "replay.min_size=500")
+    train = start("train", "--config", str(ROOT / "configs" / "apex-paper.yaml"), *game, *bounds, "--run-dir", "run")
+    assert train.wait() == 0, train.output
+    checkpoint = load(tmp_path / "run")
+    assert checkpoint.config["env"]["id"] == "ALE/Pong-v5"
+    assert checkpoint.counters["updates"] == 20
+    assert checkpoint.counters["decisions"] >= 500
+
+    evaluation = start("eval", "--checkpoint", "run", "--episodes", "1", "--json")
+    assert evaluation.wait() == 0, evaluation.output
+    figures = json.loads(evaluation.lines[-1])
+    assert -21 <= figures["mean_return"] <= 21  # a whole game of Pong ends at 21 points
+    assert figures["mean_length"] > 500
 
 
 @pytest.mark.timeout(900)  # a hang, not a bar: six processes on two cores

@@ -11,7 +11,6 @@ import pytest
 
 from apex_zmq import config, configure
 from apex_zmq.config import Config
-from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import FrameSpec
 
@@ -36,6 +35,7 @@ OTHERS = {
 CHOICES: dict[str, Any] = {
     "env.id": "CartPole-v1",
     "env.actions": "RIGHT_ONLY",
+    "env.lives": 3,
     "env.hud": "mask",
     "env.sticky": 0.25,
     "env.reward.preset": "gym-super-mario-bros-7.4",
@@ -80,6 +80,13 @@ def test_what_gives_a_transition_its_meaning_matters(name: str) -> None:
     assert experience_signature(changed) != experience_signature(Config())
 
 
+def test_that_the_whole_game_is_played_matters() -> None:
+    whole = configure.replace(Config(), {"env.stages": "all"})
+    assert experience_signature(whole) != experience_signature(Config())
+    lost_levels = configure.replace(Config(), {"env.id": "SuperMarioBros2"})
+    assert experience_signature(lost_levels) != experience_signature(Config())
+
+
 @pytest.mark.parametrize("changes", [FREE, OTHERS], ids=["emulator and stages", "other sections"])
 def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
     for name, value in changes.items():
@@ -91,7 +98,7 @@ def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
 def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     mario, cartpole = Config(), configure.load(CARTPOLE)
     before = experience_signature(mario), experience_signature(cartpole)
-    for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", "another game")):
+    for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", {"SuperMarioBros": "another game"})):
         with monkeypatch.context() as patched:
             patched.setattr(f"apex_zmq.signature.{name}", value)
             assert experience_signature(mario) != before[0]
@@ -99,6 +106,8 @@ def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_network_is_known_by_names_shapes_and_dtypes_alone() -> None:
+    from apex_zmq.networks import make_network, to_arrays
+
     frame = FrameSpec((20, 20), "uint8", 2)
     arrays = to_arrays(make_network("small", frame, 3, seed=0))
     signature = network_signature(arrays)

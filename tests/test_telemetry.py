@@ -37,10 +37,16 @@ def status(
 
 
 def episode(
-    value: float, epsilon: float = 0.5, length: int = 10, max_x: int = 0, cleared: bool = False, stage: str = ""
+    value: float,
+    epsilon: float = 0.5,
+    length: int = 10,
+    max_x: int = 0,
+    cleared: bool = False,
+    stage: str = "",
+    stages_cleared: int = 0,
 ) -> Episode:
     stage = stage or ("1-1" if max_x else "")
-    return Episode(episode_return=value, length=length, epsilon=epsilon, stage=stage, max_x=max_x, cleared=cleared)
+    return Episode(value, length, epsilon, stage, max_x, cleared, stages_cleared)
 
 
 def started(now: float = 0.0) -> RunStats:
@@ -159,13 +165,18 @@ def test_episodes_are_counted_and_averaged_over_the_last_ones() -> None:
 
 def test_marios_progress() -> None:
     stats = RunStats()
-    played = (episode(1, max_x=100), episode(2, max_x=300, cleared=True), episode(3, max_x=200))
+    played = (
+        episode(1, max_x=100, stages_cleared=2),
+        episode(2, max_x=300, cleared=True, stages_cleared=1),
+        episode(3, max_x=200),
+    )
     stats.hear(status(episodes=played[:2]), 0)
     stats.hear(status("actor-1", episodes=played[2:]), 0)
     numbers = stats.summary(10, update=0)
     assert (numbers["rollout/episodes"], numbers["rollout/clears"], numbers["rollout/best_x"]) == (3, 1, 300)
     assert (numbers["rollout/max_x_mean"], numbers["rollout/max_x"]) == (200, 300)
     assert numbers["rollout/clear_rate"] == pytest.approx(1 / 3)
+    assert numbers["rollout/stages_cleared_mean"] == pytest.approx(1)
 
 
 def test_episodes_of_low_epsilon_have_a_window_of_their_own() -> None:

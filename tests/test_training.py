@@ -304,13 +304,58 @@ def joined(left: Sample, right: Sample) -> Sample:
 
 
 def test_beta_anneals_with_the_updates_up_to_one() -> None:
-    trainer = Trainer(make_config(beta=0.4, beta_annealing=0.25), VECTORS)
+    trainer = Trainer(make_config(beta=0.3, beta_annealing=0.25), VECTORS)
     windows, sample = made_up(4)
     seen = []
     for _ in range(4):
         seen.append(trainer.beta)
         assert trainer.step(windows, sample, ones(sample)).metrics["train/beta"] == seen[-1]
-    assert seen == pytest.approx([0.4, 0.65, 0.9, 1.0])
+    assert seen == pytest.approx([0.3, 0.55, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_double_q_learning_lets_the_online_network_choose(double: bool) -> None:
+    trainer, other = Trainer(make_config(double=double), VECTORS), Trainer(make_config(), VECTORS)
+    torch.nn.init.normal_(next(other.online.parameters()))
+    trainer.target.load_state_dict(other.online.state_dict())
+    windows, sample = made_up(64, discount=GAMMA)
+    rows, following = np.arange(64), torch.from_numpy(windows[np.arange(64), sample.steps][:, None])
+    with torch.inference_mode():
+        q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()[rows, sample.action]
+        chosen, valued = trainer.online(following).numpy().argmax(1), trainer.target(following).numpy()
+    value = valued[rows, chosen] if double else valued.max(1)
+    assert (valued[rows, chosen] != valued.max(1)).any()
+    td_error = trainer.step(windows, sample, ones(sample)).td_error
+    assert td_error is not None
+    np.testing.assert_allclose(td_error, abs(sample.reward + GAMMA * value - q), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["l2", "huber"])
+def test_large_errors_count_squared_or_not(loss: str) -> None:
+    trainer = Trainer(make_config(loss=loss), VECTORS)
+    windows, sample = made_up(16)
+    result = trainer.step(windows, dataclasses.replace(sample, reward=10 * sample.reward), ones(sample))
+    error = result.td_error
+    assert error is not None
+    huber = np.where(error < 1, error**2 / 2, error - 0.5)
+    assert result.metrics["train/loss"] == pytest.approx((huber if loss == "huber" else error**2 / 2).mean(), rel=1e-4)
+
+
+def test_the_gradient_is_clipped() -> None:
+    trainer = Trainer(make_config(max_grad_norm=0.01), VECTORS)
+    windows, sample = made_up(16)
+    result = trainer.step(windows, sample, ones(sample))
+    gradients = [parameter.grad for parameter in trainer.online.parameters() if parameter.grad is not None]
+    assert float(torch.nn.utils.get_total_norm(gradients)) == pytest.approx(0.01, rel=1e-3)
+    assert result.metrics["train/grad_norm"] > 0.02  # as it was
+
+
+def test_the_seed_decides_the_first_parameters() -> None:
+    def first(seed: int) -> Float32s:
+        return next(iter(Trainer(configure.replace(make_config(), {"run.seed": seed}), VECTORS).parameters().values()))
+
+    assert (first(1) == first(1)).all()
+    assert (first(1) != first(2)).any()
 
 
 def test_parameters_are_copies() -> None:
@@ -342,4 +387,4 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         return
     assert choose_device("auto").type == "cpu"
     with pytest.raises(ConfigError, match=r"learner\.device is cuda and torch finds no GPU; set learner\.device=cpu"):
-        choose_device("cuda")
+        Trainer(make_config(device="cuda"), VECTORS)

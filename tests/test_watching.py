@@ -19,6 +19,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+from apex_zmq.board import EVALUATION
+
 from .conftest import ROOT, StartProgram
 
 ROLES = {"learner", "replay-0", "actor-0"}
@@ -83,6 +85,7 @@ class Watched(NamedTuple):
 @pytest.fixture(scope="module", params=[("text", 500), ("json", 60)], ids=["text", "json"])
 def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A short run of apex-train under a pseudo-terminal."""
+    pytest.importorskip("torch")
     log_format, columns = request.param
     directory = tmp_path_factory.mktemp("watched")
     ours, its = pty.openpty()
@@ -183,7 +186,7 @@ def test_tensorboard_has_what_its_charts_ask_for(watched: Watched) -> None:
     for category in Layout.FromString(layout.tensor_proto.string_val[0]).category:
         for chart in category.chart:
             for pattern in chart.multiline.tag:
-                assert any(re.match(pattern, tag) for tag in tags["scalars"]), pattern
+                assert any(re.match(pattern, tag) for tag in (*tags["scalars"], *EVALUATION)), pattern
     assert {"train/td_error", "replay/priority"} <= set(tags["histograms"])
     for role in ("actor", "replay", "learner"):
         assert events.Scalars(f"memory/{role}_bytes")[-1].value > 20e6  # a Python process with NumPy

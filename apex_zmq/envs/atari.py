@@ -13,22 +13,24 @@ from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s
 
 PREFIX = "ALE/"
+FRAMES_PER_S = 60  # of an NTSC console
 
 
-def make_atari(env: config.Env) -> gymnasium.Env[Any, Any]:
-    """The game that `env.id` names, preprocessed.
+def make_atari(env: config.Env, **options: Any) -> gymnasium.Env[Any, Any]:
+    """The game that `env.id` names, preprocessed; options: more of its constructor's, such as render_mode.
 
     Raises:
         EnvError: ale-py is not installed.
         gymnasium.error.Error: no such game.
     """
     try:
-        importlib.import_module("ale_py")  # registers the games
+        ale = importlib.import_module("ale_py")  # registers the games
     except ImportError as error:
         raise EnvError(f"env.id {env.id}: {error}; pip install 'apex_zmq[atari]'") from None
+    ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no banner
     # Skipping and sticky actions are ours: the emulator's own are off.
     game = gymnasium.make(
-        env.id, disable_env_checker=True, obs_type="grayscale", frameskip=1, repeat_action_probability=0.0
+        env.id, disable_env_checker=True, obs_type="grayscale", frameskip=1, repeat_action_probability=0.0, **options
     )
     return AtariPreprocessing(game, env.frame_skip, env.noop_max)
 
@@ -42,6 +44,7 @@ class AtariPreprocessing(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, game: gymnasium.Env[Any, Any], frame_skip: int, noop_max: int) -> None:
         super().__init__(game)
+        self.metadata = {**game.metadata, "render_fps": FRAMES_PER_S / frame_skip}
         self._frame_skip = frame_skip
         self._noop_max = noop_max
 

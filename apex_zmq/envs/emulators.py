@@ -21,10 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from apex_zmq.config import MARIO
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
 
-ROM_SHA256 = "ec299b990e8bfee8ba46e3f61d63b2e1ae5b8a2e431de84e2e4bbd692dc53586"
+ROM_SHA256 = {
+    "SuperMarioBros": "ec299b990e8bfee8ba46e3f61d63b2e1ae5b8a2e431de84e2e4bbd692dc53586",
+    "SuperMarioBros2": "d133358f74e8ac78b7f61259866428770da6b84bf5dcd3645e47fc962c5ba45f",
+}
 RAM_BYTES = 2048
 SCREEN_ROWS, SCREEN_COLUMNS = 224, 240
 
@@ -32,7 +36,11 @@ RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 128, 64, 32, 16, 8, 4, 2, 1
 
 
 class Emulator(Protocol):
-    """One NES with the game inserted, switched on. Not for use by several threads."""
+    """One NES with a game inserted, switched on. Not for use by several threads."""
+
+    @property
+    def game(self) -> str:
+        """The game, by its `env.id`."""
 
     @property
     def ram(self) -> UInt8s:
@@ -66,23 +74,25 @@ class StatefulEmulator(Emulator, Protocol):
         """Continue from a state saved by an emulator of the same kind."""
 
 
-def rom_path() -> Path:
-    """The game inside the gym-super-mario-bros wheel, found without importing the package.
+def rom_path(game: str) -> Path:
+    """The ROM of a game inside the gym-super-mario-bros wheel, found without importing the package.
+
+    Known by its content: super-mario-bros-2.nes is the Lost Levels in version 7 and another game in version 9.
 
     Raises:
         EnvError: missing, or not the ROM the rules were written for.
     """
-    path = _package_file("gym_super_mario_bros", "_roms/super-mario-bros.nes", "gym-super-mario-bros")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != ROM_SHA256:
-        raise EnvError(f"{path} is not the expected ROM (SHA-256 {ROM_SHA256}); reinstall gym-super-mario-bros")
-    return path
-
-
-def _package_file(package: str, pattern: str, distribution: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for path in sorted(Path(folder).glob(pattern)):
+    for path in _package_files("gym_super_mario_bros", "_roms/*.nes", "gym-super-mario-bros"):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == ROM_SHA256[game]:
             return path
+    raise EnvError(f"no ROM beside {path} is {game}'s (SHA-256 {ROM_SHA256[game]}); reinstall gym-super-mario-bros")
+
+
+def _package_files(package: str, pattern: str, distribution: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    if paths := [path for folder in folders for path in sorted(Path(folder).glob(pattern))]:
+        return paths
     raise EnvError(f"{package}/{pattern} not found; pip install {distribution}")
 
 
@@ -116,7 +126,7 @@ def core_path() -> Path:
     Raises:
         EnvError: missing.
     """
-    return _package_file("stable_retro", "cores/fceumm_libretro.so", "stable-retro")
+    return _package_files("stable_retro", "cores/fceumm_libretro.so", "stable-retro")[0]
 
 
 def _load_core() -> ctypes.CDLL:
@@ -144,8 +154,9 @@ class FCEUmm:
         EnvError: core or ROM missing or unusable.
     """
 
-    def __init__(self) -> None:
-        rom = rom_path()
+    def __init__(self, game: str = MARIO) -> None:
+        self.game = game
+        rom = rom_path(game)
         data = rom.read_bytes()
         self._core = core = _load_core()
         core.retro_get_memory_data.restype = ctypes.c_void_p
@@ -169,14 +180,16 @@ class FCEUmm:
         for name, callback in self._callbacks.items():
             getattr(core, f"retro_set_{name}")(callback)
         core.retro_init()
-        game = _GameInfo(str(rom).encode(), data, len(data), None)
-        if not core.retro_load_game(ctypes.byref(game)):
+        cartridge = _GameInfo(str(rom).encode(), data, len(data), None)
+        if not core.retro_load_game(ctypes.byref(cartridge)):
             raise EnvError(f"FCEUmm refuses {rom}; reinstall stable-retro and gym-super-mario-bros")
         if core.retro_get_memory_size(_SYSTEM_RAM) != RAM_BYTES:
             raise EnvError("FCEUmm does not offer the NES's RAM; reinstall stable-retro")
         address = core.retro_get_memory_data(_SYSTEM_RAM)
         self._ram: UInt8s = np.frombuffer(memoryview((ctypes.c_uint8 * RAM_BYTES).from_address(address)), np.uint8)
         self._state = ctypes.create_string_buffer(core.retro_serialize_size())
+        # The Lost Levels read RAM that they never wrote. nes-py's is zero at first, FCEUmm's is not.
+        self._ram[:] = 0
         # One frame belongs to switching on, as in stable-retro: recorded inputs count from there.
         self.step(0)
         _, columns, rows, _ = self._picture
@@ -246,8 +259,9 @@ class NESPy:
         EnvError: nes-py or ROM missing or unusable.
     """
 
-    def __init__(self) -> None:
-        self._native = native = _native_emulator(str(rom_path()))
+    def __init__(self, game: str = MARIO) -> None:
+        self.game = game
+        self._native = native = _native_emulator(str(rom_path(game)))
         native.reset()
         self._ram: UInt8s = native.ram_buffer()
         rgb: UInt8s = native.screen_buffer()
@@ -288,7 +302,7 @@ def _native_emulator(rom: str) -> Any:
     if importlib.util.find_spec("nes_py") is None:
         raise EnvError("nes_py not found; pip install nes-py")
     try:
-        library = _package_file("nes_py", "lib_nes_env*", "nes-py")
+        library, *_ = _package_files("nes_py", "lib_nes_env*", "nes-py")
     except EnvError:
         return importlib.import_module("nes_py._native").NativeEmulator(rom)
     return _NativeEmulator8(library, rom)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex_zmq.errors import UserError
-from apex_zmq.types import FrameSpec
+from apex_zmq.types import FrameSpec, UInt8s
 
 Frame = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -27,9 +27,10 @@ class EnvSpec(NamedTuple):
 class Progress(NamedTuple):
     """How far a Mario episode has come."""
 
-    stage: str  # "1-1" to "8-4"
-    max_x: int  # pixels from the left end of the area, the most so far
-    cleared: bool
+    stage: str  # "1-1" to "8-4": where it is now
+    max_x: int  # pixels from the left end of the area, the most in this life and stage
+    cleared: bool  # the stage; of the whole game, its last one
+    stages_cleared: int = 0  # of the episode, so far
 
 
 class Step(NamedTuple):
@@ -55,12 +56,21 @@ class Lanes(Protocol):
 
     spec: EnvSpec
     num_lanes: int
+    action_names: tuple[str, ...]  # for people
+    decisions_per_s: float  # at the pace a person plays at
 
     def reset(self, lane: int) -> Frame:
         """Begin an episode; its first frame."""
 
     def step(self, lane: int, action: int) -> Step:
         """Take one decision, 0 <= action < num_actions, in an episode that has not ended."""
+
+    def render(self, lane: int) -> UInt8s:
+        """The screen as the last reset or step, which was this lane's, left it: RGB [H, W, 3], memory of its own.
+
+        Raises:
+            EnvError: an environment that draws none.
+        """
 
     def close(self) -> None:
         """Give the environments' resources back."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -11,6 +13,7 @@ import numpy.typing as npt
 
 from apex_zmq import config
 from apex_zmq.envs import atari, mario, preprocess
+from apex_zmq.envs.emulators import Emulator
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
 from apex_zmq.envs.machines import Machines
 from apex_zmq.types import FrameSpec, UInt8s, UInt16s
@@ -29,7 +32,8 @@ def _clipped(reward: float, env: config.Env) -> float:
 class MarioLanes:
     """Lanes of the game, by the rules of `mario` (see `Lanes`).
 
-    Each lane draws its stages and no-op starts from a generator of its own.
+    Each lane draws its stages and no-op starts from a generator of its own. An episode may go on after a
+    life or a stage (`mario.ended`); the decision that ends one then lasts until the game obeys again.
     """
 
     def __init__(self, env: config.Env, num_lanes: int, seed: int, machines: Machines) -> None:
@@ -38,53 +42,74 @@ class MarioLanes:
         self._env = env
         self._buttons = mario.action_buttons(env.actions)
         self._machines = machines
+        self.action_names = mario.action_names(env.actions)
+        self.decisions_per_s = mario.FRAMES_PER_S / env.frame_skip
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(num_lanes)]
-        self._stages = [""] * num_lanes
+        self._stages_drawn = ("1-1",) if env.stages == "all" else env.stages
         self._episodes: list[mario.Episode | None] = [None] * num_lanes
 
     def reset(self, lane: int) -> Frame:
         """Draw a stage and a number of no-op frames, and begin there."""
         generator = self._generators[lane]
-        stage = self._env.stages[generator.integers(len(self._env.stages))]
+        stages = self._stages_drawn
+        stage = stages[generator.integers(len(stages))]
         noops = int(generator.integers(self._env.noop_max + 1))
         screen = self._machines.start(lane, stage)
         emulator = self._machines.of(lane)
         # Waiting for as long as env.noop_max allows, 255 frames, kills in none of the stages.
         for _ in range(noops):
             emulator.step(0)
-        self._stages[lane] = stage
         self._episodes[lane] = mario.begin(mario.read(emulator.ram))
         return self._frame(emulator.screen if noops else screen)
 
     def step(self, lane: int, action: int) -> Step:
-        """Hold the action's buttons for `frame_skip` frames, or until the episode ends."""
+        """Hold the action's buttons for `frame_skip` frames, or until the life or the stage ends."""
         before = self._episodes[lane]
         if before is None:
             raise EnvError(f"lane {lane} has no episode under way; reset it first")
         emulator = self._machines.of(lane)
         readings: list[mario.Reading] = []
         previous = None
-        for index in range(self._env.frame_skip):
-            if self._env.max_pool and index == self._env.frame_skip - 1:
-                previous = np.array(emulator.screen)
-            emulator.step(self._buttons[action])
-            readings.append(mario.read(emulator.ram))
-            if mario.outcome(before.start, readings[-1]) is not mario.Outcome.PLAYING:
+        for reading in self._frames(emulator, self._buttons[action]):
+            readings.append(reading)
+            if mario.outcome(before.start, reading) is not mario.Outcome.PLAYING:
                 break
+            if self._env.max_pool and len(readings) == self._env.frame_skip - 1:
+                previous = np.array(emulator.screen)
+            elif len(readings) > self._env.frame_skip:
+                previous = None
         after = mario.advance(before, readings)
-        terminated = after.outcome is not mario.Outcome.PLAYING
+        reward = _clipped(mario.reward(before, readings, self._env.reward), self._env)
+        terminated = mario.ended(after, self._env)
+        if after.outcome is not mario.Outcome.PLAYING and not terminated:
+            for _ in mario.wait(emulator):
+                pass
+            after = mario.go_on(after, mario.read(emulator.ram))
+            previous = None
         truncated = mario.truncated(after, self._env)
         self._episodes[lane] = None if terminated or truncated else after
         return Step(
             frame=self._frame(emulator.screen, previous),
-            reward=_clipped(mario.reward(before, readings, self._env.reward), self._env),
+            reward=reward,
             terminated=terminated,
             truncated=truncated,
-            progress=Progress(self._stages[lane], after.max_x, after.outcome is mario.Outcome.CLEARED),
+            progress=Progress(after.stage, after.max_x, after.outcome is mario.Outcome.CLEARED, after.stages_cleared),
         )
+
+    def _frames(self, emulator: Emulator, buttons: int) -> Iterator[mario.Reading]:
+        for _ in range(self._env.frame_skip):
+            emulator.step(buttons)
+            yield mario.read(emulator.ram)
+        if self._env.stages == "all":
+            yield from mario.wait(emulator)
+
+    def render(self, lane: int) -> UInt8s:
+        """The emulator's screen."""
+        return preprocess.screen_rgb(self._screen)
 
     def _frame(self, screen: UInt16s, previous: UInt16s | None = None) -> UInt8s:
         env = self._env
+        self._screen = screen
         return preprocess.screen_frame(screen, env.hud, env.frame_height, env.frame_width, previous)
 
     def close(self) -> None:
@@ -101,6 +126,7 @@ class StickyLanes:
 
     def __init__(self, lanes: Lanes, probability: float, seed: int) -> None:
         self.spec, self.num_lanes = lanes.spec, lanes.num_lanes
+        self.action_names, self.decisions_per_s = lanes.action_names, lanes.decisions_per_s
         self._lanes = lanes
         self._probability = probability
         # The lanes' own generators come from the seed alone.
@@ -121,6 +147,10 @@ class StickyLanes:
         self._previous[lane] = taken
         return self._lanes.step(lane, taken)
 
+    def render(self, lane: int) -> UInt8s:
+        """As `Lanes.render`."""
+        return self._lanes.render(lane)
+
     def close(self) -> None:
         """As `Lanes.close`."""
         self._lanes.close()
@@ -139,24 +169,34 @@ def gym_spec(env: config.Env) -> EnvSpec:
         made.close()
 
 
-def _make_gym(env: config.Env) -> gymnasium.Env[Any, Any]:
+def _make_gym(env: config.Env, render: bool = False) -> gymnasium.Env[Any, Any]:
+    options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
     try:
         if env.id.startswith(atari.PREFIX):
-            return atari.make_atari(env)
+            return atari.make_atari(env, **options)
         module, _, factory = env.id.partition(":")
         # What follows the colon in an id of Gymnasium's own, module:Name-v0, is no identifier.
         if factory.isidentifier():
-            made = getattr(importlib.import_module(module), factory)()
+            make = getattr(importlib.import_module(module), factory)
+            made = make(**options) if _takes(make, options) else make()
             if not isinstance(made, gymnasium.Env):
                 raise TypeError(f"returned a {type(made).__name__}, not a gymnasium.Env")
             return made
-        return gymnasium.make(env.id, disable_env_checker=True)
+        return gymnasium.make(env.id, disable_env_checker=True, **options)
     except EnvError:
         raise
     except Exception as error:  # an environment's constructor may raise anything
         reason = " ".join(str(error).split())
         remedy = "use SuperMarioBros, an installed Gymnasium id, or package.module:factory on PYTHONPATH"
         raise EnvError(f"env.id {env.id}: {reason}; {remedy}") from error
+
+
+def _takes(function: Callable[..., Any], options: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(**options)
+    except (TypeError, ValueError):  # no such parameters; or a callable that does not tell
+        return False
+    return True
 
 
 def _gym_spec(env: config.Env, made: gymnasium.Env[Any, Any]) -> EnvSpec:
@@ -178,17 +218,22 @@ class GymLanes:
 
     Raises:
         EnvError: unknown id or factory, actions not Discrete, observations neither float
-            vectors nor uint8 images.
+            vectors nor uint8 images, render mode rgb_array not to be had although asked for.
     """
 
-    def __init__(self, env: config.Env, num_lanes: int, seed: int) -> None:
+    def __init__(self, env: config.Env, num_lanes: int, seed: int, render: bool = False) -> None:
         self.spec = gym_spec(env)
         self.num_lanes = num_lanes
         self._env = env
-        self._lanes = [_make_gym(env) for _ in range(num_lanes)]
+        self._lanes = [_make_gym(env, render) for _ in range(num_lanes)]
+        if render and self._lanes[0].render_mode != "rgb_array":
+            raise EnvError(f"env.id {env.id} cannot be drawn: it must take render_mode='rgb_array'")
         first_action = self._lanes[0].action_space
         assert isinstance(first_action, gymnasium.spaces.Discrete)
         self._first_action = int(first_action.start)
+        meanings = getattr(self._lanes[0].unwrapped, "get_action_meanings", None)  # Atari's
+        self.action_names = tuple(meanings() if meanings else map(str, range(self.spec.num_actions)))
+        self.decisions_per_s = float(self._lanes[0].metadata.get("render_fps") or 30)
         self._seeds: list[int | None] = [
             int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(num_lanes)
         ]
@@ -209,6 +254,16 @@ class GymLanes:
         cut = truncated or (limit is not None and self._decisions[lane] >= limit)
         earned = _clipped(float(reward), self._env)
         return Step(self._frame(observation), earned, bool(terminated), bool(cut and not terminated), None)
+
+    def render(self, lane: int) -> UInt8s:
+        """What the environment draws in render mode rgb_array."""
+        try:
+            picture = self._lanes[lane].render()
+        except Exception as error:  # an environment may raise anything
+            raise EnvError(f"env.id {self._env.id} cannot be drawn: {' '.join(str(error).split())}") from error
+        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
+            raise EnvError(f"env.id {self._env.id} draws no RGB picture, uint8 [H, W, 3]; change its render()")
+        return picture.copy()
 
     def _frame(self, observation: npt.NDArray[Any]) -> Frame:
         if self.spec.frame.dtype == "float32":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
+from apex_zmq.config import MARIO
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy, StatefulEmulator, core_path
 from apex_zmq.envs.interface import EnvError
@@ -30,7 +31,7 @@ class Machines(Protocol):
         """Close every machine."""
 
 
-def make_machines(kind: str) -> Machines:
+def make_machines(kind: str, game: str = MARIO) -> Machines:
     """Machines of the kind that `env.emulator` names; auto: FCEUmm where there is one, else nes-py and a warning.
 
     Raises:
@@ -42,7 +43,7 @@ def make_machines(kind: str) -> Machines:
         except EnvError as error:
             log.warning("playing on nes-py, several times slower than FCEUmm: %s", error)
             kind = "nes-py"
-    return MachinePerLane() if kind == "nes-py" else SharedMachine(FCEUmm())
+    return MachinePerLane(game) if kind == "nes-py" else SharedMachine(FCEUmm(game))
 
 
 class SharedMachine:
@@ -85,7 +86,8 @@ class MachinePerLane:
     A machine is switched on when its lane first draws its stage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, game: str = MARIO) -> None:
+        self._game = game
         self._machines: dict[tuple[int, str], NESPy] = {}
         self._current: dict[int, NESPy] = {}
 
@@ -95,7 +97,7 @@ class MachinePerLane:
         if key in self._machines:
             self._machines[key].restore()
         else:
-            machine = NESPy()
+            machine = NESPy(self._game)
             mario.play_to_start(machine, stage)
             machine.backup()
             self._machines[key] = machine

@@ -9,8 +9,6 @@ from apex_zmq.envs.machines import make_machines
 
 __all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spec", "make_lanes"]
 
-MARIO = "SuperMarioBros"
-
 
 def env_spec(env: config.Env) -> EnvSpec:
     """What the environment of these settings looks like; Mario needs no emulator for it.
@@ -18,18 +16,20 @@ def env_spec(env: config.Env) -> EnvSpec:
     Raises:
         EnvError: a Gymnasium environment that cannot be made or used.
     """
-    return mario_spec(env) if env.id == MARIO else gym_spec(env)
+    return mario_spec(env) if env.id in config.WORLDS else gym_spec(env)
 
 
-def make_lanes(env: config.Env, num_lanes: int, seed: int) -> Lanes:
+def make_lanes(env: config.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
     """Lanes of the environment of these settings, to be reset before they are stepped.
+
+    render: `Lanes.render` will be called.
 
     Raises:
         EnvError: emulator, game or Gymnasium environment missing or unusable.
     """
     lanes: Lanes
-    if env.id == MARIO:
-        lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator))
+    if env.id in config.WORLDS:
+        lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator, env.id))
     else:
-        lanes = GymLanes(env, num_lanes, seed)
+        lanes = GymLanes(env, num_lanes, seed, render)
     return StickyLanes(lanes, env.sticky, seed) if env.sticky else lanes

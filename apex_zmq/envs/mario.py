@@ -7,7 +7,7 @@ changes RULES_VERSION.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -20,8 +20,10 @@ from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
 
 RULES_VERSION = 1
+FRAMES_PER_S = 60.1  # of an NTSC console
 
-STAGES = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
+# Worlds in which 1-2, say, is behind the walk into a pipe, which is an area of its own.
+_WORLDS_WITH_A_WALK = {"SuperMarioBros": (1, 2, 4, 7), "SuperMarioBros2": (1, 3)}
 
 _BUTTONS = {
     "NOOP": 0,
@@ -61,6 +63,12 @@ def action_buttons(actions: str | tuple[tuple[str, ...], ...]) -> tuple[int, ...
     """
     listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
     return tuple(sum(_BUTTONS[button] for button in set(action)) for action in listed)
+
+
+def action_names(actions: str | tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """The buttons of each action of a set, such as "right+A"."""
+    listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
+    return tuple("+".join(action) for action in listed)
 
 
 class Reading(NamedTuple):
@@ -108,6 +116,12 @@ def _number(digits: bytes) -> int:
     return value
 
 
+def obeys(ram: UInt8s) -> bool:
+    """Whether buttons matter: no screen between two stages, no way through a pipe, no fall, no change of size."""
+    in_play = ram[0x770] == _PLAYING_MODE and ram[0x772] == _PLAYING_TASK and ram[0x0E] == _IN_CONTROL
+    return bool(in_play and (ram[0xB5] <= 1 or ram[0x743] != 0))
+
+
 class Outcome(Enum):
     """Where an episode stands."""
 
@@ -137,14 +151,23 @@ def outcome(start: Reading, now: Reading) -> Outcome:
 
 
 class Episode(NamedTuple):
-    """The account of an episode after some decisions."""
+    """The account of an episode after some decisions.
+
+    Where it goes on after a life or a stage, all but the last two begins anew.
+    """
 
     start: Reading
     last: Reading
     max_x: int
-    decisions: int = 0
     stalled: int = 0  # decisions since max_x last grew
     outcome: Outcome = Outcome.PLAYING
+    decisions: int = 0
+    stages_cleared: int = 0
+
+    @property
+    def stage(self) -> str:
+        """The stage being played, such as 1-1."""
+        return f"{self.start.world}-{self.start.stage}"
 
 
 def begin(start: Reading) -> Episode:
@@ -152,16 +175,23 @@ def begin(start: Reading) -> Episode:
     return Episode(start, start, start.x)
 
 
+def go_on(episode: Episode, start: Reading) -> Episode:
+    """The account of an episode that goes on with another life or stage, before its first decision there."""
+    return begin(start)._replace(decisions=episode.decisions, stages_cleared=episode.stages_cleared)
+
+
 def advance(episode: Episode, readings: Sequence[Reading]) -> Episode:
     """Account for one decision, given the readings of its frames (one at least)."""
     max_x = max(episode.max_x, *(reading.x for reading in readings))
+    end = outcome(episode.start, readings[-1])
     return Episode(
         start=episode.start,
         last=readings[-1],
         max_x=max_x,
-        decisions=episode.decisions + 1,
         stalled=0 if max_x > episode.max_x else episode.stalled + 1,
-        outcome=outcome(episode.start, readings[-1]),
+        outcome=end,
+        decisions=episode.decisions + 1,
+        stages_cleared=episode.stages_cleared + (end is Outcome.CLEARED),
     )
 
 
@@ -207,6 +237,17 @@ def _package_reward(before: Episode, readings: Sequence[Reading], newer: bool) -
     return total
 
 
+def ended(episode: Episode, env: config.Env) -> bool:
+    """Whether an episode is over: its last life is lost, its stage (of the whole game: the last one) cleared."""
+    if episode.outcome is Outcome.DEAD:
+        # Judged at the touch, when the game has not counted the life yet.
+        return env.lives == 1 or episode.last.lives in (0, 255)
+    if episode.outcome is Outcome.CLEARED:
+        last_stage = episode.start.world == config.WORLDS[env.id] and episode.start.stage == 4
+        return env.stages != "all" or last_stage
+    return False
+
+
 def truncated(episode: Episode, env: config.Env) -> bool:
     """Whether an episode still being played is cut off: too long, or without progress for too long."""
     return episode.outcome is Outcome.PLAYING and (
@@ -222,23 +263,41 @@ class Start(NamedTuple):
     screen: UInt16s  # [224, 240] RGB565, memory of its own
 
 
+# Frames. A flag, the way to the castle, the points for the clock, and the way into the pipe of 1-2 take 1,100.
+_IGNORING_FRAMES_MAX = 6000
+
+
+def wait(emulator: Emulator) -> Iterator[Reading]:
+    """Hold no button until the game obeys; the readings of the frames, none where it does already.
+
+    Raises:
+        EnvError: it takes too long.
+    """
+    for _ in range(_IGNORING_FRAMES_MAX):
+        if obeys(emulator.ram):
+            return
+        emulator.step(0)
+        yield read(emulator.ram)
+    raise EnvError(f"{emulator.game} ignored the player for {_IGNORING_FRAMES_MAX} frames; reinstall the emulator")
+
+
 # Frames, counted from power-on. In 1-1 the player is in control after 207.
 _TITLE_FRAMES = 60
 _START_FRAMES_MAX = 120
 _PLAYABLE_FRAMES_MAX = 600
 
-_starts: dict[tuple[type[StatefulEmulator], str], Start] = {}
+_starts: dict[tuple[type[StatefulEmulator], str, str], Start] = {}
 
 
 def start_state(emulator: StatefulEmulator, stage: str) -> Start:
-    """The first playable frame of a stage; worked out once per process and kind of emulator.
+    """The first playable frame of a stage; worked out once per process, kind of emulator and game.
 
     Leaves the emulator anywhere.
 
     Raises:
         EnvError: no such stage, or the game does not get there.
     """
-    key = type(emulator), stage
+    key = type(emulator), emulator.game, stage
     if key not in _starts:
         emulator.power_on()
         play_to_start(emulator, stage)
@@ -256,10 +315,11 @@ def play_to_start(emulator: Emulator, stage: str) -> None:
     Raises:
         EnvError: no such stage, or the game does not get there.
     """
-    if stage not in STAGES:
-        raise EnvError(f"no stage {stage!r}; stages run from 1-1 to 8-4")
+    known = config.stages(emulator.game)
+    if stage not in known:
+        raise EnvError(f"no stage {stage!r} in {emulator.game}; stages run from {known[0]} to {known[-1]}")
     world, number = int(stage[0]), int(stage[2])
-    area = number + 1 if world in (1, 2, 4, 7) and number >= 2 else number
+    area = number + 1 if world in _WORLDS_WITH_A_WALK[emulator.game] and number >= 2 else number
     ram = emulator.ram
     for _ in range(_TITLE_FRAMES):
         emulator.step(0)
@@ -271,7 +331,7 @@ def play_to_start(emulator: Emulator, stage: str) -> None:
             break
     for _ in range(_PLAYABLE_FRAMES_MAX):
         emulator.step(0)
-        if ram[0x772] == _PLAYING_TASK and ram[0x0E] == _IN_CONTROL:
+        if obeys(ram):
             break
     now = read(ram)
     if (now.world, now.stage, now.mode, now.player_state) != (world, number, _PLAYING_MODE, _IN_CONTROL):

@@ -27,11 +27,17 @@ def luma(red: UInt8s, green: UInt8s, blue: UInt8s) -> UInt8s:
 
 
 def rgb565_luma() -> UInt8s:
-    """[65536] luma of every RGB565 value, its fields widened to 8 bits by repeating their high bits."""
-    value = np.arange(1 << 16)
-    red, green, blue = value >> 11, value >> 5 & 63, value & 31
-    wide = (red << 3 | red >> 2, green << 2 | green >> 4, blue << 3 | blue >> 2)
-    return luma(*(channel.astype(np.uint8) for channel in wide))
+    """[65536] luma of every RGB565 value."""
+    rgb = screen_rgb(np.arange(1 << 16, dtype=np.uint16))
+    return luma(rgb[:, 0], rgb[:, 1], rgb[:, 2])
+
+
+def screen_rgb(screen: UInt16s) -> UInt8s:
+    """[..., 3] 8-bit colours of RGB565 values of any shape, widened by repeating their high bits."""
+    red, green, blue = screen >> 11, screen >> 5 & 63, screen & 31
+    wide = np.stack([red << 3 | red >> 2, green << 2 | green >> 4, blue << 3 | blue >> 2], axis=-1)
+    rgb: UInt8s = wide.astype(np.uint8)
+    return rgb
 
 
 _RGB565_LUMA = rgb565_luma()

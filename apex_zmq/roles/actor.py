@@ -20,6 +20,7 @@ from apex_zmq.exploration import Explorer, elastic_epsilon, ladder
 from apex_zmq.networks import load_arrays, make_network, to_arrays
 from apex_zmq.roles.parameters import ParameterFollower
 from apex_zmq.roles.status import StatusReporter
+from apex_zmq.roles.viewer import LaneWindow
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Outbox, wait
@@ -97,13 +98,22 @@ class Actor:
     """One actor process over `actor.lanes` lanes.
 
     index: this actor's place among its peers; total_lanes: lanes of all actors.
-    Both None: exploration is elastic.
+    Both None: exploration is elastic. render: show the last lane, whose epsilons are the lowest, in a window.
 
     Raises:
         EnvError: the environment cannot be made.
+        WindowError: no window to be had.
     """
 
-    def __init__(self, config: Config, name: str, index: int | None = None, total_lanes: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        index: int | None = None,
+        total_lanes: int | None = None,
+        *,
+        render: bool = False,
+    ) -> None:
         torch.set_num_threads(config.actor.threads)
         count = config.actor.lanes
         boot = secrets.randbits(63)
@@ -112,7 +122,8 @@ class Actor:
         self._rng = np.random.default_rng(entropy)
         self._config = config
         self._name, self._boot = name, boot
-        self._lanes: Lanes = make_lanes(config.env, count, int(self._rng.integers(1 << 31)))
+        self._lanes: Lanes = make_lanes(config.env, count, int(self._rng.integers(1 << 31)), render=render)
+        self._window = LaneWindow(self._lanes, count - 1) if render else None
         spec = self._lanes.spec
         self._network = make_network(config.agent.network, spec.frame, spec.num_actions).eval()
         self._signature = experience_signature(config)
@@ -158,6 +169,8 @@ class Actor:
             self._shipper.close()
             self._parameters.close()
             self._lanes.close()
+            if self._window is not None:
+                self._window.close()
 
     def _await_parameters(self, stop: threading.Event) -> bool:
         log.info("waiting for parameters from %s", self._config.addresses.parameters)
@@ -175,7 +188,7 @@ class Actor:
 
     def _play(self, stop: threading.Event) -> None:
         lanes = range(self._lanes.num_lanes)
-        log.info("playing %d lanes", len(lanes))
+        log.info("playing %d lanes%s", len(lanes), ", the last one in a window" if self._window is not None else "")
         self._watchdog.arm()
         for lane in lanes:
             self._reset(lane)
@@ -217,6 +230,9 @@ class Actor:
         stack[-1] = step.frame
         self._returns[lane] += step.reward
         self._lengths[lane] += 1
+        if self._window is not None and self._window.lane == lane:
+            epsilon, episode_return = float(self._epsilon[lane]), float(self._returns[lane])
+            self._window.show(stack, q, action, episode_return, step.progress, epsilon)
         return step
 
     def _final_values(self, steps: list[Step]) -> npt.NDArray[np.float64]:
@@ -238,6 +254,8 @@ class Actor:
         self._builders[lane].reset(frame)
         self._explorer.reset(lane)
         self._returns[lane], self._lengths[lane] = 0.0, 0
+        if self._window is not None and self._window.lane == lane:
+            self._window.reset()
         if self._ladder is not None:
             self._epsilon[lane] = self._ladder[lane]
         else:
@@ -254,6 +272,7 @@ class Actor:
                 stage=progress.stage if progress else "",
                 max_x=progress.max_x if progress else 0,
                 cleared=progress.cleared if progress else False,
+                stages_cleared=progress.stages_cleared if progress else 0,
             )
         )
 

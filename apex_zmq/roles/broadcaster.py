@@ -110,7 +110,8 @@ class Broadcaster(threading.Thread):
         self.stats.hear(self._learner_status(own), now)
         numbers = self.stats.summary(now, self.update) | self.meter.take()
         board.write(numbers, {**self.newest, **self.stats.ends()}, self.stats.decisions)
-        self._publisher.send(encode(Kind.RELAYED_STATUS, self._learner_status(numbers)))
+        relayed = self._learner_status(numbers | {"decisions": self.stats.decisions})
+        self._publisher.send(encode(Kind.RELAYED_STATUS, relayed))
         log.info("%s%s", PROGRESS, progress_line(numbers))
 
     def _learner_status(self, metrics: dict[str, float]) -> Status:

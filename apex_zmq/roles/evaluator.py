@@ -1,97 +1,188 @@
-"""The evaluator: plays a checkpoint under a fixed protocol."""
+"""The evaluator: plays a checkpoint, or what a live run publishes, under a fixed protocol and sums up."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any, Literal
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from apex_zmq import configure
-from apex_zmq.checkpoint import Checkpoint
+from apex_zmq.board import EvaluationBoard
+from apex_zmq.checkpoint import BEST_EVAL, Checkpoint, CheckpointError, load, save
 from apex_zmq.config import Config
-from apex_zmq.envs.make import Progress, make_lanes
-from apex_zmq.exploration import Explorer
-from apex_zmq.networks import make_network
+from apex_zmq.envs.make import EnvError
+from apex_zmq.networks import load_arrays, to_arrays
+from apex_zmq.roles.parameters import Arrays, ParameterFollower
+from apex_zmq.roles.player import Moment, Player, Protocol
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.transport import Inbox
+from apex_zmq.types import UInt8s
+from apex_zmq.video import Digest, Video
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Parameters, Status, decode_status
 
-Protocol = Literal["greedy", "noop"]
-NOOP_MAX = 30  # emulator frames
-NOOP_EPSILON = 0.01
+log = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EpisodeResult:
-    """One evaluated episode; progress is None outside Mario."""
-
-    episode_return: float
-    length: int
-    progress: Progress | None
+IDLE_S = 0.5
 
 
-def evaluate(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int) -> dict[str, Any]:
+def evaluate(
+    checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, video: Path | None = None
+) -> dict[str, Any]:
     """Play a checkpoint and sum up; the figures are ready for JSON.
 
-    Raises:
-        ConfigError, EnvError: as `play`.
-    """
-    config = configure.from_tree(checkpoint.config, "checkpoint")
-    return summarize(play(checkpoint, config, episodes, protocol, seed), config, protocol, seed)
-
-
-def play(checkpoint: Checkpoint, config: Config, episodes: int, protocol: Protocol, seed: int) -> list[EpisodeResult]:
-    """Play episodes one after another in the config's environment.
-
-    greedy: the fixed start, the best action always. noop: 0 to 30 random no-op frames first (where the
-    environment has them) and a random action with probability 0.01.
+    video: file that shows all episodes.
 
     Raises:
         ConfigError, EnvError: an environment that cannot be made.
+        VideoError: a video that cannot be written.
     """
-    config = configure.replace(config, {"env.noop_max": NOOP_MAX if protocol == "noop" else 0})
-    lanes = make_lanes(config.env, 1, seed)
-    frame, num_actions = lanes.spec
-    network = make_network(config.agent.network, frame, num_actions).eval()
-    network.load_state_dict(checkpoint.tensors["online"])
-    explorer = Explorer(1, num_actions, None, 1, np.random.default_rng(seed))
-    epsilon = np.array([NOOP_EPSILON if protocol == "noop" else 0.0])
-    results = []
-    try:
-        for _ in range(episodes):
-            observation = np.repeat(lanes.reset(0)[None], frame.stack, axis=0)
-            episode_return, length = 0.0, 0
-            while True:
-                with torch.inference_mode():
-                    q = network(torch.from_numpy(observation[None])).numpy()
-                step = lanes.step(0, int(explorer.act(q.argmax(axis=1), epsilon)[0]))
-                observation = np.concatenate([observation[1:], step.frame[None]])
-                episode_return += step.reward
-                length += 1
-                if step.terminated or step.truncated:
-                    results.append(EpisodeResult(episode_return, length, step.progress))
-                    break
-    finally:
-        lanes.close()
-    return results
+    with contextlib.ExitStack() as stack:
+        player = stack.enter_context(contextlib.closing(Player.of(checkpoint, protocol, seed, render=bool(video))))
+        film = stack.enter_context(contextlib.closing(Video(video, player.lanes.decisions_per_s))) if video else None
+        ends = [_play(player, film.show if film else None) for _ in range(episodes)]
+    return {"env": checkpoint.config["env"]["id"], "protocol": protocol, "seed": seed, **summarize(ends)}
 
 
-def summarize(results: list[EpisodeResult], config: Config, protocol: Protocol, seed: int) -> dict[str, Any]:
-    """The figures of an evaluation, ready for JSON."""
-    returns = [result.episode_return for result in results]
+def _play(player: Player, show: Callable[[UInt8s], None] | None = None) -> Moment:
+    """An episode's last moment."""
+    for moment in player.episode():
+        end = moment
+        if show is not None:
+            show(player.lanes.render(0))
+    return end
+
+
+def summarize(ends: list[Moment]) -> dict[str, Any]:
+    """The figures of some episodes, given their last moments."""
     summary: dict[str, Any] = {
-        "env": config.env.id,
-        "protocol": protocol,
-        "seed": seed,
-        "episodes": len(results),
-        "mean_return": float(np.mean(returns)),
-        "mean_length": float(np.mean([result.length for result in results])),
+        "episodes": len(ends),
+        "mean_return": float(np.mean([end.episode_return for end in ends])),
+        "mean_length": float(np.mean([end.length for end in ends])),
     }
-    progress = [result.progress for result in results if result.progress is not None]
+    progress = [end.progress for end in ends if end.progress is not None]
     if progress:
         summary |= {
             "stages": sorted({each.stage for each in progress}),
             "clear_rate": float(np.mean([each.cleared for each in progress])),
+            "mean_stages_cleared": float(np.mean([each.stages_cleared for each in progress])),
             "mean_x": float(np.mean([each.max_x for each in progress])),
             "best_x": max(each.max_x for each in progress),
         }
     return summary
+
+
+def follow(
+    checkpoint: Checkpoint, directory: Path, every: int, episodes: int, protocol: Protocol, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Evaluate what a live run publishes, every so many versions, and keep the best in its run directory.
+
+    The run notices nothing: its learner has a subscriber only while the next version is awaited. The best by mean
+    return becomes best-eval.safetensors. One that is there already is played first, since the protocol it was chosen
+    under may have been another. Curves, and a short film of the best, go to TensorBoard. Ends when closed.
+
+    Args:
+        checkpoint: one of the run's: its settings say where the run publishes.
+        directory: the run's.
+        every: versions from one evaluation to the next, at least; what comes in between is left out.
+        episodes: of each evaluation.
+        protocol: as for `evaluate`.
+        seed: of the first evaluation's games; later ones go on from there.
+
+    Yields:
+        The figures of each evaluation.
+
+    Raises:
+        CheckpointError: a best-eval.safetensors that cannot be read.
+        ConfigError, EnvError: an environment that cannot be made.
+        MismatchError: the run at this address trains something else by now.
+    """
+    config = configure.from_tree(checkpoint.config, "checkpoint")
+    with contextlib.ExitStack() as stack:
+        player, drawn = _make_player(config, protocol, seed)
+        stack.enter_context(contextlib.closing(player))
+        board = stack.enter_context(contextlib.closing(EvaluationBoard(directory)))
+        best, kept = -math.inf, directory / BEST_EVAL
+        if kept.is_file():
+            player.network.load_state_dict(load(kept).tensors["online"])
+            best = summarize([_play(player) for _ in range(episodes)])["mean_return"]
+            log.info("%s is the one to beat: its mean return is %g", kept, best)
+        evaluated: Parameters | None = None
+        log.info("waiting for parameters from %s", config.addresses.parameters)
+        while True:
+            evaluated, arrays, decisions = _await_parameters(config, player, evaluated, every)
+            load_arrays(player.network, arrays)
+            film = Digest(player.lanes.decisions_per_s)
+            ends = [_play(player, film.show if drawn and not episode else None) for episode in range(episodes)]
+            figures = summarize(ends)
+            if figures["mean_return"] > best:
+                best = figures["mean_return"]
+                _promote(kept, checkpoint, player, evaluated, best)
+                if drawn:
+                    board.show(film.gif(), decisions)
+            board.write(figures, decisions)
+            yield {
+                "version": evaluated.version,
+                "update": evaluated.update,
+                "decisions": decisions,
+                "protocol": protocol,
+                **figures,
+            }
+
+
+def _make_player(config: Config, protocol: Protocol, seed: int) -> tuple[Player, bool]:
+    """A player, and whether its game can be drawn."""
+    try:
+        player = Player(config, protocol, seed, render=True)
+        player.lanes.reset(0)
+        player.lanes.render(0)
+    except EnvError as error:
+        log.warning("no films of the best: %s", error)
+        return Player(config, protocol, seed), False
+    return player, True
+
+
+def _await_parameters(
+    config: Config, player: Player, evaluated: Parameters | None, every: int
+) -> tuple[Parameters, Arrays, int]:
+    """The newest parameters, once they are due, and the decisions of the run so far."""
+    address = config.addresses.parameters
+    network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
+    statuses: Inbox[Status] = Inbox.subscribe(
+        address, {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
+    )
+    follower = ParameterFollower(address, network, experience)
+    with contextlib.closing(statuses), contextlib.closing(follower):
+        arrays: Arrays | None = None
+        decisions: int | None = None
+        while True:
+            arrays = follower.poll(IDLE_S) or arrays
+            while (status := statuses.receive()) is not None:
+                if status.role == "learner" and "decisions" in status.metrics:
+                    decisions = round(status.metrics["decisions"])
+            newest = follower.newest
+            if newest is None or arrays is None or decisions is None:
+                continue
+            if evaluated is None or newest.epoch != evaluated.epoch or newest.version >= evaluated.version + every:
+                return newest, arrays, decisions
+
+
+def _promote(path: Path, checkpoint: Checkpoint, player: Player, parameters: Parameters, score: float) -> None:
+    """Save what has just been evaluated, to be played or to start from; the run's training state is not in it."""
+    evaluated = dataclasses.replace(
+        checkpoint,
+        tensors={"online": dict(player.network.state_dict())},
+        counters={"updates": parameters.update},
+        epoch=parameters.epoch,
+        best_score=score,
+    )
+    try:
+        save(path, evaluated)
+    except CheckpointError as error:
+        log.warning("evaluation goes on without: %s", error)

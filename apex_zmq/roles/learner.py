@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from apex_zmq.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
 from apex_zmq.config import Config, to_tree
@@ -45,6 +46,7 @@ class Learner:
     """
 
     def __init__(self, config: Config, directory: Path, *, resume: bool = False, init_from: Path | None = None) -> None:
+        torch.set_num_threads(config.learner.threads)
         spec = env_spec(config.env)
         self._config = config
         self._trainer = Trainer(config, spec)

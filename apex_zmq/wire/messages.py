@@ -144,6 +144,7 @@ class Episode(Body, frozen=True):
     stage: Annotated[str, Meta(max_length=16)] = ""
     max_x: UInt = 0  # pixels
     cleared: bool = False
+    stages_cleared: UInt = 0
 
 
 class Status(Body, frozen=True):

@@ -88,9 +88,9 @@ def test_a_foreign_state_is_refused(emulator: FCEUmm) -> None:
 
 
 def test_another_rom_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emulators, "ROM_SHA256", "0" * 64)
-    with pytest.raises(EnvError, match="not the expected ROM"):
-        rom_path()
+    monkeypatch.setitem(emulators.ROM_SHA256, "SuperMarioBros", "0" * 64)
+    with pytest.raises(EnvError, match=r"no ROM beside .* is SuperMarioBros's .*; reinstall"):
+        rom_path("SuperMarioBros")
 
 
 def test_nes_py_goes_back_to_its_backup_screen_included() -> None:

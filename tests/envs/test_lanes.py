@@ -18,6 +18,7 @@ from apex_zmq.envs.lanes import MarioLanes, StickyLanes
 from apex_zmq.envs.machines import SharedMachine, make_machines
 from apex_zmq.envs.make import env_spec, make_lanes
 from apex_zmq.envs.preprocess import screen_frame
+from apex_zmq.types import UInt8s
 
 RIGHT_AND_JUMP = (("right", "B"), ("right", "A", "B"))
 ENV = config.Env(
@@ -87,7 +88,7 @@ def test_nes_py_lanes_keep_the_rules_of_the_shared_machine(emulator: FCEUmm) -> 
     walks = [run_out(MarioLanes(env, 1, 0, SharedMachine(emulator))), run_out(MarioLanes(env, 1, 0, machines))]
     machines.close()
     ends = [(steps[-1].terminated, steps[-1].progress) for steps in walks]
-    assert ends[0] == ends[1] == (True, ("1-1", 298, False))
+    assert ends[0] == ends[1] == (True, ("1-1", 298, False, 0))
     assert abs(len(walks[0]) - len(walks[1])) <= 1
 
 
@@ -121,7 +122,7 @@ def test_rewards_and_progress_of_a_walk(emulator: FCEUmm) -> None:
     steps = repeat(emulator, config.Env(actions=(("right",),), noop_max=0))
     walked = steps[-1].progress
     assert walked is not None
-    assert walked == ("1-1", 298, False)
+    assert walked == ("1-1", 298, False, 0)
     assert sum(step.reward for step in steps) == pytest.approx(0.1 * (298 - 40) - 0.01 * len(steps) - 3.0)
     assert not any(step.terminated or step.truncated for step in steps[:-1])
 
@@ -150,6 +151,15 @@ def test_resets_draw_stages_and_waits(emulator: FCEUmm) -> None:
         drawn.add((f"{now.world}-{now.stage}", int(emulator.ram[0x09])))  # 0x09 counts frames
     assert {stage for stage, _ in drawn} == {"1-1", "1-4"}
     assert len(drawn) > 4
+
+
+def test_waits_are_as_long_as_allowed(emulator: FCEUmm) -> None:
+    lanes = MarioLanes(config.Env(noop_max=2), 1, 0, SharedMachine(emulator))
+    drawn = set()
+    for _ in range(30):
+        lanes.reset(0)
+        drawn.add(int(emulator.ram[0x09]))
+    assert len(drawn) == 3
 
 
 def test_max_pool_takes_the_brighter_of_the_last_two_frames(emulator: FCEUmm) -> None:
@@ -184,6 +194,8 @@ class Told:
 
     def __init__(self, num_lanes: int) -> None:
         self.spec, self.num_lanes = env_spec(ENV), num_lanes
+        self.action_names: tuple[str, ...] = ("left", "right")
+        self.decisions_per_s = 15.0
         self.actions: list[list[int]] = [[] for _ in range(num_lanes)]
 
     def reset(self, lane: int) -> Frame:
@@ -192,6 +204,9 @@ class Told:
     def step(self, lane: int, action: int) -> Step:
         self.actions[lane].append(action)
         return Step(np.zeros((1, 1), np.uint8), 0.0, False, False, None)
+
+    def render(self, lane: int) -> UInt8s:
+        return np.full((1, 1, 3), len(self.actions[lane]), np.uint8)
 
     def close(self) -> None: ...
 
@@ -225,6 +240,14 @@ def test_a_first_decision_has_nothing_to_repeat() -> None:
         for action in (first, 1, 2):
             lanes.step(0, action)
     assert told.actions[0] == [3, 3, 3, 5, 5, 5]
+
+
+def test_sticky_lanes_look_like_those_below() -> None:
+    told = Told(2)
+    lanes = StickyLanes(told, 0.25, seed=0)
+    lanes.step(1, 0)
+    assert (lanes.action_names, lanes.decisions_per_s) == (("left", "right"), 15.0)
+    assert [lanes.render(lane)[0, 0, 0] for lane in (0, 1)] == [0, 1]
 
 
 def test_the_setting_makes_lanes_sticky() -> None:

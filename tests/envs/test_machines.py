@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from typing import Literal
 
 import pytest
 
+from apex_zmq import config
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.envs.machines import MachinePerLane, SharedMachine, make_machines
+from apex_zmq.envs.make import make_lanes
 
 PACKAGE = {"fceumm": "stable_retro", "nes-py": "nes_py"}
 
@@ -36,6 +39,15 @@ def test_auto_falls_back_to_nes_py_with_one_warning(
     assert "playing on nes-py" in record.message
     assert "pip install stable-retro" in record.message
     assert "\n" not in record.message
+
+
+@pytest.mark.parametrize("kind", ["fceumm", "nes-py"])
+def test_the_emulator_that_is_asked_for_plays(
+    monkeypatch: pytest.MonkeyPatch, kind: Literal["fceumm", "nes-py"]
+) -> None:
+    hide(monkeypatch, PACKAGE[kind])
+    with pytest.raises(EnvError, match=PACKAGE[kind]):
+        make_lanes(config.Env(emulator=kind), 1, 0).reset(0)
 
 
 @pytest.mark.parametrize("kind", ["fceumm", "nes-py"])

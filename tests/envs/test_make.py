@@ -72,7 +72,7 @@ def test_mario_lanes_fit_their_spec() -> None:
     lanes = make_lanes(env, 2, 0)
     assert lanes.spec == env_spec(env)
     assert lanes.reset(1).shape == (84, 84)
-    assert lanes.step(1, 6).progress == ("1-1", 40, False)
+    assert lanes.step(1, 6).progress == ("1-1", 40, False, 0)
     lanes.close()
 
 

@@ -75,7 +75,7 @@ def test_the_start_of_1_1_is_the_recorded_one(emulator: FCEUmm) -> None:
     np.testing.assert_array_equal(start.screen, screen)
 
 
-@pytest.mark.parametrize("stage", mario.STAGES)
+@pytest.mark.parametrize("stage", config.stages(config.MARIO))
 def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
     emulator.load_state(mario.start_state(emulator, stage).state)
     start = mario.read(emulator.ram)
@@ -89,6 +89,8 @@ def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
 
 class Stuck:
     """An emulator on which nothing ever happens."""
+
+    game = config.MARIO
 
     def __init__(self) -> None:
         self.ram: UInt8s = np.zeros(2048, np.uint8)
@@ -152,13 +154,13 @@ def test_read_takes_numbers_apart() -> None:
 
 
 def test_rewards_by_hand() -> None:
-    terms = config.Reward(progress=0.5, progress_clip=12, time=-1.0, death=-10.0, clear=20.0)
+    terms = config.Reward(progress=0.5, progress_clip=10, time=-1.0, death=-10.0, clear=20.0)
     decisions: list[tuple[list[dict[str, Any]], float]] = [
         ([{"x": 44}, {"x": 48}], 3.0),  # 8 pixels
         ([{"x": 46}, {"x": 43}], -1.0),  # back
         ([{"x": 47}, {"x": 50}], 0.0),  # 2 pixels beyond the best
         ([{"x": 53}, {"x": 51}], 0.5),  # the best counts, not the last
-        ([{"x": 100}], 5.0),  # clipped
+        ([{"x": 100}], 4.0),  # clipped
         ([{"x": 104, "player_state": 0x04}], 21.0),  # progress and flag
     ]
     episode = mario.begin(READING)

@@ -17,7 +17,6 @@ import msgpack
 import msgspec
 import numpy as np
 import pytest
-import torch
 from msgspec import inspect
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -25,7 +24,6 @@ from apex_zmq import config as settings
 from apex_zmq import configure
 from apex_zmq.envs.emulators import ROM_SHA256
 from apex_zmq.envs.mario import RULES_VERSION
-from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.nstep import n_step_columns
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
@@ -312,11 +310,15 @@ def test_the_experience_signature_example() -> None:
     assert f"has the experience signature `{digest}`" in section("Experience signature")
     meaning = json.loads(text)
     assert json.dumps(meaning, sort_keys=True, separators=(",", ":")) == text
-    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256, RULES_VERSION)
+    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256[settings.MARIO], RULES_VERSION)
     agent = {"n_step": meaning["n_step"], "gamma": meaning["gamma"]}
     for left_out in ({}, {"emulator": "nes-py", "stages": ["8-4"]}):
         config = configure.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
         assert experience_signature(config) == digest
+    whole = configure.from_tree({"env": meaning["env"] | {"stages": "all"}, "agent": agent}, "PROTOCOL.md")
+    meaning["env"]["stages"] = "all"
+    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+    assert experience_signature(whole) == hashlib.sha256(text.encode()).hexdigest()[:16]
     other = configure.from_tree({"env": meaning["env"] | {"frame_skip": 3}, "agent": agent}, "PROTOCOL.md")
     assert experience_signature(other) != digest
 
@@ -339,6 +341,8 @@ def test_the_experience_signature_of_another_environment_has_no_rules() -> None:
 
 
 def test_the_network_signature_example() -> None:
+    from apex_zmq.networks import make_network, to_arrays
+
     (rows,) = tables("Network signature")
     listed = [[row["name"], json.loads(row["shape"]), "float32"] for row in rows]
     text = json.dumps(listed, separators=(",", ":"))
@@ -355,6 +359,10 @@ def test_the_network_signature_example() -> None:
 
 @pytest.mark.parametrize("name", ["small", "nature", "mlp"])
 def test_networks_compute_what_the_document_says(name: str) -> None:
+    import torch
+
+    from apex_zmq.networks import make_network, to_arrays
+
     (rows,) = tables("9. Networks")
     (row,) = [row for row in rows if row["network"] == name]
     width = int(row["hidden width H"])

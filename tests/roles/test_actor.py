@@ -1,0 +1,229 @@
+"""An actor between a replay and a learner that the test plays: its settings do what they say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from apex_zmq import configure
+from apex_zmq.config import Config
+from apex_zmq.exploration import ladder
+from apex_zmq.networks import make_network, to_arrays
+from apex_zmq.roles.actor import Actor
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.transport import Inbox, Publisher, wait
+from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import (
+    Episode,
+    Parameters,
+    Status,
+    decode_segment,
+    decode_status,
+    encode,
+    make_tensors,
+)
+
+from ..conftest import StartProgram
+
+LENGTH = 20  # decisions of an episode
+ACTIONS = 50
+WALK = f"""
+import threading
+
+import gymnasium
+import numpy as np
+
+
+class Walk(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete({ACTIONS})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(2, np.float32), {{}}
+
+    def step(self, action):
+        self.time += 1
+        return np.zeros(2, np.float32), 1.0, self.time == {LENGTH}, False, {{}}
+
+
+class Hanging(Walk):
+    def step(self, action):
+        threading.Event().wait()
+"""
+
+
+class Peers:
+    """What an actor meets: parameters for it, and what it sends."""
+
+    def __init__(self, directory: Path, changes: dict[str, Any]) -> None:
+        addresses = {name: f"ipc://{directory}/{name}" for name in ("experience", "parameters", "status")}
+        self.config: Config = configure.replace(
+            Config(),
+            {
+                "env.id": "walk:Walk",
+                "env.frame_stack": 1,
+                "agent.network": "mlp",
+                "actor.lanes": 1,
+                "addresses.experience": [addresses["experience"]],
+                "addresses.parameters": addresses["parameters"],
+                "addresses.status": addresses["status"],
+                "telemetry.status_interval_s": 0.02,
+            }
+            | changes,
+        )
+        signature, n_step = experience_signature(self.config), self.config.agent.n_step
+        self._segments: Inbox[Segment] = Inbox.bind(
+            addresses["experience"], {Kind.SEGMENT: lambda parts: decode_segment(parts, signature, n_step)}, hwm=4
+        )
+        self._statuses: Inbox[Status] = Inbox.bind(addresses["status"], {Kind.STATUS: decode_status}, hwm=1000)
+        self._publisher = Publisher(addresses["parameters"])
+        arrays = to_arrays(make_network("mlp", FrameSpec((2,), "float32", 1), ACTIONS, seed=0))
+        parameters = Parameters(
+            run="run",
+            epoch=1,
+            version=1,
+            update=0,
+            network_signature=network_signature(arrays),
+            experience_signature=signature,
+            tensors=make_tensors(arrays),
+        )
+        (part,) = encode(Kind.PARAMETERS, parameters)
+        self._publisher.welcome(part)
+        self.segments: list[Segment] = []
+        self.statuses: list[Status] = []
+
+    @property
+    def episodes(self) -> list[Episode]:
+        return [episode for status in self.statuses for episode in status.episodes]
+
+    def serve(self) -> None:
+        """Hear the actor for a moment."""
+        wait([self._segments, self._statuses], [], 0.05)
+        self._publisher.serve()
+        if (segment := self._segments.receive()) is not None:
+            self.segments.append(segment)
+        if (status := self._statuses.receive()) is not None:
+            self.statuses.append(status)
+
+    def watch(self, index: int | None = None, total_lanes: int | None = None, segments: int = 12) -> None:
+        """Have an actor play until it has sent so much and told of three episodes for each of its lanes."""
+        actor, stop = Actor(self.config, "actor", index, total_lanes), threading.Event()
+        thread = threading.Thread(target=actor.run, args=(stop,))
+        thread.start()
+        try:
+            while len(self.segments) < segments or len(self.episodes) < 3 * self.config.actor.lanes:
+                self.serve()
+        finally:
+            stop.set()
+            thread.join()
+
+    def close(self) -> None:
+        self._segments.close()
+        self._statuses.close()
+        self._publisher.close()
+
+
+MakePeers = Callable[..., Peers]
+
+
+@pytest.fixture(autouse=True)
+def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the module importable, here and for programs."""
+    (tmp_path / "walk.py").write_text(WALK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[MakePeers]:
+    made: list[Peers] = []
+    threads = torch.get_num_threads()
+
+    def make_peers(**changes: Any) -> Peers:
+        made.append(Peers(tmp_path, {name.replace("__", "."): value for name, value in changes.items()}))
+        return made[-1]
+
+    yield make_peers
+    torch.set_num_threads(threads)
+    for each in made:
+        each.close()
+
+
+def test_segments_are_as_the_settings_say(make: MakePeers) -> None:
+    peers = make(agent__n_step=4, agent__gamma=0.5, actor__segment_length=7, actor__threads=2)
+    peers.watch()
+    assert torch.get_num_threads() == 2
+    assert {segment.num_transitions for segment in peers.segments} == {7}
+    steps = np.concatenate([segment.steps for segment in peers.segments])
+    discount = np.concatenate([segment.discount for segment in peers.segments])
+    reward = np.concatenate([segment.reward for segment in peers.segments])
+    assert set(steps) == {1, 2, 3, 4}
+    assert set(discount) == {0.0, 0.5**4}  # an episode's last four transitions do not bootstrap
+    np.testing.assert_allclose(reward, 2 - 2 * 0.5**steps)
+
+
+def test_lanes_of_an_actor_stand_on_their_rungs(make: MakePeers) -> None:
+    peers = make(actor__lanes=3, actor__epsilon=0.3, actor__epsilon_alpha=2.0)
+    peers.watch(index=1, total_lanes=9)
+    assert {episode.epsilon for episode in peers.episodes} == {ladder(0.3, 2.0, rung, 9) for rung in (3, 4, 5)}
+    assert all(status.metrics["decisions"] % 3 == 0 for status in peers.statuses if "decisions" in status.metrics)
+
+
+def test_epsilons_are_drawn_from_the_ladders_spread_without_an_index(make: MakePeers) -> None:
+    peers = make(actor__lanes=2, actor__epsilon=0.3, actor__epsilon_alpha=2.0)
+    peers.watch()
+    epsilons = {episode.epsilon for episode in peers.episodes}
+    assert len(epsilons) == len(peers.episodes)
+    exponents = np.log(sorted(epsilons)) / np.log(0.3)
+    assert ((exponents >= 1) & (exponents <= 3)).all()
+    assert sum(exponents >= 2) == sum(exponents <= 2)  # each lane in its own half
+
+
+def test_random_actions_last_as_long_as_the_settings_say(make: MakePeers) -> None:
+    # An exponent so near 1 that nearly every draw exceeds the most that is allowed.
+    peers = make(actor__epsilon=1.0, actor__epsilon_alpha=0.0, actor__repeat_zeta=1.01, actor__repeat_max=5)
+    peers.watch()
+    actions = np.concatenate([segment.action for segment in peers.segments])
+    changes = np.flatnonzero(np.diff(actions))
+    assert np.median(np.diff(changes)) == 5
+
+
+def test_statuses_come_as_often_as_told(make: MakePeers) -> None:
+    peers = make()
+    peers.watch(segments=40)
+    assert min(np.diff([status.time for status in peers.statuses])) < 0.5  # told 0.02; a second by default
+
+
+def configured(peers: Peers, directory: Path) -> tuple[str, str]:
+    """The option that makes an actor program play with these peers."""
+    (directory / "actor.yaml").write_text(configure.to_yaml(peers.config))
+    return "--config", str(directory / "actor.yaml")
+
+
+def test_the_program_takes_its_place_among_the_actors(make: MakePeers, start: StartProgram, tmp_path: Path) -> None:
+    peers = make(actor__lanes=2)
+    program = start("actor", *configured(peers, tmp_path), "--actor-index", "1", "--num-lanes", "6")
+    while len(peers.episodes) < 6:
+        peers.serve()
+        assert program.process.poll() is None, program.output
+    assert {status.name for status in peers.statuses} == {"actor-1"}
+    assert {episode.epsilon for episode in peers.episodes} == {ladder(0.4, 7.0, rung, 6) for rung in (2, 3)}
+
+
+def test_a_hanging_environment_ends_the_program(make: MakePeers, start: StartProgram, tmp_path: Path) -> None:
+    peers = make(env__id="walk:Hanging", actor__watchdog_s=0.5)
+    program = start("actor", *configured(peers, tmp_path))
+    while program.process.poll() is None:
+        peers.serve()
+    assert program.wait() == 1
+    assert "Timeout (0:00:00.5" in program.output
+    assert 'walk.py", line ' in program.output  # where it hangs

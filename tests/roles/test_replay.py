@@ -1,0 +1,213 @@
+"""A replay shard between an actor and a learner that the test plays: its settings do what they say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apex_zmq import configure
+from apex_zmq.config import Config
+from apex_zmq.roles.replay import ReplayServer
+from apex_zmq.segments import SegmentBuilder
+from apex_zmq.signature import experience_signature
+from apex_zmq.transport import Inbox, Outbox, wait
+from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import (
+    Hello,
+    Status,
+    decode_batch,
+    decode_status,
+    encode,
+    encode_priorities,
+    encode_segment,
+)
+
+LENGTH = 10  # transitions per segment
+BATCH = 8
+PATIENCE_S = 30.0
+
+
+class Peers:
+    """What a shard meets. Its statuses come often."""
+
+    def __init__(self, directory: Path, values: int, changes: dict[str, Any]) -> None:
+        paths = {name: f"ipc://{directory}/{name}" for name in ("experience", "priorities", "batches", "status")}
+        many = {f"addresses.{name}": [paths[name]] for name in ("experience", "priorities")}
+        self.config: Config = configure.replace(
+            Config(),
+            {
+                "env.frame_stack": 1,
+                "actor.segment_length": LENGTH,
+                "learner.batch_size": BATCH,
+                "replay.capacity": 10_000,
+                "replay.arena_bytes": 1 << 24,
+                "replay.min_size": 20,
+                "telemetry.status_interval_s": 0.02,
+                "addresses.batches": paths["batches"],
+                "addresses.status": paths["status"],
+            }
+            | many
+            | changes,
+        )
+        self.frame = FrameSpec((values,), "float32", 1)
+        n_step = self.config.agent.n_step
+        self._batches: Inbox[Batch] = Inbox.bind(
+            paths["batches"], {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step, 2)}, hwm=100
+        )
+        self.statuses: Inbox[Status] = Inbox.bind(paths["status"], {Kind.STATUS: decode_status}, hwm=1000)
+        self._actor, self._learner = Outbox(paths["experience"], hwm=4), Outbox(paths["priorities"], hwm=64)
+        self._builder = SegmentBuilder(self.frame, n_step, 0.9, LENGTH)
+        self._builder.reset(np.zeros(values, np.float32))
+        self._sent = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=ReplayServer(self.config, 0).run, args=(self._stop,))
+        self._thread.start()
+
+    def send(self, segments: int) -> np.ndarray[Any, Any]:
+        """Ship segments of random rewards; their initial |TD|."""
+        rng = np.random.default_rng(self._sent)
+        shipped: list[Segment] = []
+        while len(shipped) < segments:
+            observation = rng.normal(size=self.frame.shape).astype(np.float32)
+            self._builder.step(0, 0.0, observation, float(rng.normal()), False, False)
+            self._builder.bootstrap(0.0)
+            if (segment := self._builder.take("actor", boot=1)) is not None:
+                shipped.append(segment)
+        for segment in shipped:
+            parts = encode_segment(segment, experience_signature(self.config))
+            while not self._actor.send(parts):
+                wait([], [self._actor], 0.1)
+            self._sent += 1
+        return np.concatenate([segment.td_error for segment in shipped])
+
+    def greet(self) -> None:
+        wait([], [self._learner], PATIENCE_S)
+        hello = Hello(run="run", epoch=1, rank=0, signature=experience_signature(self.config))
+        assert self._learner.send(encode(Kind.HELLO, hello))
+
+    def batch(self) -> Batch:
+        batch = self._batches.receive(PATIENCE_S)
+        assert batch is not None
+        return batch
+
+    def acknowledge(self, batch: Batch) -> None:
+        none = np.zeros(0, np.uint64), np.zeros(0, np.float32)
+        assert self._learner.send(
+            encode_priorities(PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, *none))
+        )
+
+    def status(self) -> Status:
+        """The next, once the main loop has said something."""
+        while (status := self.statuses.receive(PATIENCE_S)) is not None and "inserts" not in status.metrics:
+            pass
+        assert status is not None
+        return status
+
+    def status_when(self, met: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        """The first status that fits; the test times out when none does."""
+        while not met(metrics := self.status().metrics):
+            pass
+        return metrics
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        for socket in (self._batches, self.statuses, self._actor, self._learner):
+            socket.close()
+
+
+MakePeers = Callable[..., Peers]
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[MakePeers]:
+    made: list[Peers] = []
+
+    def make(values: int = 2, **changes: Any) -> Peers:
+        made.append(Peers(tmp_path, values, {f"replay.{name}": value for name, value in changes.items()}))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_the_pace_is_that_of_the_settings(peers: MakePeers) -> None:
+    """DESIGN: d = samples - 2 (inserts - 20); insert while d - 2 x 10 >= -40, sample while d + 8 <= 40."""
+    shard = peers(samples_per_insert=2, tolerance=40, credits=64)
+    shard.send(5)
+    waiting = shard.status_when(lambda metrics: metrics["insert_blocked_s"] > 0)
+    assert (waiting["inserts"], waiting["samples"]) == (40, 0)
+    shard.greet()
+    batches = [shard.batch() for _ in range(12)]
+    assert {len(batch.sample.keys) for batch in batches} == {BATCH}
+    waiting = shard.status_when(lambda metrics: metrics["sample_blocked_s"] > 0 and metrics["samples"] >= 12 * BATCH)
+    assert (waiting["inserts"], waiting["samples"]) == (50, 12 * BATCH)
+
+
+def test_no_batch_leaves_before_the_minimum_and_nothing_paces_without_a_ratio(peers: MakePeers) -> None:
+    shard = peers(min_size=40)
+    shard.greet()
+    shard.send(3)
+    assert shard.status_when(lambda metrics: metrics["inserts"] == 30)["samples"] == 0
+    assert shard.status().metrics["samples"] == 0
+    shard.send(1)
+    assert shard.batch().sample.num_transitions == 40
+    shard.send(30)
+    assert shard.status_when(lambda metrics: metrics["inserts"] == 340)["insert_blocked_s"] == 0
+
+
+def test_so_many_batches_are_in_flight_and_an_answer_frees_one(peers: MakePeers) -> None:
+    shard = peers(credits=2, credit_timeout_s=1e6)
+    shard.greet()
+    shard.send(3)
+    first, second = shard.batch(), shard.batch()
+    for _ in range(5):  # of which the later ones tell of rounds after the second batch
+        assert shard.status().metrics["samples"] <= 2 * BATCH
+    shard.acknowledge(second)
+    assert [first.number, second.number, shard.batch().number, shard.batch().number] == [0, 1, 2, 3]
+    assert shard.status().metrics["lost_batches"] == 0
+
+
+def test_the_credit_of_a_batch_without_answer_returns(peers: MakePeers) -> None:
+    shard = peers(credits=1, credit_timeout_s=0.05)
+    shard.greet()
+    shard.send(3)
+    assert shard.batch().number == 0
+    assert any(shard.status().metrics["lost_batches"] for _ in range(100))  # 2 s of them; 30 s by default
+    assert shard.batch().number == 1
+
+
+def test_the_oldest_make_room_when_there_are_too_many(peers: MakePeers) -> None:
+    shard = peers(capacity=100, min_size=20)
+    shard.send(25)
+    metrics = shard.status_when(lambda metrics: metrics["inserts"] == 250)
+    assert metrics["size"] == 100
+
+
+def test_the_oldest_make_room_when_they_are_too_large(peers: MakePeers) -> None:
+    shard = peers(values=2500, arena_bytes=1 << 20)  # 10 kB an observation
+    shard.send(20)
+    metrics = shard.status_when(lambda metrics: metrics["inserts"] == 200)
+    assert 0.8 * (1 << 20) < metrics["bytes"] <= 1 << 20
+    assert metrics["size"] < 110
+
+
+def test_priorities_are_as_the_exponent_and_its_epsilon_say(peers: MakePeers) -> None:
+    shard = peers(alpha=0.25, epsilon=0.5)
+    td_error = shard.send(4)
+    shard.greet()
+    sample = shard.batch().sample
+    np.testing.assert_allclose(sample.priority, (td_error[sample.keys] + 0.5) ** 0.25, rtol=1e-6)
+
+
+def test_statuses_come_as_often_as_told(peers: MakePeers) -> None:
+    shard = peers()
+    times = [shard.status().time for _ in range(20)]
+    assert min(np.diff(times)) < 0.5  # told 0.02; a second by default

@@ -1,0 +1,175 @@
+"""Evaluating a live run while it trains."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from apex_zmq import checkpoint, cli, configure
+from apex_zmq.networks import to_arrays
+from apex_zmq.roles import evaluator
+from apex_zmq.roles.broadcaster import Broadcaster
+from apex_zmq.roles.player import Player
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.wire.messages import Parameters, make_tensors
+
+from .checkpoints import CARTPOLE, untrained
+from .conftest import ROOT, StartProgram
+
+
+def events(directory: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(directory))
+    accumulator.Reload()
+    return accumulator
+
+
+@pytest.mark.long
+def test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept(
+    start: StartProgram, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(ROOT / "configs" / "cartpole.yaml")
+    settings = ("--set", "replay.min_size=200", "--set", "telemetry.log_interval_s=0.5", "--num-actors", "1")
+    train = start("train", "--config", config, "--run-dir", "run", *settings)
+    train.wait_for("learner.*progress")
+    follow = start("eval", "--checkpoint", "run", "--follow", "--every", "20", "--episodes", "2", "--json")
+    first = json.loads(follow.wait_for('"version"'))["version"]
+    follow.wait_for(f'"version": (?!{first},)')
+    follow.interrupt()
+    assert follow.wait() == 0, follow.output
+    train.interrupt()
+    assert train.wait() == 0, train.output
+
+    figures = [json.loads(line) for line in follow.lines if line.startswith("{")]  # SDL may have remarks
+    versions = [each["version"] for each in figures]
+    assert len(versions) >= 2
+    assert all(later - earlier >= 20 for earlier, later in itertools.pairwise(versions))
+    assert all(each["episodes"] == 2 for each in figures)
+    best = checkpoint.load(tmp_path / "run" / "best-eval.safetensors")
+    assert best.best_score == max(each["mean_return"] for each in figures)
+    assert best.counters["updates"] in [each["update"] for each in figures if each["mean_return"] == best.best_score]
+
+    written = events(tmp_path / "run" / "eval")
+    curve = [(event.step, event.value) for event in written.Scalars("eval/mean_reward")]
+    assert curve == [(each["decisions"], pytest.approx(each["mean_return"])) for each in figures]
+    decisions = [event.step for event in events(tmp_path / "run").Scalars("train/updates")]
+    assert {step for step, _ in curve} <= set(decisions)  # on the axis of the run's own curves
+
+    assert cli.evaluate(["--checkpoint", str(tmp_path / "run"), "--episodes", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "run" / "best-eval.safetensors")
+
+
+class Run:
+    """The learner's own voice, without a learner: says what it is told to."""
+
+    def __init__(self, directory: Path, settings: dict[str, object]) -> None:
+        addresses = {f"addresses.{name}": f"ipc://{directory}/{name}" for name in ("parameters", "status")}
+        self.config = configure.replace(CARTPOLE, {**addresses, "telemetry.log_interval_s": 0.2, **settings})
+        self.checkpoint = untrained(self.config)
+        self.broadcaster = Broadcaster(self.config, directory)
+        self.broadcaster.start()
+
+    def publish(self, version: int, seed: int = 0) -> None:
+        """Parameters from a seed, with a hundred updates and a thousand decisions to a version."""
+        arrays = to_arrays(Player.of(untrained(self.config, seed), "greedy", 0).network)
+        signatures = network_signature(arrays), experience_signature(self.config)
+        self.broadcaster.stats.decisions = 1000 * version
+        self.broadcaster.publish(Parameters("run", 7, version, 100 * version, *signatures, make_tensors(arrays)))
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs = []
+
+    def begin_run(**settings: object) -> Run:
+        runs.append(Run(tmp_path, {name.replace("__", "."): value for name, value in settings.items()}))
+        return runs[-1]
+
+    yield begin_run
+    for run in runs:
+        run.broadcaster.close()
+
+
+def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[..., Run]) -> None:
+    run = begin()
+
+    def score(seed: int) -> float:
+        mean: float = evaluator.evaluate(untrained(CARTPOLE, seed), 3, "greedy", 0)["mean_return"]
+        return mean
+
+    worse, kept, *_, better = sorted(range(12), key=score)
+    path = tmp_path / "best-eval.safetensors"
+    checkpoint.save(path, untrained(CARTPOLE, kept))
+    before = path.read_bytes()
+    following = evaluator.follow(run.checkpoint, tmp_path, 1, 20, "greedy", 0)
+    run.publish(1, worse)
+    low = next(following)
+    assert path.read_bytes() == before
+    run.publish(2, better)
+    high = next(following)
+    assert low["mean_return"] + 5 < high["mean_return"]
+    following.close()  # type: ignore[attr-defined]
+    promoted = checkpoint.load(path)
+    assert (promoted.best_score, promoted.epoch, promoted.counters) == (high["mean_return"], 7, {"updates": 200})
+
+    written = events(tmp_path / "eval")
+    assert [event.step for event in written.Scalars("eval/mean_ep_length")] == [1000, 2000]
+    (film,) = written.Images("eval/best")
+    assert (film.step, film.width, film.height) == (2000, 240, 160)
+    with Image.open(io.BytesIO(film.encoded_image_string)) as image:
+        assert (image.format, image.size) == ("GIF", (240, 160))  # CartPole draws 600 x 400
+        assert image.n_frames > 1  # type: ignore[attr-defined]
+
+
+def test_versions_that_come_too_soon_are_left_out(tmp_path: Path, begin: Callable[..., Run]) -> None:
+    run = begin()
+    following = evaluator.follow(run.checkpoint, tmp_path, 3, 1, "greedy", 0)
+    run.publish(1)
+    assert next(following)["version"] == 1
+    run.publish(3)
+    later = threading.Timer(0.5, run.publish, [4])
+    later.start()
+    assert next(following)["version"] == 4
+    later.join()
+    following.close()  # type: ignore[attr-defined]
+
+
+def test_a_run_that_cannot_be_drawn_is_followed_without_films(
+    tmp_path: Path, begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plain_envs.py").write_text("import gymnasium\ndef make():\n    return gymnasium.make('CartPole-v1')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = begin(env__id="plain_envs:make")
+    run.publish(1)
+    following = evaluator.follow(run.checkpoint, tmp_path, 1, 1, "noop", 0)
+    assert next(following)["mean_return"] >= 8
+    following.close()  # type: ignore[attr-defined]
+    assert "no films of the best: env.id plain_envs:make cannot be drawn" in caplog.text
+    assert events(tmp_path / "eval").Tags()["images"] == []
+
+
+def test_a_run_directory_stands_for_its_best(tmp_path: Path) -> None:
+    assert checkpoint.to_play(tmp_path) == tmp_path
+    for name in ("latest", "best", "best-eval"):
+        path = tmp_path / f"{name}.safetensors"
+        checkpoint.save(path, untrained(CARTPOLE))
+        assert checkpoint.to_play(tmp_path) == path
+        assert checkpoint.to_play(path) == path
+
+
+@pytest.mark.parametrize("wrong", [["--every", "0"], ["--video", "a.gif"], ["--checkpoint", __file__]])
+def test_following_takes_a_run(tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.evaluate(["--checkpoint", str(tmp_path), "--follow", *wrong]) == 2
+    assert "--follow takes a run directory" in capsys.readouterr().err
+
+
+def test_every_goes_with_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
+    assert "--every goes with --follow; give both or neither" in capsys.readouterr().err
