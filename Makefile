@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test test-long lint docs bench bench-peers clean
+.PHONY: train test test-long lint docs bench bench-long bench-peers clean
 
 train: $(INSTALLED)
 	bin/apex-train --config configs/mario-cpu.yaml $(ARGS)
@@ -24,6 +24,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-long: $(INSTALLED)
+	$(BIN)/python -m benchmarks turnover $(ARGS)
 
 # TensorFlow and Reverb pin what our own packages do not.
 bench-peers: benchmarks/peers/requirements.txt

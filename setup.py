@@ -56,6 +56,7 @@ setup(
             "ale-py>=0.11",
             "hypothesis>=6.100",
             "imageio-ffmpeg>=0.5",
+            "matplotlib>=3.8",
             "msgpack>=1.0",
             "mypy>=1.10",
             "pygame-ce>=2.5",

@@ -8,8 +8,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Row:
     ratio: how many times better than the peer ours is.
     bar: what the ratio must reach, or None where none is set.
     spread: what the medians stand for: rounds, smallest and largest.
+    details: what else was measured, by name.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Row:
     unit: str
     spread: str = ""
     met: bool | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The object that stands for this line in `results/latest.json`."""
@@ -50,6 +52,7 @@ class Row:
             "unit": self.unit,
             "command": f"python -m benchmarks.{self.id} --json",
             "spread": self.spread,
+            "details": dict(self.details),
         }
 
 

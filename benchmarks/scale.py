@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,19 @@ def one(connections: int, shards: int) -> Row:
         None,
         "transitions/s",
     )
-    details = (
+    details = {
+        "connections": connections,
+        "shards": shards,
+        "median_ms": float(middle),
+        "late_ms": float(late),
+        "resident_mb": resident / 1e6,
+        "batches_per_s": batches,
+    }
+    spread = (
         f"send to stored {middle:.1f} ms (50%), {late:.1f} ms (99%); "
         f"{resident / 1e6:.0f} MB resident; {batches:.1f} batches/s meanwhile"
     )
-    return Row(**{**row.__dict__, "spread": details})
+    return replace(row, spread=spread, details=details)
 
 
 if __name__ == "__main__":
