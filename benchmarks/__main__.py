@@ -52,9 +52,9 @@ def main(ids: list[str], minutes: str) -> None:
         command = [sys.executable, "-m", f"benchmarks.{id}", "--json", *(["--minutes", minutes] if id in LONG else [])]
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
         lines = [line for line in lines if line["id"] != id] + json.loads(ran.stdout)
-    lines.sort(key=lambda line: IDS.index(line["id"]))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(lines, indent=1) + "\n")
+        lines.sort(key=lambda line: IDS.index(line["id"]))
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(lines, indent=1) + "\n")
     charts.scale(lines)
     rows = [Row(**{name: value for name, value in line.items() if name != "command"}) for line in lines]
     DOCUMENT.write_text(document(rows))
