@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 EXPERIENCE_HWM = 4  # segments per actor; the same on both ends
 PRIORITY_HWM = 256
+SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
 IDLE_S = 0.1
 
 
@@ -152,8 +153,8 @@ class ReplayServer:
             self._account_waiting(time.monotonic() - started, may_insert)
             while (message := self._priorities.receive()) is not None:
                 self._hear_learner(message)
-            if may_insert and (segment := self._experience.receive()) is not None:
-                self._insert(segment)
+            if may_insert:
+                self._insert_waiting()
             if may_deal and self._batches.ready:
                 self._deal()
             self._report()
@@ -192,6 +193,12 @@ class ReplayServer:
         counts = self._store.update(update.keys, update.td_error)
         self._counts["evicted_updates"] += counts.evicted
         self._counts["retired"] += counts.retired
+
+    def _insert_waiting(self) -> None:
+        for _ in range(SEGMENTS_PER_TURN):
+            if not self._governor.may_insert() or (segment := self._experience.receive()) is None:
+                return
+            self._insert(segment)
 
     def _insert(self, segment: Segment) -> None:
         try:

@@ -7,6 +7,7 @@ bounds, no value that is not finite, no size that was not checked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -292,10 +293,10 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Segment:
     _require((segment.td_error >= 0).all(), "negative td_error")
     if segment.frame.codec == "raw":
         _require_finite(np.frombuffer(segment.frames, "<f4"), "observation")
-    offsets = np.concatenate(([0], np.cumsum(segment.frame_sizes, dtype=np.int64)))
     view = memoryview(segment.frames)
-    for index, crc in enumerate(segment.frame_crcs.tolist()):
-        _require(frame_crc(view[offsets[index] : offsets[index + 1]]) == crc, "frame damaged on the way")
+    borders = itertools.pairwise(itertools.accumulate(segment.frame_sizes.tolist(), initial=0))
+    found = [frame_crc(view[start:stop]) for start, stop in borders]
+    _require(found == segment.frame_crcs.tolist(), "frame damaged on the way")
     return segment
 
 
