@@ -1,7 +1,7 @@
 """Synthetic actors in one process: CONNECTIONS TRANSITIONS_PER_S (in all; 0: as fast as they go) ADDRESS ...
 
-Each connection sends the frame set's segments over and over to one of the addresses, `boot` being the time of sending
-(monotonic nanoseconds); the program runs until it is stopped.
+Each connection sends the frame set's segments over and over to one of the addresses; the program runs until it is
+stopped. At a given rate `boot` is the time of sending (monotonic nanoseconds); else messages are made beforehand.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from apex_zmq.config import Config
 from apex_zmq.signature import experience_signature
 from apex_zmq.transport import Outbox, wait
-from apex_zmq.wire.messages import encode_segment
-from benchmarks import mario_frames
+from apex_zmq.wire.messages import Parts, encode_segment
+from benchmarks import mario_frames, synthetic
 
 
 def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -> None:
@@ -26,7 +26,11 @@ def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -
     outboxes = [Outbox(addresses[index % len(addresses)], hwm=4) for index in range(connections)]
     length = config.actor.segment_length
     begin, sent = time.monotonic(), 0
-    segments = itertools.cycle(mario_frames.segments(mario_frames.play(), config))
+    segments = mario_frames.segments(mario_frames.play(), config)
+    messages: Iterator[Parts] = itertools.cycle(synthetic.messages(segments, config))
+    if transitions_per_s:
+        stamped = (replace(segment, boot=time.monotonic_ns()) for segment in itertools.cycle(segments))
+        messages = (encode_segment(segment, signature) for segment in stamped)
     turn = itertools.cycle(outboxes)
     while True:
         if transitions_per_s and (ahead := sent / transitions_per_s - (time.monotonic() - begin)) > 0:
@@ -34,7 +38,7 @@ def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -
         ready = next((outbox for outbox in (next(turn) for _ in outboxes) if outbox.ready), None)
         if ready is None:
             wait([], outboxes, 0.1)
-        elif ready.send(encode_segment(replace(next(segments), boot=time.monotonic_ns()), signature)):
+        elif ready.send(next(messages)):
             sent += length
 
 

@@ -16,6 +16,7 @@ A transition of key k is row k - first_key.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -38,7 +39,7 @@ HEADER = np.dtype(
         ("transitions", "<u4"),
         ("frames", "<u4"),
         ("actor", "<u4"),  # number of the actor's name
-        ("crc", "<u4"),  # CRC-32 of the record without this field
+        ("crc", "<u4"),  # CRC-32 of header and columns without this field; each frame has its own
     ],
     align=True,
 )
@@ -80,7 +81,7 @@ def size_of(transitions: int, frames: int, frame_bytes: int) -> int:
 
 def write(record: UInt8s, segment: Segment, frame_ends: UInt32s, first_key: int, actor: int) -> None:
     """Fill `record`, uint8[size_of(...)] of the arena, from a checked segment."""
-    parts: tuple[tuple[npt.ArrayLike, str], ...] = (
+    parts = (
         (segment.reward, "<f4"),
         (segment.discount, "<f4"),
         (segment.td_error, "<f4"),
@@ -89,13 +90,9 @@ def write(record: UInt8s, segment: Segment, frame_ends: UInt32s, first_key: int,
         (segment.first, "<u2"),
         (segment.action, "<u2"),
         (segment.steps, "u1"),
-        (np.frombuffer(segment.frames, np.uint8), "u1"),
     )
-    position = UNIT
-    for part, dtype in parts:
-        raw = np.ascontiguousarray(part, dtype).view(np.uint8)
-        record[position : position + len(raw)] = raw
-        position += len(raw)
+    content = b"".join([*(np.asarray(column, dtype).tobytes() for column, dtype in parts), segment.frames])
+    record[UNIT : UNIT + len(content)] = np.frombuffer(content, np.uint8)
     header = record[:UNIT].view(HEADER)
     shape = (segment.num_transitions, len(segment.frame_sizes))
     header[0] = (MAGIC, len(record), first_key, segment.boot, segment.sequence, 0, *shape, actor, 0)
@@ -103,8 +100,22 @@ def write(record: UInt8s, segment: Segment, frame_ends: UInt32s, first_key: int,
 
 
 def crc_of(record: UInt8s) -> int:
-    """CRC-32 of a record, its crc field left out."""
-    return zlib.crc32(record[UNIT:].data, zlib.crc32(record[: UNIT - 4].data))
+    """CRC-32 of a record's header and columns, its crc field left out."""
+    return zlib.crc32(record[UNIT : _columns_of(record).frames].data, zlib.crc32(record[: UNIT - 4].data))
+
+
+def frames_valid(record: UInt8s) -> bool:
+    """Whether every frame of a record has its CRC."""
+    at = _columns_of(record)
+    ends = record[at.ends : at.crcs].view("<u4").tolist()
+    crcs: list[int] = record[at.crcs : at.first].view("<u4").tolist()
+    frames = record[at.frames :].data
+    return [zlib.crc32(frames[start:stop]) for start, stop in itertools.pairwise(ends)] == crcs
+
+
+def _columns_of(record: UInt8s) -> Columns:
+    header = record[:UNIT].view(HEADER)[0]
+    return columns(int(header["transitions"]), int(header["frames"]))
 
 
 _columns = cast("Callable[[int, int], Columns]", numba.njit(columns, nogil=True, cache=True))

@@ -230,7 +230,10 @@ class Store:
             offset = int(self._records[key % self.capacity])
             assert header["magic"] == record.MAGIC, f"no record holds key {key}"
             assert header["first_key"] == key, f"no record begins with key {key}"
-            assert header["crc"] == record.crc_of(self._arena[offset : offset + record_bytes]), f"CRC of key {key}"
+            stored = self._arena[offset : offset + record_bytes]
+            assert record.UNIT <= record_bytes == len(stored), f"size of the record of key {key}"
+            assert header["crc"] == record.crc_of(stored), f"CRC of key {key}"
+            assert record.frames_valid(stored), f"CRC of a frame of the record of key {key}"
             for _, slots in self._slot_ranges(key, count):
                 assert np.all(self._records[slots] == offset), f"a slot of the record of key {key} points elsewhere"
             spans.append((offset, offset + record_bytes))
@@ -292,13 +295,14 @@ class Store:
         require(all(len(column) == count for column in per_row), "columns of different lengths")
         require(len(segment.frame_crcs) == frames, "not one CRC per frame")
         ends = np.zeros(frames + 1, np.uint64)
-        np.cumsum(segment.frame_sizes, dtype=np.uint64, out=ends[1:])
+        segment.frame_sizes.cumsum(dtype=np.uint64, out=ends[1:])
         require(int(ends[-1]) == memoryview(segment.frames).nbytes < 2**32, "frame sizes do not add up to the frames")
-        require(np.all(segment.frame_sizes), "an empty frame")
+        require(bool(segment.frame_sizes.all()), "an empty frame")
         shortest, longest = int(segment.steps.min()), int(segment.steps.max())
         require(shortest >= 1 and stack + longest <= self.frame_window, f"windows longer than {self.frame_window}")
         past_window = segment.first.astype(np.int64) + segment.steps + stack
         require(past_window.max() <= frames, "a window ends beyond the frames")
-        require(np.all((segment.td_error >= 0) & (segment.td_error < np.inf)), "a td_error negative or not finite")
+        finite = (segment.td_error >= 0) & (segment.td_error < np.inf)
+        require(bool(finite.all()), "a td_error negative or not finite")
         require(0 <= segment.boot < 2**64 and 0 <= segment.sequence < 2**64, "boot or sequence beyond 64 bits")
         return ends.astype(np.uint32)

@@ -127,7 +127,7 @@ def _aligned_zeros(size: int) -> Float64s:
 
 def _checked(values: npt.ArrayLike) -> Float64s:
     floats = np.asarray(values, np.float64)
-    if not np.all((floats >= 0) & (floats < np.inf)):
+    if not ((floats >= 0) & (floats < np.inf)).all():
         raise ValueError("priorities must be finite and >= 0")
     return floats
 

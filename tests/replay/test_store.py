@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scipy.stats import chisquare
 
+from apex_zmq.replay import record
 from apex_zmq.replay.store import Store
 from apex_zmq.types import FrameSpec, Segment, UInt64s
 
@@ -282,9 +283,13 @@ def test_refuses_exponents_that_break_priorities(alpha: float, epsilon: float) -
         Store(capacity=1, arena_bytes=64, frame_window=WINDOW, alpha=alpha, epsilon=epsilon, seed=0)
 
 
-def test_check_valid_notices_a_flipped_bit() -> None:
+@given(data=st.data())
+def test_check_valid_notices_a_flipped_bit(data: st.DataObject) -> None:
     store = make_store(10)
-    store.append(make_segment(np.random.default_rng(0), [5]))
-    store._arena[store.num_bytes - 1] ^= 1
-    with pytest.raises(AssertionError, match="CRC of key 0"):
+    segment = make_segment(np.random.default_rng(0), [5])
+    store.append(segment)
+    place = record.columns(segment.num_transitions, len(segment.frame_sizes))
+    byte = data.draw(st.integers(0, place.frames + memoryview(segment.frames).nbytes - 1))
+    store._arena[byte] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(AssertionError):
         store.check_valid()
