@@ -1,6 +1,6 @@
 """Resident bytes of a replay process per stored transition, at 2 million of them, beside Reverb's.
 
-Frame set mario-84 over and over; resident memory is what the kernel counts for the process, less nothing.
+Frame set mario-84 over and over; resident memory is what the kernel counts for the process.
 """
 
 from __future__ import annotations

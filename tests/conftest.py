@@ -1,16 +1,19 @@
-"""Shared by tests that start real programs."""
+"""Shared by tests that start real programs or open real sockets."""
 
 from __future__ import annotations
 
 import importlib.abc
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import hypothesis
 import pytest
@@ -112,3 +115,32 @@ def start(tmp_path: Path) -> Iterator[StartProgram]:
     yield start_program
     for program in programs:
         program.end()
+
+
+def free_tcp_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose name is short enough for ipc."""
+    with tempfile.TemporaryDirectory(prefix="apex-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def address(request: pytest.FixtureRequest, directory: Path) -> str:
+    return free_tcp_address() if request.param == "tcp" else f"ipc://{directory}/socket"
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[Any], Any]]:
+    """Closes what is passed to it when the test is over."""
+    with ExitStack() as stack:
+
+        def keep(channel: Any) -> Any:
+            return stack.enter_context(closing(channel))
+
+        yield keep

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
 from apex_zmq.config import Config
 from apex_zmq.roles.parameters import ParameterFollower, ParameterPublisher
@@ -17,7 +14,7 @@ from apex_zmq.transport import Inbox, wait
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_heartbeat, decode_status, make_tensors
 
-from .conftest import Program, StartProgram
+from .conftest import Program, StartProgram, free_tcp_address
 
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 NETWORK, EXPERIENCE = network_signature(ARRAYS), experience_signature(Config())
@@ -33,18 +30,6 @@ def parameters(version: int, experience: str = EXPERIENCE) -> Parameters:
         experience_signature=experience,
         tensors=make_tensors({"weight": ARRAYS["weight"] + version}),
     )
-
-
-def free_tcp_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
-@pytest.fixture
-def opened() -> Iterator[Callable[[Any], Any]]:
-    """Closes what is passed to it when the test is over."""
-    with ExitStack() as stack:
-        yield lambda channel: stack.enter_context(closing(channel))
 
 
 class Chain:

@@ -1,89 +1,41 @@
 from __future__ import annotations
 
-import logging
 import re
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from apex_zmq.config import ConfigError
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.transport import AddressInUseError, Inbox, Outbox, Publisher, is_local, max_message_bytes, wait
 from apex_zmq.types import FrameSpec, Segment
-from apex_zmq.wire.codec import LIMITS, Kind, WireError
+from apex_zmq.wire.codec import LIMITS, Kind
 from apex_zmq.wire.messages import (
     Heartbeat,
     Hello,
-    Parameters,
-    decode_heartbeat,
     decode_hello,
-    decode_parameters,
     decode_segment,
     encode,
     encode_segment,
-    make_tensors,
 )
 
-SIGNATURE = "0123456789abcdef"
-PATIENCE_S = 20.0  # until a test gives up; a good run takes milliseconds
-HELLO = Hello("run", 1, 0, SIGNATURE)
-
-
-def free_tcp_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory whose name is short enough for ipc."""
-    with tempfile.TemporaryDirectory(prefix="apex-") as path:
-        yield Path(path)
-
-
-@pytest.fixture(params=["tcp", "ipc"])
-def address(request: pytest.FixtureRequest, directory: Path) -> str:
-    return free_tcp_address() if request.param == "tcp" else f"ipc://{directory}/socket"
-
-
-@pytest.fixture
-def opened() -> Iterator[Callable[[Any], Any]]:
-    """Closes what is passed to it when the test is over."""
-    with ExitStack() as stack:
-
-        def keep(channel: Any) -> Any:
-            return stack.enter_context(closing(channel))
-
-        yield keep
-
-
-@contextmanager
-def raw_push(address: str) -> Iterator[zmq.Socket[bytes]]:
-    """A peer that keeps no rules."""
-    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
-    with peer:
-        peer.setsockopt(zmq.LINGER, 0)
-        peer.connect(address)
-        yield peer
-
-
-def hello_inbox(address: str) -> Inbox[Hello]:
-    return Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=16)
-
-
-def await_ready(outbox: Outbox) -> None:
-    wait([], [outbox], PATIENCE_S)
-    assert outbox.ready
+from .channels import (
+    HELLO,
+    PATIENCE_S,
+    SIGNATURE,
+    await_ready,
+    hear,
+    hello_inbox,
+    subscriber,
+    welcome,
+)
+from .conftest import free_tcp_address
 
 
 def segment(sequence: int, size: int = 84) -> Segment:
@@ -97,37 +49,6 @@ def segment(sequence: int, size: int = 84) -> Segment:
     made = builder.take(f"actor-{sequence}", 1)
     assert made is not None
     return made
-
-
-def parameters(version: int, size: int = 10) -> Parameters:
-    tensors = make_tensors({"weight": np.full(size, version, np.float32)})
-    return Parameters("run", 1, version, 10 * version, "fedcba9876543210", SIGNATURE, tensors)
-
-
-Publication = tuple[Parameters, dict[str, np.ndarray[Any, Any]]] | Heartbeat
-
-
-def subscriber(address: str) -> Inbox[Publication]:
-    return Inbox.subscribe(address, {Kind.PARAMETERS: decode_parameters, Kind.HEARTBEAT: decode_heartbeat})
-
-
-def welcome(publisher: Publisher, version: int, size: int = 10) -> None:
-    (part,) = encode(Kind.PARAMETERS, parameters(version, size))
-    publisher.welcome(part)
-
-
-def hear(publisher: Publisher, inbox: Inbox[Publication], version: int) -> Publication:
-    """Serve until the subscriber hears this version; whatever it hears before is older."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        publisher.serve()
-        message = inbox.receive(0.01)
-        if message is not None:
-            found = message.version if isinstance(message, Heartbeat) else message[0].version
-            assert found <= version
-            if found == version:
-                return message
-    raise AssertionError(f"version {version} was never heard")
 
 
 # Options and addresses.
@@ -315,110 +236,6 @@ def test_wait_returns_for_what_can_be_received(address: str, opened: Callable[[A
     assert inbox.receive() == HELLO
 
 
-# Bad peers.
-
-(GOOD,) = encode(Kind.HELLO, HELLO)
-GARBAGE: list[list[bytes]] = [
-    [b""],
-    [b"\x00"],
-    [b"GET / HTTP/1.1\r\n\r\n"],
-    [bytes(GOOD), b"one part too many"],
-    [bytes(part) for part in encode(Kind.HEARTBEAT, Heartbeat("run", 1, 1, 1))],
-    [bytes(GOOD)[:-1]],
-    [bytes(GOOD)[:1] + b"\x63" + bytes(GOOD)[2:]],
-    [b"\x04\x01\x00\x00\x04\x00\x00\x00\x81\xa1\xff\xff"],
-]
-
-
-def test_bad_messages_are_counted_and_dropped_while_good_ones_go_on(
-    address: str, opened: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=100))
-    await_ready(outbox)
-    with caplog.at_level(logging.WARNING), raw_push(address) as peer:
-        for garbage in GARBAGE:
-            peer.send_multipart(garbage)
-        peer.send(bytes(GOOD))  # the same peer is heard again once it makes sense
-        assert inbox.receive(PATIENCE_S) == HELLO
-        assert inbox.refused == len(GARBAGE)
-        outbox.send([GOOD])
-        assert inbox.receive(PATIENCE_S) == HELLO
-    # One peer, one line: who and why.
-    (record,) = caplog.records
-    assert re.search(r"from (127\.0\.0\.1|localhost\S*): .*shorter than its prelude", record.getMessage())
-
-
-def test_a_reason_cannot_forge_or_flood_the_log(
-    address: str, opened: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(parts: Any) -> Hello:
-        found = decode_hello(parts)
-        raise WireError(f"run {found.run} " + 10_000 * "x")
-
-    inbox = opened(Inbox.bind(address, {Kind.HELLO: refuse}, hwm=4))
-    with caplog.at_level(logging.WARNING), raw_push(address) as peer:
-        peer.send(bytes(encode(Kind.HELLO, Hello("a\nCRITICAL all is lost", 1, 0, SIGNATURE))[0]))
-        wait([inbox], [], PATIENCE_S)
-        assert inbox.receive() is None
-    (record,) = caplog.records
-    assert "\n" not in record.getMessage()
-    assert len(record.getMessage()) < 500
-
-
-def test_a_flood_of_bad_messages_does_not_hold_the_caller(address: str, opened: Callable[[Any], Any]) -> None:
-    inbox = opened(Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1000))
-    with raw_push(address) as peer:
-        for _ in range(50):
-            peer.send(b"garbage")
-        peer.send(bytes(GOOD))
-        calls = 0
-        while (found := inbox.receive()) is None:
-            wait([inbox], [], PATIENCE_S)
-            calls += 1
-    assert found == HELLO
-    assert inbox.refused == 50
-    assert calls >= 50
-
-
-def test_a_stranger_who_does_not_speak_zeromq_is_ignored(opened: Callable[[Any], Any]) -> None:
-    address = free_tcp_address()
-    inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=4))
-    host, port = address.removeprefix("tcp://").split(":")
-    with socket.create_connection((host, int(port))) as stranger:
-        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 10)
-        await_ready(outbox)
-        outbox.send([GOOD])
-        assert inbox.receive(PATIENCE_S) == HELLO
-
-
-def test_an_oversized_part_is_refused_before_it_is_delivered(address: str, opened: Callable[[Any], Any]) -> None:
-    inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=4))
-    await_ready(outbox)
-    with raw_push(address) as peer, peer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
-        peer.send(bytes(max_message_bytes([Kind.HELLO]) + 1))
-        assert monitor.poll(round(1000 * PATIENCE_S)), "the connection was not closed"
-        assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
-        peer.disable_monitor()
-    outbox.send([GOOD])
-    assert inbox.receive(PATIENCE_S) == HELLO
-    assert inbox.refused == 0  # it never came so far
-
-
-def test_an_oversized_subscription_does_not_stop_a_publisher(opened: Callable[[Any], Any]) -> None:
-    address = free_tcp_address()
-    publisher = opened(Publisher(address))
-    welcome(publisher, 1)
-    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
-    with peer:
-        peer.setsockopt(zmq.LINGER, 0)
-        peer.subscribe(bytes(10_000))
-        peer.connect(address)
-        hear(publisher, opened(subscriber(address)), 1)
-
-
 # PUB and SUB.
 
 
@@ -475,16 +292,3 @@ def publisher_once_free(address: str) -> Publisher:
         except AddressInUseError:
             if time.monotonic() > deadline:
                 raise
-
-
-def test_a_bad_publication_is_refused_and_good_ones_go_on(address: str, opened: Callable[[Any], Any]) -> None:
-    publisher = opened(Publisher(address))
-    publisher.welcome(b"\x05garbage")
-    inbox = opened(subscriber(address))
-    deadline = time.monotonic() + PATIENCE_S
-    while not inbox.refused and time.monotonic() < deadline:
-        publisher.serve()
-        assert inbox.receive(0.01) is None
-    assert inbox.refused == 1
-    welcome(publisher, 2)
-    hear(publisher, inbox, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,21 +141,6 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "walk.py").write_text(WALK)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakePeers]:
-    made: list[Peers] = []
-    threads = torch.get_num_threads()
-
-    def make_peers(**changes: Any) -> Peers:
-        made.append(Peers(tmp_path, {name.replace("__", "."): value for name, value in changes.items()}))
-        return made[-1]
-
-    yield make_peers
-    torch.set_num_threads(threads)
-    for each in made:
-        each.close()
 
 
 def test_segments_are_as_the_settings_say(make: MakePeers) -> None:

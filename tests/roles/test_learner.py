@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,21 +137,6 @@ class Peers:
 
 
 MakePeers = Callable[..., Peers]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakePeers]:
-    made: list[Peers] = []
-    threads = torch.get_num_threads()
-
-    def make_peers(**changes: Any) -> Peers:
-        made.append(Peers(tmp_path, {name.replace("__", "."): value for name, value in changes.items()}))
-        return made[-1]
-
-    yield make_peers
-    torch.set_num_threads(threads)
-    for each in made:
-        each.close()
 
 
 def test_parameters_and_checkpoints_come_as_often_as_told(make: MakePeers) -> None:
