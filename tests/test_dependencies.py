@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "signature": {"config", "envs"},
     "segments": {"types", "nstep", "wire"},
     "telemetry": {"wire"},
+    "episodes": {"wire"},
     "board": {"config", "configure"},
     "training": {
         "types",
@@ -65,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "segments",
         "telemetry",
         "board",
+        "episodes",
         "logs",
         "training",
         "transport",

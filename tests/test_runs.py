@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import threading
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from apex_zmq import configure
 from apex_zmq.checkpoint import load
+from apex_zmq.episodes import EPISODES
 from apex_zmq.launch import free_ports, local_addresses
 from apex_zmq.roles.learner import Learner
 from apex_zmq.transport import Inbox
@@ -70,6 +72,17 @@ def test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays(start:
     assert curves.Scalars("rollout/episodes")[-1].value >= 40
     assert curves.Scalars("rollout/max_x")[-1].value > 300  # Mario starts at 40 and has walked
     assert curves.Scalars("actors/count")[-1].value == 1
+
+    with (tmp_path / "run" / EPISODES).open() as file:
+        episodes = list(csv.DictReader(file))
+    assert len(episodes) == curves.Scalars("rollout/episodes")[-1].value
+    assert max(float(episode["return"]) for episode in episodes) > 26  # as far as 300 pixels
+    assert {episode["stage"] for episode in episodes} == {"1-1"}
+    assert max(int(episode["max_x"]) for episode in episodes) == curves.Scalars("rollout/best_x")[-1].value
+    assert {float(episode["epsilon"]) for episode in episodes} >= {0.4, 0.16}
+    assert (
+        sum(int(episode["length"]) for episode in episodes) <= int(episodes[-1]["decisions"]) + 8
+    )  # a step of 8 lanes
 
     checkpoint = load(tmp_path / "run")
     assert checkpoint.counters["updates"] >= 20

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from apex_zmq.board import Board
 from apex_zmq.config import Config, ConfigError
+from apex_zmq.episodes import EpisodeLog
 from apex_zmq.logs import PROGRESS
 from apex_zmq.roles.parameters import ParameterPublisher
 from apex_zmq.roles.status import rss_bytes
@@ -77,6 +78,7 @@ class Broadcaster(threading.Thread):
     def run(self) -> None:
         """Serve until closed."""
         board = Board(self._directory, self._config, self.stats.decisions)
+        episodes = EpisodeLog(self._directory)
         interval_s = self._config.telemetry.log_interval_s
         next_summary = time.monotonic() + min(interval_s, FIRST_SUMMARY_S)
         while not self._closing.is_set():
@@ -86,12 +88,14 @@ class Broadcaster(threading.Thread):
             now = time.monotonic()
             while (status := self._statuses.receive()) is not None:
                 self.stats.hear(status, now)
+                episodes.write(time.time(), self.stats.decisions, status.episodes)
                 self._publisher.send(encode(Kind.RELAYED_STATUS, status))
             if now >= next_summary:
                 self._summarize(board, now)
                 next_summary = now + interval_s
         self._summarize(board, time.monotonic())
         board.close()
+        episodes.close()
         self._publisher.close()
         self._statuses.close()
 

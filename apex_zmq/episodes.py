@@ -1,0 +1,61 @@
+"""`episodes.csv` in a run directory: one line per episode, to plot and compare runs from."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from apex_zmq.wire.messages import Episode
+
+log = logging.getLogger(__name__)
+
+EPISODES = "episodes.csv"
+COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared")
+
+
+class EpisodeLog:
+    """Appends to the file; a resumed run goes on in it, after what its interrupted part wrote beyond its checkpoint.
+
+    time: unix seconds at which the learner heard of the episode. decisions: of the whole run, of all lanes, then.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = (directory / EPISODES).open("a", newline="")
+        self._rows = csv.writer(self._file)
+        self._failed = False
+        if self._file.tell() == 0:
+            self._write([COLUMNS])
+
+    def write(self, time: float, decisions: int, episodes: Iterable[Episode]) -> None:
+        """One line per episode. A full disk is logged once and costs lines, not the run."""
+        self._write(
+            (
+                f"{time:.1f}",
+                decisions,
+                f"{episode.epsilon:.4g}",
+                episode.stage,
+                f"{episode.episode_return:.4g}",
+                episode.length,
+                episode.max_x,
+                int(episode.cleared),
+            )
+            for episode in episodes
+        )
+
+    def _write(self, rows: Iterable[Iterable[object]]) -> None:
+        try:
+            self._rows.writerows(rows)
+            self._file.flush()
+        except OSError as error:
+            if not self._failed:
+                log.error("%s misses episodes, training goes on: %s", EPISODES, error)
+            self._failed = True
+
+    def close(self) -> None:
+        """Close the file."""
+        try:
+            self._file.close()
+        except OSError as error:  # what a full disk left in the buffer
+            log.error("%s misses episodes: %s", EPISODES, error)
