@@ -7,17 +7,13 @@ for `--minutes` (60).
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks import charts
-from benchmarks.rows import PEERS_PYTHON, ROOT, Row, table
+from benchmarks.rows import ROOT, Row, machine, table
 
 IDS = (
     "replay_to_learner",
@@ -36,8 +32,6 @@ IDS = (
 LONG = ("turnover",)
 RESULTS = ROOT / "benchmarks/results/latest.json"
 DOCUMENT = ROOT / "docs/BENCHMARKS.md"
-PACKAGES = ("torch", "numpy", "numba", "pyzmq", "lz4", "msgspec", "stable-retro", "gym-super-mario-bros", "nes-py")
-PEERS = ("dm-reverb", "tensorflow", "cpprb", "gym-super-mario-bros", "nes-py", "gym", "opencv-python-headless")
 HEAD = """# Benchmarks
 
 Written by `make bench` (peers are installed by `make bench-peers`). Every ratio is of two medians taken in turn in one
@@ -70,21 +64,6 @@ def document(rows: list[Row]) -> str:
         f"| id | what | spread |\n|---|---|---|\n{spreads}\n\n"
         "Each line alone: `.venv/bin/python -m benchmarks.ID` (`--json` for machines).\n"
     )
-
-
-def machine() -> str:
-    """What the figures were taken on."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
-    ours = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    text = f"Machine: {os.cpu_count()} cores, {model}. Python {platform.python_version()}: {ours}."
-    if PEERS_PYTHON.exists():
-        program = f"import importlib.metadata as m; print(', '.join(n + ' ' + m.version(n) for n in {PEERS!r}))"
-        peers = subprocess.run([str(PEERS_PYTHON), "-c", program], stdout=subprocess.PIPE, text=True, check=True)
-        text += f" Peers: {peers.stdout.strip()}."
-    return text
 
 
 if __name__ == "__main__":

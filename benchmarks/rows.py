@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"
+PACKAGES = ("torch", "numpy", "numba", "pyzmq", "lz4", "msgspec", "stable-retro", "gym-super-mario-bros", "nes-py")
+PEERS = ("dm-reverb", "tensorflow", "cpprb", "gym-super-mario-bros", "nes-py", "gym", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -113,3 +117,18 @@ def peer(module: str, *arguments: object) -> dict[str, Any] | None:
         raise RuntimeError(f"{' '.join(command)} exited with {ran.returncode}:\n{ran.stderr[-2000:]}")
     printed: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return printed
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    ours = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    text = f"Machine: {os.cpu_count()} cores, {model}. Python {platform.python_version()}: {ours}."
+    if PEERS_PYTHON.exists():
+        program = f"import importlib.metadata as m; print(', '.join(n + ' ' + m.version(n) for n in {PEERS!r}))"
+        peers = subprocess.run([str(PEERS_PYTHON), "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+        text += f" Peers: {peers.stdout.strip()}."
+    return text

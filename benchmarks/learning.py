@@ -1,0 +1,270 @@
+"""Training runs, one after another: python -m benchmarks.learning [NAME ...] [--list] [--commit].
+
+Every run of `QUEUE` that has no results yet is trained, alone on the machine; then its checkpoints are evaluated. What an
+interrupted run left is thrown away and the run begins anew. Results of a run NAME, under docs/results/:
+
+NAME.csv       every episode: minutes since the start, decisions so far, epsilon, stage, return, length, max_x, cleared
+NAME-eval.csv  every evaluation of a checkpoint
+NAME.json      the run itself: command, settings, seed, versions, machine
+
+`python -m benchmarks.results` draws pictures and tables from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from apex_zmq.checkpoint import load
+from apex_zmq.episodes import COLUMNS, EPISODES
+from apex_zmq.telemetry import LOW_EPSILON
+from benchmarks.rows import PEERS_PYTHON, ROOT, machine
+
+RESULTS = ROOT / "docs/results"
+RUNS = ROOT / "build/learning"
+CONFIG = "configs/mario-cpu.yaml"
+SAVE_EVERY = 1_500  # updates, about 50 s
+SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are below 1,000
+EPISODES_PER_EVALUATION = 100
+EVALUATE_EVERY = 5.0  # minutes
+SOLVED = 0.9
+EVALUATION = (
+    "minutes",
+    "decisions",
+    "checkpoint",
+    "protocol",
+    "seed",
+    "episodes",
+    "clear_rate",
+    "mean_x",
+    "mean_return",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the queue. settings: what differs from the config file, as for `--set`."""
+
+    name: str
+    group: Literal["headline", "sweep", "ablation", "peer", "stage"]
+    seed: int
+    minutes: float
+    settings: Mapping[str, str] = field(default_factory=dict)
+    algorithm: Literal["apex", "ppo", "dqn"] = "apex"
+
+
+def _one_seed(group: Literal["sweep", "ablation"], settings: Mapping[str, Mapping[str, str]]) -> list[Run]:
+    return [Run(f"{group}-{name}", group, 1, 25.0, changed) for name, changed in settings.items()]
+
+
+SWEEP: dict[str, dict[str, str]] = {
+    "base": {},
+    "epsilon-0.1": {"actor.epsilon": "0.1", "actor.epsilon_alpha": "2"},
+    "single-steps": {"actor.repeat_zeta": "null"},
+    "uniform": {"replay.alpha": "0"},
+    "alpha-0.7": {"replay.alpha": "0.7"},
+    "gamma-0.95": {"agent.gamma": "0.95"},
+    "gamma-0.8": {"agent.gamma": "0.8"},
+    "n-3": {"agent.n_step": "3"},
+    "n-10": {"agent.n_step": "10"},
+    "samples-9": {"replay.samples_per_insert": "9"},
+    "samples-2.25": {"replay.samples_per_insert": "2.25"},
+    "batch-128": {"learner.batch_size": "128", "learner.target_period": "250"},
+    "rate-0.0005": {"learner.learning_rate": "0.0005"},
+    "target-250": {"learner.target_period": "250"},
+    "target-2000": {"learner.target_period": "2000"},
+    "simple-movement": {"env.actions": "SIMPLE_MOVEMENT"},
+    "nature-84": {"agent.network": "nature", "env.frame_height": "84", "env.frame_width": "84"},
+    "death-10": {"env.reward.death": "-10"},
+}
+ABLATIONS: dict[str, dict[str, str]] = {
+    "no-double": {"learner.double": "false"},
+    "no-priorities": {"replay.alpha": "0"},
+    "one-step": {"agent.n_step": "1"},
+    "no-ladder": {"actor.epsilon": "0.05", "actor.epsilon_alpha": "0"},
+}
+QUEUE = [
+    *(Run(f"headline-{seed}", "headline", seed, 75.0) for seed in (1, 2, 3)),
+    Run("ppo-1", "peer", 1, 75.0, algorithm="ppo"),
+    Run("dqn-1", "peer", 1, 75.0, algorithm="dqn"),
+    Run("ppo-2", "peer", 2, 75.0, algorithm="ppo"),
+    *_one_seed("sweep", SWEEP),
+    *_one_seed("ablation", ABLATIONS),
+]
+
+
+class Checkpoint(NamedTuple):
+    """One that a run has left behind."""
+
+    minutes: float  # since the run was started
+    decisions: int
+    path: Path
+
+
+def train(run: Run) -> None:
+    """Train and evaluate, and put the results where they belong."""
+    directory = RUNS / run.name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    started = time.time()
+    with (RUNS / f"{run.name}.log").open("w") as log:
+        subprocess.run(
+            _command(run, directory),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": "1"} if run.algorithm == "apex" else {}),
+        )
+    episodes = _episodes(directory / EPISODES, started)
+    evaluations = evaluate(run, _checkpoints(directory, started), _first_clear(episodes))
+    about = {
+        "name": run.name,
+        "group": run.group,
+        "algorithm": run.algorithm,
+        "seed": run.seed,
+        "budget_minutes": run.minutes,
+        "settings": dict(run.settings),
+        "command": " ".join(_command(run, Path("DIRECTORY"))),
+        "machine": machine(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    _write(RESULTS / f"{run.name}.csv", ("minutes", *COLUMNS[1:]), episodes)
+    _write(RESULTS / f"{run.name}-eval.csv", EVALUATION, evaluations)
+    (RESULTS / f"{run.name}.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _command(run: Run, directory: Path) -> list[str]:
+    common = ["--config", CONFIG, "--seed", str(run.seed)]
+    if run.algorithm != "apex":
+        peer = [str(PEERS_PYTHON), "-m", "benchmarks.peers.sb3_mario", "train", run.algorithm]
+        return [*peer, *common, "--minutes", f"{run.minutes:g}", "--directory", str(directory)]
+    settings = {"learner.keep_checkpoints": "0", "learner.save_every": str(SAVE_EVERY), **run.settings}
+    changed = [argument for name, value in settings.items() for argument in ("--set", f"{name}={value}")]
+    return ["bin/apex-train", *common, "--max-minutes", f"{run.minutes:g}", *changed, "--run-dir", str(directory)]
+
+
+def _episodes(path: Path, started: float) -> list[dict[str, Any]]:
+    with path.open() as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return [{**row, "minutes": f"{(float(row['time']) - started) / 60:.3f}"} for row in rows]
+
+
+def _first_clear(episodes: Sequence[Mapping[str, Any]]) -> float:
+    """Minutes to the first clear by a lane that hardly explores; before it no checkpoint is worth an evaluation."""
+    low = (row for row in episodes if not row["epsilon"] or float(row["epsilon"]) <= LOW_EPSILON)
+    return next((float(row["minutes"]) for row in low if row["cleared"] == "1"), float("inf"))
+
+
+def _checkpoints(directory: Path, started: float) -> list[Checkpoint]:
+    found = []
+    for path in sorted(directory.glob("step-*")):
+        # A peer's name holds its decisions, ours its updates.
+        decisions = int(path.stem[5:]) if path.suffix == ".zip" else int(load(path).counters["decisions"])
+        found.append(Checkpoint((path.stat().st_mtime - started) / 60, decisions, path))
+    return found
+
+
+def evaluate(run: Run, checkpoints: Sequence[Checkpoint], since: float) -> list[dict[str, Any]]:
+    """Clear rates over the run, then the best one's on fresh seeds.
+
+    By the selection seed: one checkpoint every five minutes from `since` minutes on, and all between the first of them
+    that reaches 90% and its predecessor.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+
+    def measure(indices: Sequence[int]) -> None:
+        todo = [index for index in indices if index not in rows]
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            measured = pool.map(lambda index: _play(run, checkpoints[index], "noop", SELECTION_SEED), todo)
+            rows.update(zip(todo, measured, strict=True))
+
+    chosen: list[int] = []
+    for index, checkpoint in enumerate(checkpoints):
+        last = checkpoints[chosen[-1]].minutes if chosen else max(since - EVALUATE_EVERY, 0.0)
+        if checkpoint.minutes >= last + EVALUATE_EVERY or (chosen and checkpoint is checkpoints[-1]):
+            chosen.append(index)
+    measure(chosen or [len(checkpoints) - 1])
+    solved = next((place for place, index in enumerate(chosen) if rows[index]["clear_rate"] >= SOLVED), None)
+    if solved is not None:
+        measure(range(chosen[solved - 1] if solved else 0, chosen[solved]))
+    best = max(rows, key=lambda index: (rows[index]["clear_rate"], rows[index]["mean_x"]))
+    fresh = [
+        _play(run, checkpoints[best], protocol, FRESH_SEED, 1 if protocol == "greedy" else EPISODES_PER_EVALUATION)
+        for protocol in ("greedy", "noop", "sticky")
+    ]
+    return [*(rows[index] for index in sorted(rows)), *fresh]
+
+
+def _play(
+    run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: int = EPISODES_PER_EVALUATION
+) -> dict[str, Any]:
+    if run.algorithm == "apex":
+        program = ["bin/apex-eval", "--checkpoint", str(checkpoint.path)]
+    else:
+        program = [str(PEERS_PYTHON), "-m", "benchmarks.peers.sb3_mario", "evaluate", str(checkpoint.path)]
+        program += ["--algorithm", run.algorithm, "--config", CONFIG]
+    ran = subprocess.run(
+        [*program, "--protocol", protocol, "--episodes", str(episodes), "--seed", str(seed), "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    figures = json.loads(ran.stdout.splitlines()[-1])
+    return {
+        **{name: figures[name] for name in ("protocol", "seed", "episodes", "clear_rate")},
+        "minutes": f"{checkpoint.minutes:.2f}",
+        "decisions": checkpoint.decisions,
+        "checkpoint": checkpoint.path.name,
+        "mean_x": f"{figures['mean_x']:.1f}",
+        "mean_return": f"{figures['mean_return']:.2f}",
+    }
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _commit(run: Run) -> None:
+    files = [str(RESULTS / f"{run.name}{end}") for end in (".csv", "-eval.csv", ".json")]
+    subprocess.run(["git", "add", *files], check=True, cwd=ROOT)
+    subprocess.run(["git", "commit", "--quiet", "-m", f"Results of {run.name}", "--", *files], check=True, cwd=ROOT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, also where they have results")
+    parser.add_argument("--list", action="store_true", help="print the queue and what is done of it")
+    parser.add_argument("--commit", action="store_true", help="commit the results of each run when it ends")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - {run.name for run in QUEUE}:
+        parser.error(f"no run {', '.join(sorted(unknown))} in the queue; see --list")
+    for run in QUEUE:
+        done = (RESULTS / f"{run.name}.json").exists()
+        if arguments.list:
+            print(f"{'done' if done else 'to do':6}{run.name:24}{run.minutes:4g} min  {dict(run.settings) or ''}")
+        elif run.name in arguments.names or (not arguments.names and not done):
+            print(run.name, file=sys.stderr, flush=True)
+            train(run)
+            if arguments.commit:
+                _commit(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Tables and pictures of the training runs, from docs/results/: python -m benchmarks.results.
+
+The tables replace what stands between `<!-- NAME -->` and `<!-- end -->` in docs/RESULTS.md, the pictures go to
+docs/images/.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import numpy.typing as npt
+from matplotlib import pyplot
+
+from apex_zmq.telemetry import LOW_EPSILON
+from benchmarks.learning import FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED
+from benchmarks.rows import ROOT
+
+DOCUMENT = ROOT / "docs/RESULTS.md"
+IMAGES = ROOT / "docs/images"
+WINDOW = 20  # low-epsilon episodes
+CURVE_WINDOW = 100
+NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
+COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Episodes in the order of their ends; [E] each."""
+
+    minutes: Floats
+    decisions: Floats
+    cleared: Floats
+    max_x: Floats
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run with its results. low: of lanes with epsilon 0.01 or less (PPO: of all)."""
+
+    about: dict[str, Any]
+    all: Curve
+    low: Curve
+    evaluations: list[dict[str, str]]
+
+    def selection(self) -> list[dict[str, str]]:
+        """The evaluations on the selection seed, in the order of training."""
+        return [row for row in self.evaluations if row["seed"] == str(SELECTION_SEED)]
+
+    def fresh(self, protocol: str) -> dict[str, str]:
+        """The evaluation of the best checkpoint on fresh seeds."""
+        rows = self.evaluations
+        return next(row for row in rows if row["seed"] == str(FRESH_SEED) and row["protocol"] == protocol)
+
+
+def read(name: str, directory: Path = RESULTS) -> Result:
+    """The results of a run."""
+    with (directory / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (directory / f"{name}-eval.csv").open() as file:
+        evaluations = list(csv.DictReader(file))
+    low = [row for row in rows if not row["epsilon"] or float(row["epsilon"]) <= LOW_EPSILON]
+    return Result(json.loads((directory / f"{name}.json").read_text()), _curve(rows), _curve(low), evaluations)
+
+
+def _curve(rows: Sequence[dict[str, str]]) -> Curve:
+    return Curve(
+        *(np.array([float(row[name]) for row in rows]) for name in ("minutes", "decisions", "cleared", "max_x"))
+    )
+
+
+def moving_mean(values: Floats, window: int) -> Floats:
+    """[E] mean of the last `window` values up to each, of fewer at the start."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(ends - window, 0)
+    means: Floats = (sums[ends] - sums[begins]) / (ends - begins)
+    return means
+
+
+def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a rate seen in `count` trials (Wilson 1927)."""
+    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def first_clear(result: Result) -> tuple[float, float] | None:
+    """Minutes and decisions to the first clear by any lane."""
+    return _first(result.all, result.all.cleared > 0)
+
+
+def half_clear(result: Result) -> tuple[float, float] | None:
+    """Minutes and decisions until half of the last 20 low-epsilon episodes had cleared."""
+    curve = result.low
+    return _first(curve, (moving_mean(curve.cleared, WINDOW) >= 0.5) & (np.arange(len(curve.cleared)) >= WINDOW - 1))
+
+
+def _first(curve: Curve, mask: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
+    return (curve.minutes[mask][0], curve.decisions[mask][0]) if mask.any() else None
+
+
+def solved(result: Result) -> tuple[float, float] | None:
+    """Minutes and decisions of the first checkpoint that clears 90% under noop, on the selection seed."""
+    rows = (row for row in result.selection() if float(row["clear_rate"]) >= SOLVED)
+    return next(((float(row["minutes"]), float(row["decisions"])) for row in rows), None)
+
+
+def _when(moment: tuple[float, float] | None) -> str:
+    return "not reached" if moment is None else f"{moment[0]:.1f} min, {moment[1] / 1000:,.0f}k"
+
+
+def _rate(row: dict[str, str]) -> str:
+    rate, count = float(row["clear_rate"]), int(row["episodes"])
+    if count == 1:
+        return f"{rate:.0f} of 1"
+    low, high = wilson(rate, count)
+    return f"{rate:.2f} ({low:.2f} to {high:.2f})"
+
+
+def headline(results: Sequence[Result]) -> str:
+    """Headline runs and peers, a row each; for each algorithm with several seeds the median."""
+    lines = [
+        "| | seed | minutes | decisions/s | first clear | half of 20 clear | 90% under noop | noop | sticky | greedy |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    moments: tuple[Callable[[Result], tuple[float, float] | None], ...] = (first_clear, half_clear, solved)
+    for algorithm, name in NAMES.items():
+        own = [result for result in results if result.about["algorithm"] == algorithm]
+        for result in own:
+            minutes = result.all.minutes[-1]
+            rates = [_rate(result.fresh(protocol)) for protocol in ("noop", "sticky", "greedy")]
+            cells = [
+                name,
+                result.about["seed"],
+                f"{minutes:.0f}",
+                f"{result.all.decisions[-1] / minutes / 60:.0f}",
+                *(_when(moment(result)) for moment in moments),
+                *rates,
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        if len(own) > 1:
+            medians = [_when(_median([moment(result) for result in own])) for moment in moments]
+            lines.append(f"| **{name}, median** | | | | {' | '.join(f'**{cell}**' for cell in medians)} | | | |")
+    return "\n".join(lines)
+
+
+def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """By minutes; a run that did not get there counts as the slowest; of an even number the slower one."""
+    ordered = sorted(values, key=lambda value: math.inf if value is None else value[0])
+    return ordered[len(ordered) // 2]
+
+
+def comparison(results: Sequence[Result]) -> str:
+    """Sweeps or ablations, a row each, as they stood at the end."""
+    lines = [
+        "| run | changed | decisions/s | first clear | mean best x | clear rate | noop |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        curve = result.low
+        late = curve.minutes >= curve.minutes[-1] - 5
+        changed = ", ".join(f"`{key}={value}`" for key, value in result.about["settings"].items()) or "nothing"
+        cells = (
+            result.about["name"].partition("-")[2],
+            changed,
+            f"{result.all.decisions[-1] / result.all.minutes[-1] / 60:.0f}",
+            _when(first_clear(result)),
+            f"{curve.max_x[late].mean():,.0f}",
+            f"{curve.cleared[late].mean():.2f} of {late.sum()}",
+            _rate(result.fresh("noop")),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Clear rate over minutes and over decisions: lines from training, dots from evaluations."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True)
+    for axis, (label, of) in zip(axes, (("minutes", "minutes"), ("million decisions", "decisions")), strict=True):
+        scale = 1.0 if of == "minutes" else 1e-6
+        named: set[str] = set()
+        for result in results:
+            algorithm = result.about["algorithm"]
+            colour = COLOURS[algorithm]
+            name = None if algorithm in named else NAMES[algorithm]
+            named.add(algorithm)
+            rate = moving_mean(result.low.cleared, CURVE_WINDOW)
+            axis.plot(getattr(result.low, of) * scale, rate, color=colour, linewidth=1, label=name)
+            points = result.selection()
+            axis.plot(
+                [float(row[of]) * scale for row in points],
+                [float(row["clear_rate"]) for row in points],
+                "o",
+                color=colour,
+                markersize=4,
+            )
+        axis.axhline(SOLVED, color="gray", linewidth=0.7, linestyle="--")
+        axis.set_xlabel(label)
+        axis.set_xlim(left=0)
+        axis.set_ylim(0, 1)
+    axes[0].set_ylabel("clear rate of World 1-1")
+    axes[0].legend(loc="upper left")
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def fill(document: str, name: str, text: str) -> str:
+    """The document with `text` between the marks of that name."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(document):
+        raise ValueError(f"no marks <!-- {name} --> ... <!-- end -->")
+    return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", document)
+
+
+def _done(*groups: str) -> Iterator[Result]:
+    for run in QUEUE:
+        if run.group in groups and (RESULTS / f"{run.name}.json").exists():
+            yield read(run.name)
+
+
+def main() -> None:
+    document = DOCUMENT.read_text()
+    if main_runs := list(_done("headline", "peer")):
+        document = fill(document, "headline", headline(main_runs))
+        draw(main_runs, IMAGES / "learning.png")
+    for group in ("sweep", "ablation"):
+        if runs := list(_done(group)):
+            document = fill(document, group, comparison(runs))
+    DOCUMENT.write_text(document)
+
+
+if __name__ == "__main__":
+    main()
