@@ -1,7 +1,7 @@
 """Training runs, one after another: python -m benchmarks.learning [NAME ...] [--list] [--commit].
 
-Every run of `QUEUE` that has no results yet is trained, alone on the machine; then its checkpoints are evaluated. What an
-interrupted run left is thrown away and the run begins anew. Results of a run NAME, under docs/results/:
+Every run of `QUEUE` that has no results yet is trained, alone on the machine; then its checkpoints are evaluated. What
+an interrupted run left is thrown away and the run begins anew. Results of a run NAME, under docs/results/:
 
 NAME.csv       every episode: minutes since the start, decisions so far, epsilon, stage, return, length, max_x, cleared
 NAME-eval.csv  every evaluation of a checkpoint
