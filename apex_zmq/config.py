@@ -110,6 +110,9 @@ class Env(Section, frozen=True):
     hud: Annotated[
         Literal["crop", "mask", "keep"], doc("The 32 rows of score and clock: cut off, blackened, or kept.")
     ] = "crop"
+    show_buttons: Annotated[
+        bool, doc("Draw squares into a Mario frame, white while A and B are held: a jump needs A released first.")
+    ] = False
     frame_height: Annotated[int, Meta(ge=8, le=240), doc("Rows of an image frame after resizing.")] = 84
     frame_width: Annotated[int, Meta(ge=8, le=256), doc("Columns of an image frame after resizing.")] = 84
     frame_stack: Annotated[int, Meta(ge=1, le=16), doc("Frames per observation (1 for vectors).")] = 4

@@ -60,7 +60,7 @@ class MarioLanes:
         for _ in range(noops):
             emulator.step(0)
         self._episodes[lane] = mario.begin(mario.read(emulator.ram))
-        return self._frame(emulator.screen if noops else screen)
+        return self._frame(emulator.ram, emulator.screen if noops else screen)
 
     def step(self, lane: int, action: int) -> Step:
         """Hold the action's buttons for `frame_skip` frames, or until the life or the stage ends."""
@@ -89,7 +89,7 @@ class MarioLanes:
         truncated = mario.truncated(after, self._env)
         self._episodes[lane] = None if terminated or truncated else after
         return Step(
-            frame=self._frame(emulator.screen, previous),
+            frame=self._frame(emulator.ram, emulator.screen, previous),
             reward=reward,
             terminated=terminated,
             truncated=truncated,
@@ -107,10 +107,13 @@ class MarioLanes:
         """The emulator's screen."""
         return preprocess.screen_rgb(self._screen)
 
-    def _frame(self, screen: UInt16s, previous: UInt16s | None = None) -> UInt8s:
+    def _frame(self, ram: UInt8s, screen: UInt16s, previous: UInt16s | None = None) -> UInt8s:
         env = self._env
         self._screen = screen
-        return preprocess.screen_frame(screen, env.hud, env.frame_height, env.frame_width, previous)
+        frame = preprocess.screen_frame(screen, env.hud, env.frame_height, env.frame_width, previous)
+        if env.show_buttons:
+            preprocess.show_buttons(frame, mario.held(ram))
+        return frame
 
     def close(self) -> None:
         """Close the machines."""

@@ -122,6 +122,11 @@ def obeys(ram: UInt8s) -> bool:
     return bool(in_play and (ram[0xB5] <= 1 or ram[0x743] != 0))
 
 
+def held(ram: UInt8s) -> tuple[bool, bool]:
+    """Whether the game holds A and B for pressed: it acts on them only once they have been released."""
+    return bool(ram[0x0D] & 0x80), bool(ram[0x0D] & 0x40)
+
+
 class Outcome(Enum):
     """Where an episode stands."""
 

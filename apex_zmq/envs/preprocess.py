@@ -8,7 +8,7 @@ arithmetic, so that every machine computes the same frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numba
@@ -97,6 +97,16 @@ def screen_frame(
         brighter = np.maximum(_RGB565_LUMA[screen[first:]], _RGB565_LUMA[previous[first:]])
         _shrink_kernel(brighter, _GRAY, black_rows, out)
     return out
+
+
+def show_buttons(frame: UInt8s, held: Sequence[bool]) -> None:
+    """Draw a square for each button into the upper left corner of a [height, width] frame: 255 if held, else 0.
+
+    A square is a twelfth of the height.
+    """
+    side = max(1, frame.shape[0] // 12)
+    for index, white in enumerate(held):
+        frame[:side, index * side : (index + 1) * side] = 255 if white else 0
 
 
 def image_frame(image: UInt8s, height: int, width: int) -> UInt8s:

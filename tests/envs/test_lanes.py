@@ -181,6 +181,24 @@ def test_max_pool_takes_the_brighter_of_the_last_two_frames(emulator: FCEUmm) ->
     assert differing > 4
 
 
+@pytest.mark.parametrize(("frame_skip", "size", "side"), [(4, (48, 60), 4), (3, (84, 84), 7)])
+def test_frames_show_the_buttons_held(emulator: FCEUmm, frame_skip: int, size: tuple[int, int], side: int) -> None:
+    actions = (("right",), ("right", "A"), ("right", "B"), ("right", "A", "B"))
+    env = config.Env(
+        actions=actions, frame_skip=frame_skip, noop_max=0, frame_height=size[0], frame_width=size[1], show_buttons=True
+    )
+    plain = msgspec.structs.replace(env, show_buttons=False)
+    shown, hidden = (MarioLanes(each, 1, 0, SharedMachine(emulator)) for each in (env, plain))
+    pairs = [(shown.reset(0), (0, 0))]
+    pairs += [(shown.step(0, action).frame, ((action & 1) * 255, (action >> 1) * 255)) for action in (1, 3, 3, 0, 2)]
+    bare = [hidden.reset(0)] + [hidden.step(0, action).frame for action in (1, 3, 3, 0, 2)]
+    for (frame, colours), other in zip(pairs, bare, strict=True):
+        squares = frame[:side, : 2 * side].reshape(side, 2, side)
+        assert [set(np.unique(squares[:, index])) for index in range(2)] == [{colour} for colour in colours]
+        frame[:side, : 2 * side] = other[:side, : 2 * side]
+        np.testing.assert_array_equal(frame, other)
+
+
 def test_clipped_rewards(emulator: FCEUmm) -> None:
     env = config.Env(actions=(("right",),), noop_max=0)
     plain = [step.reward for step in repeat(emulator, env)]
