@@ -26,7 +26,6 @@ from apex_zmq.roles.player import Player, Protocol
 from apex_zmq.types import FrameSpec
 from benchmarks.peers.sb3_env import MarioEnv
 
-THREADS = 2  # of torch; there are two cores
 WIDTH = 512  # of the hidden layer: ours are two of 256
 CHECKPOINT_S = 60.0
 EPISODE_COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared")
@@ -49,13 +48,23 @@ class Features(BaseFeaturesExtractor):
 
 
 class ByTheClock(BaseAlgorithm):
-    """An algorithm whose schedules run over the time it is given: how many decisions that makes is not known before."""
+    """An algorithm for a given time on two cores.
+
+    Its schedules run over that time, since how many decisions that makes is not known before. A second thread
+    helps it to learn; while it acts, that would only keep a core from the environments.
+    """
 
     begin = 0.0  # unix seconds
     seconds = 1.0
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         self._current_progress_remaining = max(0.0, 1 - (time.time() - self.begin) / self.seconds)
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Learn from what was collected."""
+        torch.set_num_threads(2)
+        super().train(*args, **kwargs)
+        torch.set_num_threads(1)
 
 
 class ClockedPPO(ByTheClock, PPO):
@@ -64,7 +73,7 @@ class ClockedPPO(ByTheClock, PPO):
     entropy = LinearSchedule(0.01, 1e-4, 0.8)
 
     def train(self) -> None:
-        """Learn from one rollout."""
+        """As `ByTheClock.train`."""
         self.ent_coef = self.entropy(self._current_progress_remaining)
         super().train()
 
@@ -126,7 +135,10 @@ def make_agent(algorithm: str, config: Config, seed: int) -> BaseAlgorithm:
 
 def _make_envs(config: Config, count: int, seed: int) -> SubprocVecEnv:
     seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
-    # Forked: processes that start anew would each import torch, half a minute of the time together.
+    # Forked from a process that has played already, they share what is imported and compiled: a second each.
+    first = MarioEnv(config.env, seed)
+    first.reset()
+    first.close()
     return SubprocVecEnv([partial(MarioEnv, config.env, each) for each in seeds], start_method="fork")
 
 
@@ -141,11 +153,14 @@ class Recorder(BaseCallback):
         self._checkpoints = (directory / "checkpoints.csv").open("w", buffering=1, newline="")
         csv.writer(self._episodes).writerow(EPISODE_COLUMNS)
         csv.writer(self._checkpoints).writerow(CHECKPOINT_COLUMNS)
-        self._saved = time.time()
+        self._saved, self._saved_decisions = time.time(), -1
 
     def _on_step(self) -> bool:
         now = time.time()
-        epsilon = f"{self.model.exploration_rate:.4g}" if isinstance(self.model, DQN) else ""
+        epsilon = ""
+        if isinstance(self.model, DQN):
+            random = self.num_timesteps <= self.model.learning_starts
+            epsilon = "1" if random else f"{self.model.exploration_rate:.4g}"
         writer = csv.DictWriter(self._episodes, EPISODE_COLUMNS)
         for lane in np.flatnonzero(self.locals["dones"]):
             account = self.locals["infos"][lane]["account"]
@@ -155,12 +170,13 @@ class Recorder(BaseCallback):
         return now < self._deadline
 
     def _on_training_end(self) -> None:
-        self._save()
+        if self.num_timesteps > self._saved_decisions:
+            self._save()
         self._episodes.close()
         self._checkpoints.close()
 
     def _save(self) -> None:
-        self._saved = time.time()
+        self._saved, self._saved_decisions = time.time(), self.num_timesteps
         path = self._directory / f"step-{self.num_timesteps:09}.zip"
         self.model.save(path)
         csv.writer(self._checkpoints).writerow((f"{self._saved:.1f}", self.num_timesteps, path.name))
@@ -173,7 +189,7 @@ def train(algorithm: str, config: Config, seed: int, directory: Path, begin: flo
         EnvError: emulator or game missing or unusable.
     """
     agent = make_agent(algorithm, config, seed)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     agent.begin, agent.seconds = begin, seconds
     agent.learn(2**62, Recorder(directory, begin + seconds))
     agent.get_env().close()
