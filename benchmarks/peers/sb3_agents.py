@@ -224,7 +224,7 @@ def evaluate(
         EnvError: emulator or game missing or unusable.
     """
     kind = {"ppo": PPO, "dqn": DQN}[algorithm]
-    agent = kind.load(checkpoint, device="cpu", custom_objects={"buffer_size": 1})
+    agent = kind.load(checkpoint, device="cpu", custom_objects={"buffer_size": 1, "replay_buffer_class": None})
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     player = Player(config, protocol, seed)
