@@ -61,7 +61,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def alternating(protocol: Protocol, played: list[int]) -> list[list[Decision]]:
     """Thirty episodes of an agent that was trained with sticky actions of its own."""
     player = Player(configure.replace(CARTPOLE, {"env.sticky": 0.5}), protocol, seed=3)
-    player.network = Alternating()  # type: ignore[assignment]
+    player.network = Alternating()
     episodes = [list(player.episode())[:-1] for _ in range(30)]
     player.close()
     actions = iter(played)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from apex_zmq import configure
 from apex_zmq.checkpoint import Checkpoint
@@ -37,6 +38,8 @@ class Moment(NamedTuple):
 class Player:
     """One lane, and a network to play it; the network's parameters are the caller's to load.
 
+    Any other module from observations [1, s, *frame shape] to preferences [1, A] may take the network's place.
+
     greedy: the fixed start, the best action always. noop: 0 to 30 random no-op frames first (where the
     environment has them) and a random action with probability 0.01. sticky: the fixed start, and with
     probability 0.25 the action played before again instead of the one chosen. The settings' own no-op
@@ -54,7 +57,7 @@ class Player:
         config = configure.replace(config, {"env.noop_max": noop_max, "env.sticky": sticky})
         self.lanes = make_lanes(config.env, 1, seed, render=render)
         frame, num_actions = self.lanes.spec
-        self.network = make_network(config.agent.network, frame, num_actions).eval()
+        self.network: nn.Module = make_network(config.agent.network, frame, num_actions).eval()
         self.epsilon = NOOP_EPSILON if protocol == "noop" else 0.0
         self._explorer = Explorer(1, num_actions, None, 1, np.random.default_rng(seed))
 

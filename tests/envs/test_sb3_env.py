@@ -1,0 +1,38 @@
+"""What stable-baselines3 trains in is what our actors play."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apex_zmq.envs.make import make_lanes
+from benchmarks.peers.sb3_env import MarioEnv
+
+from ..checkpoints import MARIO
+
+
+def test_an_episode_is_the_one_that_a_lane_plays() -> None:
+    env, lanes = MarioEnv(MARIO.env, seed=4), make_lanes(MARIO.env, 1, 4)
+    observation, _ = env.reset(seed=99)
+    frames = [lanes.reset(0)] * MARIO.env.frame_stack
+    np.testing.assert_array_equal(observation, frames)
+    earned, length, ended = 0.0, 0, False
+    while not ended:
+        action = length % lanes.spec.num_actions
+        step = lanes.step(0, action)
+        observation, reward, terminated, truncated, info = env.step(np.int64(action))
+        frames = [*frames[1:], step.frame]
+        np.testing.assert_array_equal(observation, frames)
+        assert (reward, terminated, truncated) == (step.reward, step.terminated, step.truncated)
+        assert env.observation_space.contains(observation)
+        earned, length, ended = earned + reward, length + 1, terminated or truncated
+        assert ("account" in info) == ended
+    assert step.progress is not None
+    assert info["account"] == {
+        "stage": step.progress.stage,
+        "return": round(earned, 3),
+        "length": length,
+        "max_x": step.progress.max_x,
+        "cleared": 0,
+    }
+    env.close()
+    lanes.close()
