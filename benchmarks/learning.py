@@ -116,7 +116,7 @@ def train(run: Run) -> None:
     """Train and evaluate, and put the results where they belong."""
     directory = RUNS / run.name
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    RUNS.mkdir(parents=True, exist_ok=True)
     started = time.time()
     with (RUNS / f"{run.name}.log").open("w") as log:
         subprocess.run(
@@ -215,6 +215,7 @@ def _play(
     else:
         program = [str(PEERS_PYTHON), "-m", "benchmarks.peers.sb3_mario", "evaluate", str(checkpoint.path)]
         program += ["--algorithm", run.algorithm, "--config", CONFIG]
+        program += ["--stochastic"] * (run.algorithm == "ppo")  # as it has learned to play
     ran = subprocess.run(
         [*program, "--protocol", protocol, "--episodes", str(episodes), "--seed", str(seed), "--json"],
         stdout=subprocess.PIPE,

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import Tensor, nn
 
 from apex_zmq.config import Config
+from apex_zmq.episodes import COLUMNS, EPISODES
 from apex_zmq.networks import make_network
 from apex_zmq.roles.evaluator import summarize
 from apex_zmq.roles.player import Player, Protocol
@@ -28,8 +29,6 @@ from benchmarks.peers.sb3_env import MarioEnv
 
 WIDTH = 512  # of the hidden layer: ours are two of 256
 CHECKPOINT_S = 60.0
-EPISODE_COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared")
-CHECKPOINT_COLUMNS = ("time", "decisions", "path")
 
 
 class Features(BaseFeaturesExtractor):
@@ -143,16 +142,14 @@ def _make_envs(config: Config, count: int, seed: int) -> SubprocVecEnv:
 
 
 class Recorder(BaseCallback):
-    """Writes `episodes.csv`, a checkpoint a minute and `checkpoints.csv`; ends the training in time."""
+    """Writes `episodes.csv`, as our learner does, and a checkpoint a minute; ends the training in time."""
 
     def __init__(self, directory: Path, deadline: float) -> None:
         super().__init__()
         self._directory = directory
         self._deadline = deadline  # unix seconds
-        self._episodes = (directory / "episodes.csv").open("w", buffering=1, newline="")
-        self._checkpoints = (directory / "checkpoints.csv").open("w", buffering=1, newline="")
-        csv.writer(self._episodes).writerow(EPISODE_COLUMNS)
-        csv.writer(self._checkpoints).writerow(CHECKPOINT_COLUMNS)
+        self._episodes = (directory / EPISODES).open("w", buffering=1, newline="")
+        csv.writer(self._episodes).writerow(COLUMNS)
         self._saved, self._saved_decisions = time.time(), -1
 
     def _on_step(self) -> bool:
@@ -161,7 +158,7 @@ class Recorder(BaseCallback):
         if isinstance(self.model, DQN):
             random = self.num_timesteps <= self.model.learning_starts
             epsilon = "1" if random else f"{self.model.exploration_rate:.4g}"
-        writer = csv.DictWriter(self._episodes, EPISODE_COLUMNS)
+        writer = csv.DictWriter(self._episodes, COLUMNS)
         for lane in np.flatnonzero(self.locals["dones"]):
             account = self.locals["infos"][lane]["account"]
             writer.writerow({"time": f"{now:.1f}", "decisions": self.num_timesteps, "epsilon": epsilon, **account})
@@ -173,13 +170,10 @@ class Recorder(BaseCallback):
         if self.num_timesteps > self._saved_decisions:
             self._save()
         self._episodes.close()
-        self._checkpoints.close()
 
     def _save(self) -> None:
         self._saved, self._saved_decisions = time.time(), self.num_timesteps
-        path = self._directory / f"step-{self.num_timesteps:09}.zip"
-        self.model.save(path)
-        csv.writer(self._checkpoints).writerow((f"{self._saved:.1f}", self.num_timesteps, path.name))
+        self.model.save(self._directory / f"step-{self.num_timesteps:09}.zip")
 
 
 def train(algorithm: str, config: Config, seed: int, directory: Path, begin: float, seconds: float) -> None:

@@ -18,7 +18,7 @@ from apex_zmq.errors import UserError
 def main() -> int:
     parser = options.Parser("sb3_mario", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    trains = commands.add_parser("train", help="write episodes.csv, checkpoints.csv and a checkpoint a minute")
+    trains = commands.add_parser("train", help="write episodes.csv and a checkpoint a minute")
     trains.add_argument("algorithm", choices=("ppo", "dqn"))
     trains.add_argument("--minutes", type=float, required=True, help="wall clock from the start of the process")
     trains.add_argument("--directory", type=Path, required=True, help="made for the run")
