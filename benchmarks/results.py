@@ -230,15 +230,20 @@ def _done(*groups: str) -> Iterator[Result]:
             yield read(run.name)
 
 
-def main() -> None:
-    document = DOCUMENT.read_text()
-    if main_runs := list(_done("headline", "peer")):
-        document = fill(document, "headline", headline(main_runs))
-        draw(main_runs, IMAGES / "learning.png")
+def tables(document: str) -> str:
+    """The document with the tables of all results there are."""
+    if runs := list(_done("headline", "peer")):
+        document = fill(document, "headline", headline(runs))
     for group in ("sweep", "ablation"):
         if runs := list(_done(group)):
             document = fill(document, group, comparison(runs))
-    DOCUMENT.write_text(document)
+    return document
+
+
+def main() -> None:
+    DOCUMENT.write_text(tables(DOCUMENT.read_text()))
+    if runs := list(_done("headline", "peer")):
+        draw(runs, IMAGES / "learning.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""What docs/RESULTS.md says is what the files under docs/results say."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+pytest.importorskip("matplotlib")
+results = pytest.importorskip("benchmarks.results")
+
+
+@given(st.integers(1, 2000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_intervals_are_scipys(successes: tuple[int, int]) -> None:
+    cleared, count = successes
+    expected = binomtest(cleared, count).proportion_ci(method="wilson")
+    np.testing.assert_allclose(results.wilson(cleared / count, count), expected, atol=1e-4)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.integers(1, 30))
+def test_moving_means(values: list[float], window: int) -> None:
+    expected = [np.mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    np.testing.assert_allclose(results.moving_mean(np.array(values), window), expected, atol=1e-9)
+
+
+EPISODES = [
+    # minutes, decisions, epsilon, cleared: one that clears by a lane that explores comes first
+    (1.0, 1_000, 0.4, 0),
+    (2.0, 2_000, 0.16, 1),
+    *((3.0 + index, 3_000 + index, 0.001, index % 2) for index in range(40)),
+]
+
+
+def test_moments_of_a_run(tmp_path: Path) -> None:
+    with (tmp_path / "run.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("minutes", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared"))
+        rows.writerows((minutes, decisions, eps, "1-1", 1, 1, 100, hit) for minutes, decisions, eps, hit in EPISODES)
+    with (tmp_path / "run-eval.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("minutes", "decisions", "protocol", "seed", "episodes", "clear_rate"))
+        rows.writerows([(5, 50, "noop", 20_000, 100, 0.89), (9, 90, "noop", 20_000, 100, 0.9)])
+        rows.writerow((9, 90, "noop", 30_000, 100, 0.5))
+    (tmp_path / "run.json").write_text(json.dumps({"algorithm": "apex"}))
+    result = results.read("run", tmp_path)
+    assert results.first_clear(result) == (2.0, 2_000)
+    assert results.half_clear(result) == (22.0, 3_019)  # the twentieth of them
+    assert results.solved(result) == (9, 90)
+    assert result.fresh("noop")["clear_rate"] == "0.5"
+
+
+def test_the_document_is_up_to_date() -> None:
+    document = results.DOCUMENT.read_text()
+    assert results.tables(document) == document
