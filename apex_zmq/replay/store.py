@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from apex_zmq.replay import record
+from apex_zmq.replay.arena import Arena
 from apex_zmq.replay.sum_tree import SumTree
 from apex_zmq.types import (
     Float32s,
@@ -23,7 +24,6 @@ from apex_zmq.types import (
     Int64s,
     Sample,
     Segment,
-    UInt8s,
     UInt32s,
     UInt64s,
 )
@@ -58,7 +58,7 @@ class Store:
         epsilon: float,
         seed: int | None,
     ) -> None:
-        """An empty store; the arena's memory is taken only as it fills.
+        """An empty store; of the arena only what holds records is resident.
 
         capacity: transitions kept at most.
         arena_bytes: bytes of records kept at most.
@@ -82,7 +82,8 @@ class Store:
         self._frame: FrameSpec | None = None
         self._tree = SumTree(capacity)
         self._rng = np.random.default_rng(seed)
-        self._arena: UInt8s = np.zeros(arena_bytes // record.UNIT * record.UNIT, np.uint8)
+        self._memory = Arena(arena_bytes // record.UNIT * record.UNIT)
+        self._arena = self._memory.bytes
         self._headers = self._arena.view(record.HEADER)
         self._head = 0  # arena offset behind the newest record
         self._records: Int64s = np.zeros(capacity, np.int64)  # [slot] arena offset of the record
@@ -273,12 +274,14 @@ class Store:
         return 0 if record_bytes <= tail else None
 
     def _evict_oldest(self) -> None:
+        offset = int(self._records[self.first_key % self.capacity])
         header = self._header(self.first_key)
-        count = int(header["transitions"])
+        count, record_bytes = int(header["transitions"]), int(header["record_bytes"])
         for _, slots in self._slot_ranges(self.first_key, count):
             self._tree.set_range(slots.start, slots.stop, 0.0)
         self.first_key += count
-        self.num_bytes -= int(header["record_bytes"])
+        self.num_bytes -= record_bytes
+        self._memory.evict(offset, offset + record_bytes, self._head)
 
     def _check(self, segment: Segment) -> UInt32s:
         """Check all that the kernels and the tree rely on; returns the frame ends, uint32[F + 1]."""

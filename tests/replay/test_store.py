@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scipy.stats import chisquare
 
-from apex_zmq.replay import record
+from apex_zmq.replay import arena, record
 from apex_zmq.replay.store import Store
 from apex_zmq.types import FrameSpec, Segment, UInt64s
 
@@ -202,6 +204,32 @@ def test_the_arena_holds_what_its_bytes_allow() -> None:
         store.append(segment)
     assert store.num_transitions == 8 * fitting
     store.check_valid()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 12), st.sampled_from([60, 200, 10_000]))
+@settings(max_examples=40, deadline=None)
+def test_memory_given_back_is_not_in_use(seed: int, pages: int, capacity: int) -> None:
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena, "PIECE", mmap.PAGESIZE)
+        store = make_store(capacity, arena_bytes=pages * mmap.PAGESIZE)
+        for _ in range(60):
+            store.append(make_segment(rng, [int(rng.integers(1, 12))], int(rng.integers(20, 400))))
+            store.check_valid()
+
+
+def test_only_what_is_in_use_is_resident() -> None:
+    rng = np.random.default_rng(0)
+    segments = [make_segment(rng, [40], 2000) for _ in range(10)]
+    store = make_store(capacity=4_000, arena_bytes=256 << 20)
+    before = psutil.Process().memory_info().rss
+    while store.next_key < 400_000:
+        store.append(segments[store.next_key // 40 % 10])
+    assert store.num_transitions == 4_000
+    in_use = store.num_bytes + 2 * arena.PIECE  # the pieces at its two ends
+    assert in_use < 16 << 20
+    assert store.num_bytes * 100 > 256 << 20  # the ring has turned
+    assert psutil.Process().memory_info().rss - before < in_use + (8 << 20)  # for all else that a process does
 
 
 def test_retired_stays_retired_until_evicted() -> None:
