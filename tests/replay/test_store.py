@@ -207,7 +207,7 @@ def test_the_arena_holds_what_its_bytes_allow() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(3, 12), st.sampled_from([60, 200, 10_000]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_memory_given_back_is_not_in_use(seed: int, pages: int, capacity: int) -> None:
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
