@@ -87,20 +87,24 @@ SWEEP: dict[str, dict[str, str]] = {
     "simple-movement": {"env.actions": "SIMPLE_MOVEMENT"},
     "nature-84": {"agent.network": "nature", "env.frame_height": "84", "env.frame_width": "84"},
     "death-10": {"env.reward.death": "-10"},
+    "time-0.1": {"env.reward.time": "-0.1"},
 }
 ABLATIONS: dict[str, dict[str, str]] = {
+    "no-buttons": {"env.show_buttons": "false"},
     "no-double": {"learner.double": "false"},
     "no-priorities": {"replay.alpha": "0"},
     "one-step": {"agent.n_step": "1"},
     "no-ladder": {"actor.epsilon": "0.05", "actor.epsilon_alpha": "0"},
 }
+STAGES = ("1-2", "1-3", "1-4", "2-1")
 QUEUE = [
-    *(Run(f"headline-{seed}", "headline", seed, 75.0) for seed in (1, 2, 3)),
+    *(Run(f"headline-{seed}", "headline", seed, 45.0) for seed in (1, 2, 3)),
     Run("ppo-1", "peer", 1, 75.0, algorithm="ppo"),
     Run("dqn-1", "peer", 1, 75.0, algorithm="dqn"),
     Run("ppo-2", "peer", 2, 75.0, algorithm="ppo"),
     *_one_seed("sweep", SWEEP),
     *_one_seed("ablation", ABLATIONS),
+    *(Run(f"stage-{stage}", "stage", 1, 45.0, {"env.stages": f"[{stage}]"}) for stage in STAGES),
 ]
 
 

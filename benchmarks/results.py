@@ -156,6 +156,24 @@ def headline(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def stages(results: Sequence[Result]) -> str:
+    """Other stages, a row each: the best checkpoint on fresh seeds."""
+    lines = [
+        "| stage | minutes | decisions | first clear | greedy | noop | sticky |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        cells = (
+            result.about["name"].partition("-")[2],
+            f"{result.all.minutes[-1]:.0f}",
+            f"{result.all.decisions[-1] / 1000:,.0f}k",
+            _when(first_clear(result)),
+            *(_rate(result.fresh(protocol)) for protocol in ("greedy", "noop", "sticky")),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
     """By minutes; a run that did not get there counts as the slowest; of an even number the slower one."""
     ordered = sorted(values, key=lambda value: math.inf if value is None else value[0])
@@ -234,9 +252,9 @@ def tables(document: str) -> str:
     """The document with the tables of all results there are."""
     if runs := list(_done("headline", "peer")):
         document = fill(document, "headline", headline(runs))
-    for group in ("sweep", "ablation"):
+    for group, make in (("sweep", comparison), ("ablation", comparison), ("stage", stages)):
         if runs := list(_done(group)):
-            document = fill(document, group, comparison(runs))
+            document = fill(document, group, make(runs))
     return document
 
 
