@@ -30,7 +30,7 @@ BEST_EVAL = "best-eval.safetensors"  # written by an evaluator
 Tensors = dict[str, Tensor]
 
 _METADATA_KEY = "apex_zmq_checkpoint"
-_GROUPS = ("online", "target", "optimizer", "random")
+_GROUPS = ("online", "average", "target", "optimizer", "random")
 
 
 class CheckpointError(UserError):
@@ -44,7 +44,9 @@ class Checkpoint:
     Everything but the tensors must be JSON: plain dicts, lists, strings, finite numbers, None.
     """
 
-    tensors: dict[str, Tensors]  # "online", "target", "optimizer" (`optimizer_to_tensors`), "random" (torch's states)
+    # "online", "average" (empty without `learner.average_updates`), "target", "optimizer" (`optimizer_to_tensors`),
+    # "random" (torch's states)
+    tensors: dict[str, Tensors]
     counters: dict[str, float]  # "updates", an integer, is required; decisions, episodes, beta, ...
     config: dict[str, Any]  # `config.to_tree`
     run_id: str
@@ -52,6 +54,11 @@ class Checkpoint:
     best_score: float | None  # of the evaluation that chose the best checkpoint so far
     experience: str  # signature
     network: str  # signature
+
+    @property
+    def played(self) -> Tensors:
+        """The parameters that an evaluation plays: averaged where they were averaged."""
+        return self.tensors.get("average") or self.tensors["online"]
 
 
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {

@@ -193,6 +193,10 @@ class Learner(Section, frozen=True):
     max_grad_norm: Annotated[Positive, doc("Gradient norm is clipped to this before the step.")] = 40.0
     double: Annotated[bool, doc("Double Q-learning: the online network chooses the next action.")] = True
     target_period: Annotated[Count, doc("Updates between copies to the target network.")] = 2500
+    average_updates: Annotated[
+        Count | None,
+        doc("Updates over which checkpoints average the parameters that evaluations play; null: they play the newest."),
+    ] = None
     beta: Annotated[Probability, doc("Importance-sampling exponent at the start.")] = 0.4
     beta_annealing: Annotated[NonNegative, doc("Added to beta per update, up to 1.")] = 0.001
     sync_every: Annotated[Count, doc("Updates between parameter publications.")] = 1000

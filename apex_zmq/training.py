@@ -47,6 +47,8 @@ class Trainer:
     """Online and target network and their optimizer.
 
     updates: gradient steps taken so far.
+    average: the online parameters averaged exponentially over `learner.average_updates` steps, over all steps while
+        there are fewer (Polyak and Juditsky 1992; in deep networks: Izmailov et al. 2018, arXiv 1803.05407), or None.
     """
 
     def __init__(self, config: Config, spec: EnvSpec) -> None:
@@ -57,6 +59,7 @@ class Trainer:
         self._stack = spec.frame.stack
         self.online = make_network(config.agent.network, spec.frame, spec.num_actions, config.run.seed).to(self.device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.average = copy.deepcopy(self.target) if learner.average_updates is not None else None
         self._optimizer = make_optimizer(learner, self.online.parameters())
 
     @property
@@ -107,6 +110,9 @@ class Trainer:
         }
         self._optimizer.step()
         self.updates += 1
+        if self.average is not None and config.average_updates is not None:
+            share = 1 / min(self.updates, config.average_updates)
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.online.parameters()), share)
         if self.updates % config.target_period == 0:
             self.target.load_state_dict(self.online.state_dict())
         return StepResult(td_error.detach().abs().cpu().numpy(), metrics)
@@ -123,6 +129,7 @@ class Trainer:
         return {
             "online": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
+            "average": {} if self.average is None else dict(self.average.state_dict()),
             "optimizer": optimizer_to_tensors(self._optimizer, self.online),
             "random": {"torch": torch.get_rng_state()},
         }
@@ -131,11 +138,14 @@ class Trainer:
         """Go on where `state` was taken."""
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"] or state["online"])
         optimizer_from_tensors(self._optimizer, self.online, state["optimizer"])
         torch.set_rng_state(state["random"]["torch"])
         self.updates = updates
 
     def initialize(self, parameters: dict[str, torch.Tensor]) -> None:
-        """Start both networks from another run's online parameters."""
-        self.online.load_state_dict(parameters)
-        self.target.load_state_dict(parameters)
+        """Start all networks from another run's online parameters."""
+        for network in (self.online, self.target, self.average):
+            if network is not None:
+                network.load_state_dict(parameters)

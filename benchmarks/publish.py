@@ -1,6 +1,7 @@
 """Make a checkpoint ready to be given away: python -m benchmarks.publish CHECKPOINT models/NAME.
 
-Keeps the online network in half precision and the settings; leaves out optimizer, target, and what names the machine.
+Keeps the network that evaluations play, in half precision, and the settings; leaves out all else, and what names the
+machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def main(source: str, directory: str) -> None:
     """Write `directory`/best.safetensors."""
     checkpoint = load(source)
     defaults = {"run": to_tree(Run(seed=checkpoint.config["run"]["seed"])), "addresses": to_tree(Addresses())}
-    half = {name: tensor.to(torch.float16) for name, tensor in checkpoint.tensors["online"].items()}
+    half = {name: tensor.to(torch.float16) for name, tensor in checkpoint.played.items()}
     path = Path(directory) / BEST
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, dataclasses.replace(checkpoint, tensors={"online": half}, config=checkpoint.config | defaults))

@@ -35,6 +35,7 @@ def make_checkpoint(updates: int = 5000, value: float = 1.0) -> Checkpoint:
             "online": {"torso.weight": torch.full((2, 3), value), "head.bias": torch.tensor(0.5)},
             "target": {"torso.weight": torch.zeros(2, 3)},
             "optimizer": {},
+            "average": {"torso.weight": torch.full((2, 3), -value), "head.bias": torch.tensor(0.25)},
             "random": {"torch": torch.get_rng_state()},
         },
         counters={"updates": updates, "decisions": 12345, "beta": 0.45},
@@ -49,6 +50,13 @@ def make_checkpoint(updates: int = 5000, value: float = 1.0) -> Checkpoint:
 
 def value_in(path: Path) -> float:
     return float(load(path).tensors["online"]["torso.weight"][0, 0])
+
+
+def test_the_average_is_played_where_there_is_one() -> None:
+    averaged = make_checkpoint()
+    assert averaged.played is averaged.tensors["average"]
+    plain = dataclasses.replace(averaged, tensors=averaged.tensors | {"average": {}})
+    assert plain.played is averaged.tensors["online"]
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -210,10 +210,33 @@ def test_the_target_is_copied_every_so_many_updates() -> None:
         assert (update % 3 == 0) == equal({"": target}, {"": trainer.state()["online"]})
 
 
+def test_the_average_is_over_the_last_updates() -> None:
+    trainer = Trainer(make_config(average_updates=3), VECTORS)
+    windows, sample = made_up(8)
+    expected: dict[str, npt.NDArray[np.float64]] = {}
+    for update in range(1, 9):
+        trainer.step(windows, sample, ones(sample))
+        share = 1 / min(update, 3)
+        for name, array in trainer.parameters().items():
+            expected[name] = expected.get(name, np.zeros_like(array)) * (1 - share) + share * array
+    assert not equal({"": trainer.state()["average"]}, {"": trainer.state()["online"]})
+    for name, tensor in trainer.state()["average"].items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_may_begin_to_average_when_it_is_resumed() -> None:
+    plain, averaging = Trainer(make_config(), VECTORS), Trainer(make_config(average_updates=3), VECTORS)
+    windows, sample = made_up(8)
+    plain.step(windows, sample, ones(sample))
+    assert plain.state()["average"] == {}
+    averaging.restore(plain.state(), plain.updates)
+    assert equal({"": averaging.state()["average"]}, {"": plain.state()["online"]})
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 @pytest.mark.parametrize("through_a_file", [False, True])
 def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through_a_file: bool, tmp_path: Path) -> None:
-    settings = make_config(optimizer=optimizer, target_period=4)
+    settings = make_config(optimizer=optimizer, target_period=4, average_updates=4)
     straight = Trainer(settings, VECTORS)
     for step in range(6):
         windows, sample = made_up(8, step, GAMMA)

@@ -110,7 +110,7 @@ def follow(
         board = stack.enter_context(contextlib.closing(EvaluationBoard(directory)))
         best, kept = -math.inf, directory / BEST_EVAL
         if kept.is_file():
-            player.network.load_state_dict(load(kept).tensors["online"])
+            player.network.load_state_dict(load(kept).played)
             best = summarize([_play(player) for _ in range(episodes)])["mean_return"]
             log.info("%s is the one to beat: its mean return is %g", kept, best)
         evaluated: Parameters | None = None

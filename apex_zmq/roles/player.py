@@ -69,7 +69,7 @@ class Player:
             ConfigError, EnvError: as for any player.
         """
         player = cls(configure.from_tree(checkpoint.config, "checkpoint"), protocol, seed, render=render)
-        player.network.load_state_dict(checkpoint.tensors["online"])
+        player.network.load_state_dict(checkpoint.played)
         return player
 
     def episode(self) -> Iterator[Moment]:
