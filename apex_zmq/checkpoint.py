@@ -7,6 +7,7 @@ to what was the newest, or the best, when it was saved; so no numbered file is n
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -59,6 +60,13 @@ class Checkpoint:
     def played(self) -> Tensors:
         """The parameters that an evaluation plays: averaged where they were averaged."""
         return self.tensors.get("average") or self.tensors["online"]
+
+    def on(self, emulator: str | None) -> Checkpoint:
+        """The same, to be played on another emulator (`env.emulator`); None: as it is."""
+        if emulator is None:
+            return self
+        env = self.config["env"] | {"emulator": emulator}
+        return dataclasses.replace(self, config=self.config | {"env": env})
 
 
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {

@@ -170,6 +170,9 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON")
     parser.add_argument(
+        "--emulator", choices=("fceumm", "nes-py"), help="for Mario's games (default: what its run was set to)"
+    )
+    parser.add_argument(
         "--follow",
         action="store_true",
         help="go on, until Ctrl-C, with what the run of this run directory publishes; the best becomes its "
@@ -189,16 +192,15 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
             if arguments.every is not None:
                 raise ConfigError("--every goes with --follow; give both or neither")
             path = to_play(arguments.checkpoint)
-            _print_figures(
-                {"checkpoint": str(path), **evaluator.evaluate(load(path), *games, arguments.video)}, arguments.json
-            )
+            figures = evaluator.evaluate(load(path).on(arguments.emulator), *games, arguments.video)
+            _print_figures({"checkpoint": str(path), **figures}, arguments.json)
             return 0
         directory, every = arguments.checkpoint, 1 if arguments.every is None else arguments.every
         if every < 1 or arguments.video or not directory.is_dir():
             raise ConfigError("--follow takes a run directory as --checkpoint, --every of at least 1, and no --video")
         os.nice(10)  # the run goes first
         with contextlib.suppress(KeyboardInterrupt):
-            for figures in evaluator.follow(load(directory), directory, every, *games):
+            for figures in evaluator.follow(load(directory).on(arguments.emulator), directory, every, *games):
                 _print_figures(figures, arguments.json)
         return 0
 

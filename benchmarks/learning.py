@@ -144,8 +144,8 @@ def train(run: Run) -> None:
         "machine": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
-    _write(RESULTS / f"{run.name}.csv", ("minutes", *COLUMNS[1:]), episodes)
-    _write(RESULTS / f"{run.name}-eval.csv", EVALUATION, evaluations)
+    write_csv(RESULTS / f"{run.name}.csv", ("minutes", *COLUMNS[1:]), episodes)
+    write_csv(RESULTS / f"{run.name}-eval.csv", EVALUATION, evaluations)
     (RESULTS / f"{run.name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -191,7 +191,7 @@ def evaluate(run: Run, checkpoints: Sequence[Checkpoint], since: float) -> list[
     def measure(indices: Sequence[int]) -> None:
         todo = [index for index in indices if index not in rows]
         with ThreadPoolExecutor(max_workers=2) as pool:
-            measured = pool.map(lambda index: _play(run, checkpoints[index], "noop", SELECTION_SEED), todo)
+            measured = pool.map(lambda index: _row(run, checkpoints[index], "noop", SELECTION_SEED), todo)
             rows.update(zip(todo, measured, strict=True))
 
     chosen: list[int] = []
@@ -205,13 +205,13 @@ def evaluate(run: Run, checkpoints: Sequence[Checkpoint], since: float) -> list[
         measure(range(chosen[solved - 1] if solved else 0, chosen[solved]))
     best = max(rows, key=lambda index: (rows[index]["clear_rate"], rows[index]["mean_x"]))
     fresh = [
-        _play(run, checkpoints[best], protocol, FRESH_SEED, 1 if protocol == "greedy" else EPISODES_PER_EVALUATION)
+        _row(run, checkpoints[best], protocol, FRESH_SEED, 1 if protocol == "greedy" else EPISODES_PER_EVALUATION)
         for protocol in ("greedy", "noop", "sticky")
     ]
     return [*(rows[index] for index in sorted(rows)), *fresh]
 
 
-def _play(
+def _row(
     run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: int = EPISODES_PER_EVALUATION
 ) -> dict[str, Any]:
     if run.algorithm == "apex":
@@ -220,15 +220,7 @@ def _play(
         program = [str(PEERS_PYTHON), "-m", "benchmarks.peers.sb3_mario", "evaluate", str(checkpoint.path)]
         program += ["--algorithm", run.algorithm, "--config", CONFIG]
         program += ["--stochastic"] * (run.algorithm == "ppo")  # as it has learned to play
-    ran = subprocess.run(
-        [*program, "--protocol", protocol, "--episodes", str(episodes), "--seed", str(seed), "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    figures = json.loads(ran.stdout.splitlines()[-1])
+    figures = play(program, protocol, seed, episodes)
     return {
         **{name: figures[name] for name in ("protocol", "seed", "episodes", "clear_rate")},
         "minutes": f"{checkpoint.minutes:.2f}",
@@ -239,7 +231,22 @@ def _play(
     }
 
 
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def play(program: Sequence[str], protocol: str, seed: int, episodes: int) -> dict[str, Any]:
+    """The figures that an evaluating program prints of some games."""
+    ran = subprocess.run(
+        [*program, "--protocol", protocol, "--episodes", str(episodes), "--seed", str(seed), "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    figures: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return figures
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file with these columns of the rows."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

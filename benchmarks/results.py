@@ -1,7 +1,7 @@
-"""Tables and pictures of the training runs, from docs/results/: python -m benchmarks.results.
+"""Tables and pictures of the training runs, from docs/results/ and models/: python -m benchmarks.results.
 
-The tables replace what stands between `<!-- NAME -->` and `<!-- end -->` in docs/RESULTS.md, the pictures go to
-docs/images/.
+The tables replace what stands between `<!-- NAME -->` and `<!-- end -->` in docs/RESULTS.md and the models' cards, the
+pictures go to docs/images/.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import pyplot
 
+from apex_zmq.roles.evaluator import wilson
 from apex_zmq.telemetry import LOW_EPSILON
 from benchmarks.learning import FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED
 from benchmarks.rows import ROOT
 
 DOCUMENT = ROOT / "docs/RESULTS.md"
 IMAGES = ROOT / "docs/images"
+CARDS = sorted(ROOT.glob("models/*/README.md"))
 WINDOW = 20  # low-epsilon episodes
 CURVE_WINDOW = 100
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
@@ -87,13 +89,6 @@ def moving_mean(values: Floats, window: int) -> Floats:
     begins = np.maximum(ends - window, 0)
     means: Floats = (sums[ends] - sums[begins]) / (ends - begins)
     return means
-
-
-def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a rate seen in `count` trials (Wilson 1927)."""
-    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def first_clear(result: Result) -> tuple[float, float] | None:
@@ -170,6 +165,22 @@ def stages(results: Sequence[Result]) -> str:
             _when(first_clear(result)),
             *(_rate(result.fresh(protocol)) for protocol in ("greedy", "noop", "sticky")),
         )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def evaluation(rows: Sequence[dict[str, str]]) -> str:
+    """What a published model does (`benchmarks.publish`), a row for each emulator and protocol."""
+    lines = ["| emulator | protocol | episodes | clear rate | worst of a seed | mean x |", "|---|---|---|---|---|---|"]
+    games: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        games.setdefault((row["emulator"], row["protocol"]), []).append(row)
+    for (emulator, protocol), own in games.items():
+        weights = [int(row["episodes"]) for row in own]
+        rates, x = ([float(row[name]) for row in own] for name in ("clear_rate", "mean_x"))
+        rate = {"clear_rate": f"{np.average(rates, weights=weights)}", "episodes": f"{sum(weights)}"}
+        worst = f"{min(rates):.2f}" if len(own) > 1 else ""
+        cells = (emulator, protocol, rate["episodes"], _rate(rate), worst, f"{np.average(x, weights=weights):,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -258,8 +269,16 @@ def tables(document: str) -> str:
     return document
 
 
+def card(path: Path) -> str:
+    """A model's card with the table of its evaluation."""
+    with (path.parent / "evaluation.csv").open() as file:
+        return fill(path.read_text(), "evaluation", evaluation(list(csv.DictReader(file))))
+
+
 def main() -> None:
     DOCUMENT.write_text(tables(DOCUMENT.read_text()))
+    for path in CARDS:
+        path.write_text(card(path))
     if runs := list(_done("headline", "peer")):
         draw(runs, IMAGES / "learning.png")
 

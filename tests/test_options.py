@@ -64,6 +64,7 @@ ELSEWHERE = {
     "eval --seed": "test_player.py::test_options_reach_the_games",
     "eval --video": "test_player.py::test_eval_writes_a_video_of_the_game",
     "eval --json": "test_runs.py::test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
+    "eval --emulator": "test_player.py::test_a_checkpoint_plays_on_the_emulator_asked_for",
     "eval --follow": "test_following.py::test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept",
     "eval --every": "test_following.py::test_versions_that_come_too_soon_are_left_out",
     "play --checkpoint": "test_player.py::test_play_writes_a_video_of_the_whole_picture",

@@ -11,7 +11,10 @@ import numpy as np
 import pygame
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from apex_zmq import checkpoint, cli, configure
@@ -19,7 +22,7 @@ from apex_zmq.envs.lanes import GymLanes
 from apex_zmq.envs.make import Step, make_lanes
 from apex_zmq.picture import COLUMNS, ROWS, Scene, draw
 from apex_zmq.roles import viewer
-from apex_zmq.roles.evaluator import evaluate
+from apex_zmq.roles.evaluator import evaluate, wilson
 from apex_zmq.roles.player import Player, Protocol
 from apex_zmq.types import UInt8s
 
@@ -114,11 +117,32 @@ def test_figures_are_of_all_episodes() -> None:
         "mean_length": 12,
         "stages": ["1-1"],
         "clear_rate": 0.0,
+        "clear_rate_95": [0.0, 0.658],  # z^2 / (n + z^2), z = 1.96
         "mean_stages_cleared": 0.0,
         "mean_x": pytest.approx(figures["mean_x"]),
         "best_x": pytest.approx(figures["mean_x"], abs=60),
     }
     assert 40 < figures["mean_x"] <= figures["best_x"] < 240
+
+
+@given(st.integers(1, 2000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_intervals_are_scipys(successes: tuple[int, int]) -> None:
+    cleared, count = successes
+    expected = binomtest(cleared, count).proportion_ci(method="wilson")
+    np.testing.assert_allclose(wilson(cleared / count, count), expected, atol=1e-4)
+
+
+def test_a_checkpoint_plays_on_the_emulator_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, untrained(MARIO))
+
+    def farthest(emulator: str) -> float:
+        arguments = ["--protocol", "greedy", "--episodes", "1", "--json", "--emulator", emulator]
+        assert cli.evaluate(["--checkpoint", str(path), *arguments]) == 0
+        x: float = json.loads(capsys.readouterr().out)["mean_x"]
+        return x
+
+    assert farthest("fceumm") > farthest("nes-py") > 40  # buttons arrive there a frame later (docs/CONFORMANCE.md)
 
 
 def test_options_reach_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

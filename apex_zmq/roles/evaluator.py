@@ -59,8 +59,15 @@ def _play(player: Player, show: Callable[[UInt8s], None] | None = None) -> Momen
     return end
 
 
+def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a rate seen in `count` trials (Wilson 1927)."""
+    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def summarize(ends: list[Moment]) -> dict[str, Any]:
-    """The figures of some episodes, given their last moments."""
+    """The figures of some episodes, given their last moments; the clear rate with its 95% interval."""
     summary: dict[str, Any] = {
         "episodes": len(ends),
         "mean_return": float(np.mean([end.episode_return for end in ends])),
@@ -68,9 +75,11 @@ def summarize(ends: list[Moment]) -> dict[str, Any]:
     }
     progress = [end.progress for end in ends if end.progress is not None]
     if progress:
+        clear_rate = float(np.mean([each.cleared for each in progress]))
         summary |= {
             "stages": sorted({each.stage for each in progress}),
-            "clear_rate": float(np.mean([each.cleared for each in progress])),
+            "clear_rate": clear_rate,
+            "clear_rate_95": [round(bound, 3) for bound in wilson(clear_rate, len(progress))],
             "mean_stages_cleared": float(np.mean([each.stages_cleared for each in progress])),
             "mean_x": float(np.mean([each.max_x for each in progress])),
             "best_x": max(each.max_x for each in progress),
