@@ -36,7 +36,7 @@ RUNS = ROOT / "build/learning"
 CONFIG = "configs/mario-cpu.yaml"
 SAVE_EVERY = 1_500  # updates, about 50 s
 SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are below 1,000
-EPISODES_PER_EVALUATION = 100
+GAMES = 100  # episodes of an evaluation
 EVALUATE_EVERY = 5.0  # minutes
 SOLVED = 0.9
 EVALUATION = (
@@ -194,30 +194,26 @@ def evaluate(run: Run, checkpoints: Sequence[Checkpoint], since: float) -> list[
 
     def measure(indices: Sequence[int]) -> None:
         todo = [index for index in indices if index not in rows]
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            measured = pool.map(lambda index: _row(run, checkpoints[index], "noop", SELECTION_SEED), todo)
-            rows.update(zip(todo, measured, strict=True))
+        measured = pool.map(lambda index: _row(run, checkpoints[index], "noop", SELECTION_SEED, GAMES), todo)
+        rows.update(zip(todo, measured, strict=True))
 
     chosen: list[int] = []
     for index, checkpoint in enumerate(checkpoints):
         last = checkpoints[chosen[-1]].minutes if chosen else max(since - EVALUATE_EVERY, 0.0)
         if checkpoint.minutes >= last + EVALUATE_EVERY or (chosen and checkpoint is checkpoints[-1]):
             chosen.append(index)
-    measure(chosen or [len(checkpoints) - 1])
-    solved = next((place for place, index in enumerate(chosen) if rows[index]["clear_rate"] >= SOLVED), None)
-    if solved is not None:
-        measure(range(chosen[solved - 1] if solved else 0, chosen[solved]))
-    best = max(rows, key=lambda index: (rows[index]["clear_rate"], rows[index]["mean_x"]))
-    fresh = [
-        _row(run, checkpoints[best], protocol, FRESH_SEED, 1 if protocol == "greedy" else EPISODES_PER_EVALUATION)
-        for protocol in ("greedy", "noop", "sticky")
-    ]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        measure(chosen or [len(checkpoints) - 1])
+        solved = next((place for place, index in enumerate(chosen) if rows[index]["clear_rate"] >= SOLVED), None)
+        if solved is not None:
+            measure(range(chosen[solved - 1] if solved else 0, chosen[solved]))
+        best = checkpoints[max(rows, key=lambda index: (rows[index]["clear_rate"], rows[index]["mean_x"]))]
+        games = (("greedy", 1), ("noop", GAMES), ("sticky", GAMES))
+        fresh = list(pool.map(lambda played: _row(run, best, played[0], FRESH_SEED, played[1]), games))
     return [*(rows[index] for index in sorted(rows)), *fresh]
 
 
-def _row(
-    run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: int = EPISODES_PER_EVALUATION
-) -> dict[str, Any]:
+def _row(run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: int) -> dict[str, Any]:
     if run.algorithm == "apex":
         program = ["bin/apex-eval", "--checkpoint", str(checkpoint.path)]
     else:
