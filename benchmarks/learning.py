@@ -89,7 +89,6 @@ SWEEP: dict[str, dict[str, str]] = {
     "death-10": {"env.reward.death": "-10"},
     "publish-average": {"learner.publish_average": "true"},
     "publish-average-1000": {"learner.publish_average": "true", "learner.average_updates": "1000"},
-    "capacity-1m": {"replay.capacity": "1000000", "replay.arena_bytes": "1000000000"},
     "shift-2": {"learner.random_shift": "2"},
     "rate-0.0001": {"learner.learning_rate": "0.0001"},
     "time-0.1": {"env.reward.time": "-0.1"},
