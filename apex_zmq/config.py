@@ -197,8 +197,6 @@ class Learner(Section, frozen=True):
         Count | None,
         doc("Updates over which checkpoints average the parameters that evaluations play; null: they play the newest."),
     ] = None
-    publish_average: Annotated[bool, doc("Publish the averaged parameters instead of the newest.")] = False
-    random_shift: Annotated[int, Meta(ge=0, le=16), doc("Pixels by which images of a batch are shifted at most.")] = 0
     beta: Annotated[Probability, doc("Importance-sampling exponent at the start.")] = 0.4
     beta_annealing: Annotated[NonNegative, doc("Added to beta per update, up to 1.")] = 0.001
     sync_every: Annotated[Count, doc("Updates between parameter publications.")] = 1000

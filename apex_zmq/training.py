@@ -43,14 +43,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def random_shift(windows: npt.NDArray[Any], pixels: int, rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Windows [B, W, H, W'] moved by up to so many pixels each, their edges repeated (Kostrikov et al. 2020, DrQ)."""
-    padded = np.pad(windows, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)), mode="edge")
-    moved = np.lib.stride_tricks.sliding_window_view(padded, windows.shape[2:], axis=(2, 3))
-    y, x = rng.integers(0, 2 * pixels + 1, (2, len(windows)))
-    return moved[np.arange(len(windows)), :, y, x]
-
-
 class Trainer:
     """Online and target network and their optimizer.
 
@@ -64,7 +56,6 @@ class Trainer:
         self.device = choose_device(learner.device)
         self.updates = 0
         self._config = learner
-        self._rng = np.random.default_rng(config.run.seed)
         self._stack = spec.frame.stack
         self.online = make_network(config.agent.network, spec.frame, spec.num_actions, config.run.seed).to(self.device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
@@ -88,8 +79,6 @@ class Trainer:
             |TD| before the step. A loss or gradient that is not finite skips the step.
         """
         config, put = self._config, self._to_device
-        if config.random_shift:
-            windows = random_shift(windows, config.random_shift, self._rng)
         obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
         with torch.no_grad():
             target_q = self.target(next_obs)
@@ -132,9 +121,8 @@ class Trainer:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The parameters that actors are to play, by name, copied."""
-        published = self.average if self._config.publish_average else None
-        return to_arrays(self.online if published is None else published)
+        """The online network's parameters by name, copied."""
+        return to_arrays(self.online)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """All tensors that a resumed run needs, by group."""

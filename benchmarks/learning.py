@@ -87,10 +87,6 @@ SWEEP: dict[str, dict[str, str]] = {
     "simple-movement": {"env.actions": "SIMPLE_MOVEMENT"},
     "nature-84": {"agent.network": "nature", "env.frame_height": "84", "env.frame_width": "84"},
     "death-10": {"env.reward.death": "-10"},
-    "publish-average": {"learner.publish_average": "true"},
-    "publish-average-1000": {"learner.publish_average": "true", "learner.average_updates": "1000"},
-    "shift-2": {"learner.random_shift": "2"},
-    "rate-0.0001": {"learner.learning_rate": "0.0001"},
     "time-0.1": {"env.reward.time": "-0.1"},
 }
 ABLATIONS: dict[str, dict[str, str]] = {
