@@ -87,6 +87,8 @@ SWEEP: dict[str, dict[str, str]] = {
     "simple-movement": {"env.actions": "SIMPLE_MOVEMENT"},
     "nature-84": {"agent.network": "nature", "env.frame_height": "84", "env.frame_width": "84"},
     "death-10": {"env.reward.death": "-10"},
+    "rate-0.0001": {"learner.learning_rate": "0.0001"},
+    "capacity-1m": {"replay.capacity": "1000000", "replay.arena_bytes": "1000000000"},
     "time-0.1": {"env.reward.time": "-0.1"},
 }
 ABLATIONS: dict[str, dict[str, str]] = {
@@ -140,6 +142,7 @@ def train(run: Run) -> None:
         "seed": run.seed,
         "budget_minutes": run.minutes,
         "settings": dict(run.settings),
+        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, cwd=ROOT).strip(),
         "command": " ".join(_command(run, Path("DIRECTORY"))),
         "machine": machine(),
     }

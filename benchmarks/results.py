@@ -254,9 +254,13 @@ def fill(document: str, name: str, text: str) -> str:
 
 
 def _done(*groups: str) -> Iterator[Result]:
-    for run in QUEUE:
-        if run.group in groups and (RESULTS / f"{run.name}.json").exists():
-            yield read(run.name)
+    """In the queue's order; then runs of what was tried and given up."""
+    queued = [run.name for run in QUEUE]
+    found = {path.stem for path in RESULTS.glob("*.json")}
+    for name in [*(name for name in queued if name in found), *sorted(found - set(queued))]:
+        result = read(name)
+        if result.about["group"] in groups:
+            yield result
 
 
 def tables(document: str) -> str:
