@@ -109,6 +109,7 @@ def made_up(rows: int, seed: int = 0, discount: float = 0.0) -> DecodedRows:
         reward=rng.normal(size=rows).astype(np.float32),
         discount=np.full(rows, discount, np.float32),
         steps=rng.integers(1, N_STEP + 1, rows).astype(np.uint8),
+        window_crcs=np.zeros(rows, np.uint32),
         frame_sizes=np.full((rows, 1 + N_STEP), VECTORS.frame.nbytes, np.uint32),
         frames=b"",
     )

@@ -14,6 +14,7 @@ import torch
 
 from apex_zmq.transport import Inbox
 from apex_zmq.types import Batch, FrameSpec, Sample
+from apex_zmq.wire.checksums import corrupted_windows
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import decode_batch
@@ -31,13 +32,14 @@ class DecodedBatch:
 
     batch: Batch
     windows: npt.NDArray[Any]  # [B, W, *frame]
-    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode
+    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, or are not what their actor sent
 
 
 class Feeder(threading.Thread):
     """Receives the batches of one learner epoch and decodes each frame once.
 
     epoch: set before it starts; batches of another are dropped.
+    corrupted: windows so far whose checksum was not their actor's.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -61,6 +63,7 @@ class Feeder(threading.Thread):
             insecure=insecure,
         )
         self.epoch = 0
+        self.corrupted = 0
         self._pin_memory = pin_memory
         self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
         self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
@@ -91,7 +94,9 @@ class Feeder(threading.Thread):
             sample = batch.sample
             windows = self._buffer(sample)
             broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, windows)
-            self._hand_over(DecodedBatch(batch, windows, broken))
+            corrupted = corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs)
+            self.corrupted += int(corrupted.sum())
+            self._hand_over(DecodedBatch(batch, windows, broken | corrupted))
         self._inbox.close()
 
     def _buffer(self, sample: Sample) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,7 +81,8 @@ class Peers:
             if (segment := self._builder.take("actor", boot=1)) is not None:
                 shipped.append(segment)
         for segment in shipped:
-            parts = encode_segment(segment, experience_signature(self.config))
+            numbered = dataclasses.replace(segment, sequence=self._sent)
+            parts = encode_segment(numbered, experience_signature(self.config))
             while not self._actor.send(parts):
                 wait([], [self._actor], 0.1)
             self._sent += 1
