@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 class StepResult:
     """td_error: [B] float32 |TD| of each row, None where the step was skipped. metrics: by TensorBoard tag.
 
-    reason: why the step was skipped. hopeless: [B] rows that would have any step skipped, None where it was not.
+    reason: why the step was skipped. hopeless: [B] rows that would have any step skipped; empty where it was not.
     """
 
     td_error: Float32s | None
     metrics: dict[str, float]
     reason: str = ""
-    hopeless: npt.NDArray[np.bool_] | None = None
+    hopeless: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
 def choose_device(name: str) -> torch.device:

@@ -57,7 +57,7 @@ def corrupted_windows(frames: Buffer, sizes: UInt32s, window_crcs: UInt32s) -> n
     """
     found = np.empty(len(sizes), np.uint32)
     _window_crcs(np.frombuffer(frames, np.uint8), sizes, found)
-    return found != window_crcs
+    return np.not_equal(found, window_crcs)
 
 
 def _tables() -> UInt32s:
@@ -96,7 +96,7 @@ def _update(crc: np.uint32, data: UInt8s, begin: int, end: int) -> np.uint32:
     return crc
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _fold(typing_context: Any, state: Any, data: Any, at: Any) -> Any:
     """Fold the 64 bytes data[at:] into state, uint64[8]: four carry-less products of 128 bits (Gopal et al. 2009)."""
 
@@ -133,7 +133,7 @@ def _crc_by_folding(data: UInt8s, begin: int, end: int, state: UInt64s) -> np.ui
     state[0] ^= np.uint64(0xFFFFFFFF)
     at = begin + FOLDED
     while at + FOLDED <= end:
-        _fold(state, data, at)
+        _fold(state, data, at)  # type: ignore[call-arg]  # numba gives the first itself
         at += FOLDED
     return _update(_update(np.uint32(0), folded, 0, FOLDED), data, at, end)
 
@@ -145,7 +145,8 @@ def _crc_by_tables(data: UInt8s, begin: int, end: int, state: UInt64s) -> np.uin
 
 def _can_fold() -> bool:
     """Whether numba compiles for a processor that multiplies without carries as x86 does."""
-    chosen = numba.config.CPU_NAME or numba.config.CPU_FEATURES
+    config: Any = numba.config
+    chosen = config.CPU_NAME or config.CPU_FEATURES
     return not chosen and bool(llvmlite.binding.get_host_cpu_features().get("pclmul"))
 
 
@@ -160,7 +161,7 @@ def _window_crcs(frames: UInt8s, sizes: UInt32s, found: UInt32s) -> None:
     for row in range(sizes.shape[0]):
         window = np.uint32(0xFFFFFFFF)
         for position in range(sizes.shape[1]):
-            size = np.int64(sizes[row, position])
+            size = int(sizes[row, position])
             if size:
                 crc = _crc(frames, begin, begin + size, state) ^ np.uint32(0xFFFFFFFF)
                 begin += size
