@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import resource
 import signal
 import socket
@@ -59,6 +60,12 @@ class Run:
             "learner": ["learner", *common, "--run-dir", "run"],
             "actor-0": ["actor", *common, "--actor-index", "0", "--num-lanes", "8"],
         }
+        port = free_ports(1)[0]
+        forwarded = f"tcp://127.0.0.1:{port}"
+        self._behind_a_forwarder = {
+            "forwarder": ["forwarder", *common, "--bind", forwarded],
+            "actor-1": ["actor", *common, "--parameters", forwarded, "--actor-index", "1", "--num-lanes", "16"],
+        }
         self._start = start
         self._inbox: Inbox[Status] = opened(
             Inbox.subscribe(
@@ -67,6 +74,13 @@ class Run:
         )
         self.metrics: dict[str, dict[int, Metrics]] = {name: {} for name in self._commands}
         self.programs = {name: start(*command) for name, command in self._commands.items()}
+
+    def add_forwarder(self) -> None:
+        """A forwarder, and a second actor that listens to it."""
+        self._commands |= self._behind_a_forwarder
+        for name, command in self._behind_a_forwarder.items():
+            self.metrics[name] = {}
+            self.programs[name] = self._start(*command)
 
     def now(self, name: str, metric: str) -> float:
         """The newest value from the process that runs now; 0 before it has said any."""
@@ -78,7 +92,7 @@ class Run:
         while known is None or self.now(name, metric) < known + by:
             status = self._inbox.receive(PATIENCE_S)
             assert status is not None, self.programs["learner"].output
-            self.metrics[status.name].setdefault(status.pid, {}).update(status.metrics)
+            self.metrics.setdefault(status.name, {}).setdefault(status.pid, {}).update(status.metrics)
             if status.pid == self.programs[name].process.pid and known is None:
                 known = self.now(name, metric)
             for program in self.programs.values():
@@ -165,6 +179,49 @@ def test_a_role_may_be_killed_again_and_again(role: str, start: StartProgram, op
         run.kill(role)
         run.start_again(role)
     run.await_work()
+
+
+@pytest.mark.long
+def test_an_evaluator_killed_or_frozen_goes_on_and_the_run_with_it(
+    start: StartProgram, opened: Callable[[Any], Any]
+) -> None:
+    run = Run(start, opened)
+    run.programs["learner"].wait_for("saved ")
+    command = ("eval", "--checkpoint", "run", "--follow", "--episodes", "1", "--json")
+    killed, evaluator = start(*command), None
+    killed.wait_for('"version"')
+    killed.process.kill()
+    run.await_growth("learner", "train/updates", 20)
+    evaluator = start(*command)
+    evaluator.wait_for('"version"')
+    evaluator.process.send_signal(signal.SIGSTOP)
+    run.await_growth("learner", "train/updates", 100)
+    evaluator.process.send_signal(signal.SIGCONT)
+    played = evaluator.output.count('"version"')
+    while evaluator.output.count('"version"') < played + 2:
+        run.await_growth("learner", "train/updates")
+
+
+@pytest.mark.long
+def test_a_forwarder_killed_or_frozen_costs_its_actors_nothing(
+    start: StartProgram, opened: Callable[[Any], Any]
+) -> None:
+    run = Run(start, opened)
+    run.add_forwarder()
+    for fault in ("kill", "freeze"):
+        run.await_growth("actor-1", "parameter_update", 20)
+        getattr(run, fault)("forwarder")
+        run.await_growth("actor-1", "segments", 3)
+        run.start_again("forwarder") if fault == "kill" else run.thaw("forwarder")
+    run.await_growth("actor-1", "parameter_update", 20)
+
+
+def test_the_tests_that_the_document_names_are_there() -> None:
+    document = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", document))
+    assert len(named) > 10
+    assert {name for name in named if f"def {name}(" not in tests} == set()
 
 
 def test_a_full_disk_costs_files_and_not_the_run(

@@ -66,6 +66,21 @@ def test_counts_go_on_over_restarts_of_their_roles() -> None:
     assert stats.decisions == 1000 + 25 + 100 + 7
 
 
+def test_restarts_and_faults_are_counted_over_processes() -> None:
+    stats = RunStats()
+    stats.hear(status("replay-0", 1, segments_lost=3, segments_refused=1), 0)
+    stats.hear(status("replay-1", 1, segments_lost=2), 0)
+    stats.hear(status("replay-0", 1, segments_lost=1, segments_refused=1), 1)  # a gap was filled
+    stats.hear(status("replay-0", 2, segments_duplicate=4), 2)
+    stats.hear(status("actor-0", 1, dropped_segments=5), 2)
+    numbers = stats.summary(2, 0)
+    assert numbers["replay/segments_lost"] == 3
+    assert numbers["replay/segments_refused"] == 1
+    assert numbers["replay/segments_duplicate"] == 4
+    assert numbers["actors/dropped_segments"] == 5
+    assert numbers["time/restarts"] == 1
+
+
 def test_a_new_learner_counts_what_older_processes_do_from_now_on() -> None:
     stats = RunStats(since=100.0, decisions=1000)
     stats.hear(status("actor-0", 1, uptime=3600.0, decisions=700), 101)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 DECODED_AHEAD = 2
 RECEIVE_HWM = 4
 IDLE_S = 0.1
+FOREIGN_PER_LINE = 100  # batches of another learner between two lines of the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Feeder(threading.Thread):
         )
         self.epoch = 0
         self.corrupted = 0
+        self._foreign = 0
         self._pin_memory = pin_memory
         self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
         self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
@@ -89,7 +91,10 @@ class Feeder(threading.Thread):
         """Receive and decode until closed."""
         while not self._closing.is_set():
             batch = self._inbox.receive(IDLE_S)
-            if batch is None or batch.epoch != self.epoch:
+            if batch is None:
+                continue
+            if batch.epoch != self.epoch:
+                self._complain(batch.epoch)
                 continue
             sample = batch.sample
             windows = self._buffer(sample)
@@ -98,6 +103,14 @@ class Feeder(threading.Thread):
             self.corrupted += int(corrupted.sum())
             self._hand_over(DecodedBatch(batch, windows, broken | corrupted))
         self._inbox.close()
+
+    def _complain(self, epoch: int) -> None:
+        # A few are what was on the way when this learner took another's place; many, that another has taken its own.
+        self._foreign += 1
+        if self._foreign % FOREIGN_PER_LINE == 0:
+            log.warning(
+                "%d batches dropped, dealt to the learner of epoch %d: stop that one or this", self._foreign, epoch
+            )
 
     def _buffer(self, sample: Sample) -> npt.NDArray[Any]:
         shape = (*sample.frame_sizes.shape, *sample.frame.shape)
