@@ -102,16 +102,16 @@ class Shipper:
     def farewell(self, actor: str, boot: int) -> None:
         """Send what waits, then tell each shard how much it was sent, as far as they can take it at once."""
         until = time.monotonic() + FAREWELL_S
-        told = {shard for shard, count in enumerate(self._sequences) if not count}
-        while time.monotonic() < until:
+        untold = list(range(len(self._outboxes)))
+        while untold and (left_s := until - time.monotonic()) > 0:
+            wait([], [self._outboxes[shard] for shard in untold], left_s)
             self._send_queued()
-            for shard, outbox in enumerate(self._outboxes) if not self._queue else ():
-                if shard not in told and outbox.send(encode(Kind.BYE, Bye(actor, boot, self._sequences[shard]))):
-                    told.add(shard)
-            if not self._queue and len(told) == len(self._outboxes):
-                return
-            left = [outbox for shard, outbox in enumerate(self._outboxes) if shard not in told]
-            wait([], left, until - time.monotonic())
+            if not self._queue:
+                untold = [shard for shard in untold if not self._tell(shard, actor, boot)]
+
+    def _tell(self, shard: int, actor: str, boot: int) -> bool:
+        count = self._sequences[shard]
+        return not count or self._outboxes[shard].send(encode(Kind.BYE, Bye(actor, boot, count)))
 
     def _send_queued(self) -> None:
         while self._queue and self._try_ship(self._queue[0]):

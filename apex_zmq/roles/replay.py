@@ -219,7 +219,7 @@ class ReplayServer:
     def _judge(self, bye: Bye) -> None:
         counts = self._accounts.goodbye(bye.actor, bye.boot, bye.count)
         if counts is not None:
-            log.info("%s has left, having sent %d segments: %s", bye.actor, bye.count, counts)
+            log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
 
     def _insert(self, segment: Segment) -> None:
         if not self._accounts.take(segment.actor, segment.boot, segment.sequence):
