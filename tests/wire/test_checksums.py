@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_zmq.types import Batch
+from apex_zmq.wire import checksums
 from apex_zmq.wire.checksums import corrupted_windows, frame_crc, window_crcs
 
 
@@ -17,6 +20,14 @@ def by_definition(blocks: list[bytes]) -> int:
 
 def test_the_check_value_of_crc_32() -> None:
     assert frame_crc(b"123456789") == 0xCBF43926
+
+
+@pytest.mark.parametrize("kernel", [checksums._crc, checksums._crc_by_tables])
+@given(st.integers(0, 2**32), st.integers(0, 20), st.integers(0, 700))
+def test_both_kernels_compute_zlibs_crc_32(kernel: Any, seed: int, begin: int, size: int) -> None:
+    data = np.random.default_rng(seed).integers(0, 256, begin + size + 9, np.uint8)
+    register = int(kernel(data, begin, begin + size, np.empty(8, np.uint64)))
+    assert register ^ 0xFFFFFFFF == zlib.crc32(data[begin : begin + size])
 
 
 @settings(max_examples=50)
