@@ -72,7 +72,7 @@ class Shipper:
     def __init__(self, addresses: tuple[str, ...], signature: str, *, drop_oldest: bool) -> None:
         self.waited_s = 0.0
         self.sent = self.dropped = 0
-        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=1.0) for address in addresses]
+        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=1.0, patient=True) for address in addresses]
         self._sequences = [0] * len(addresses)
         self._signature = signature
         self._drop_oldest = drop_oldest
