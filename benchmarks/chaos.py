@@ -14,13 +14,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cluster import Cluster, cluster
 
-GAP_S = 20.0  # between two kills, on average and at most so
+GAP_S = 15.0  # between two kills, on average; less in a short run
 KILLS = 2  # of every process at least
 KILLING = 0.75  # of the time; then the run is left alone
 PATIENCE_S = 180.0
@@ -37,10 +38,12 @@ class Kill:
     advanced: bool = False
 
 
-def victims(names: list[str], rng: random.Random) -> Iterator[str]:
-    """Everybody in turn, in an order that is drawn anew for each round."""
-    while True:
-        yield from rng.sample(names, len(names))
+def choose(running: Cluster, kills: list[Kill], rng: random.Random) -> str | None:
+    """One of those who work and were killed least often so far."""
+    counts = Counter(kill.name for kill in kills)
+    working = [name for name, member in running.members.items() if member.works]
+    fewest = min((counts[name] for name in working), default=0)
+    return rng.choice([name for name in working if counts[name] == fewest]) if working else None
 
 
 def chaos(running: Cluster, minutes: float, seed: int) -> tuple[list[Kill], dict[str, int], dict[str, int]]:
@@ -50,19 +53,17 @@ def chaos(running: Cluster, minutes: float, seed: int) -> tuple[list[Kill], dict
     at_start = running.resident_bytes()
     begin = time.monotonic()
     mean_gap_s = min(GAP_S, 60 * minutes * KILLING / (KILLS * len(running.members)) * 0.9)
-    turn, kills, victim = victims(list(running.members), rng), list[Kill](), ""
-    next_kill = begin
+    kills, next_kill = list[Kill](), begin
     while (now := time.monotonic()) < begin + 60 * minutes:
         running.tick()
         _account(running, kills)
         if now < next_kill or now > begin + 60 * minutes * KILLING:
             continue
-        victim = victim or next(turn)
-        if running.members[victim].works:
+        if (victim := choose(running, kills, rng)) is not None:
             kills.append(Kill(victim, time.monotonic(), running.updates))
             running.kill(victim)
             print(f"{now - begin:6.1f} s  {victim} killed", file=sys.stderr, flush=True)
-            victim, next_kill = "", now + mean_gap_s * rng.uniform(0.5, 1.5)
+            next_kill = now + mean_gap_s * rng.uniform(0.5, 1.5)
 
     def settled() -> bool:
         _account(running, kills)
