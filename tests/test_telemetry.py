@@ -221,6 +221,18 @@ def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
     }
 
 
+def test_returns_by_epsilon_stay_when_the_crowd_changes() -> None:
+    stats = RunStats()
+    stats.hear(status("actor-0", 1, tuple(episode(100.0, epsilon=0.005) for _ in range(EPISODE_WINDOW))), 0)
+    before = stats.summary(1, 0)
+    # Explorers join, and play as well as ever at what they do.
+    stats.hear(status("actor-1", 1, tuple(episode(10.0, epsilon=0.3) for _ in range(EPISODE_WINDOW))), 1)
+    after = stats.summary(2, 0)
+    assert (before["rollout/ep_rew_mean"], after["rollout/ep_rew_mean"]) == (100, 10)
+    assert before["rollout/ep_rew_mean_by_epsilon/to_0.01"] == after["rollout/ep_rew_mean_by_epsilon/to_0.01"] == 100
+    assert after["rollout/ep_rew_mean_by_epsilon/to_1"] == 10
+
+
 def test_where_mario_died_is_told_by_stage() -> None:
     stats = RunStats()
     assert stats.ends() == {}
