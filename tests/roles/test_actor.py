@@ -15,6 +15,7 @@ from apex_zmq import configure
 from apex_zmq.config import Config
 from apex_zmq.exploration import ladder
 from apex_zmq.networks import make_network, to_arrays
+from apex_zmq.roles import actor as actor_role
 from apex_zmq.roles.actor import QUEUED_SEGMENTS, Actor
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox, Publisher, wait
@@ -124,10 +125,7 @@ class Peers:
         """Hear the actor for a moment."""
         wait([self._segments, self._statuses], [], 0.05)
         self._publisher.serve()
-        if isinstance(message := self._segments.receive(), Segment):
-            self.segments.append(message)
-        elif message is not None:
-            self.bye = message
+        self._hear_shipped(0.0)
         if (status := self._statuses.receive()) is not None:
             self.statuses.append(status)
 
@@ -143,12 +141,20 @@ class Peers:
             stop.set()
             self.see_off(thread)
 
+    def _hear_shipped(self, timeout_s: float) -> bool:
+        message = self._segments.receive(timeout_s)
+        if isinstance(message, Segment):
+            self.segments.append(message)
+        elif message is not None:
+            self.bye = message
+        return message is not None
+
     def see_off(self, thread: threading.Thread) -> None:
         """Hear an actor that ends."""
         while thread.is_alive():
             self.serve()
-        for _ in range(10):  # what waits in the sockets
-            self.serve()
+        while self._hear_shipped(0.2):
+            pass
 
     def await_status(self, met: Callable[[dict[str, float]], bool]) -> None:
         """Hear statuses, and no segments, until one fits."""
@@ -262,7 +268,8 @@ def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
     assert "the emulator is gone" in program.output
 
 
-def test_the_last_word_says_how_much_was_sent(make: MakePeers) -> None:
+def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actor_role, "FAREWELL_S", PATIENCE_S)
     peers = make()
     peers.watch(segments=5)
     bye = peers.bye
@@ -272,7 +279,10 @@ def test_the_last_word_says_how_much_was_sent(make: MakePeers) -> None:
 
 
 @pytest.mark.parametrize("policy", ["block", "drop_oldest"])
-def test_while_no_shard_takes_segments_the_actor_does_as_it_was_told(policy: str, make: MakePeers) -> None:
+def test_while_no_shard_takes_segments_the_actor_does_as_it_was_told(
+    policy: str, make: MakePeers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_role, "FAREWELL_S", PATIENCE_S)
     peers = make(actor__when_blocked=policy, actor__segment_length=4)
     actor, stop = Actor(peers.config, "actor"), threading.Event()
     thread = threading.Thread(target=actor.run, args=(stop,))
