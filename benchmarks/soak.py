@@ -64,7 +64,8 @@ def report(running: Cluster, readings: dict[str, list[Reading]]) -> bool:
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, own in readings.items():
-        thirds = own[: len(own) // 3], own[-(len(own) // 3) :]
+        third_of = max(1, len(own) // 3)
+        thirds = own[:third_of], own[-third_of:]
         before, after = (statistics.median(each.resident_bytes for each in third) for third in thirds)
         descriptors = [max(each.descriptors for each in third) for third in thirds]
         threads = [max(each.threads for each in third) for third in thirds]
