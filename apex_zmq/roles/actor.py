@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 EXPERIENCE_HWM = 4  # segments per shard; the same on both ends
 QUEUED_SEGMENTS = 64  # wait for a shard with actor.when_blocked=drop_oldest
 FAREWELL_S = 0.5
+LINGER_S = 1.0
 PATIENCE_S = 10.0
 IDLE_S = 0.1
 REARM_S = 1.0
@@ -72,7 +73,7 @@ class Shipper:
     def __init__(self, addresses: tuple[str, ...], signature: str, *, drop_oldest: bool) -> None:
         self.waited_s = 0.0
         self.sent = self.dropped = 0
-        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=1.0, patient=True) for address in addresses]
+        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=LINGER_S, patient=True) for address in addresses]
         self._sequences = [0] * len(addresses)
         self._signature = signature
         self._drop_oldest = drop_oldest

@@ -27,7 +27,7 @@ def frame_crc(encoded: Buffer) -> int:
 
 
 def window_crcs(
-    frame_crcs: UInt32s, first: npt.NDArray[np.integer], steps: npt.NDArray[np.uint8], stack: int
+    frame_crcs: UInt32s, first: npt.NDArray[np.integer[Any]], steps: npt.NDArray[np.uint8], stack: int
 ) -> UInt32s:
     """Of each transition the CRC-32 over its frames' CRC-32s, which stand as little-endian u32 in the window's order.
 

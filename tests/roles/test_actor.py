@@ -153,8 +153,12 @@ class Peers:
         """Hear an actor that ends."""
         while thread.is_alive():
             self.serve()
-        while self._hear_shipped(0.2):
-            pass
+
+    def await_bye(self) -> Bye:
+        """The last word of an actor that has ended, and all segments before it."""
+        while self.bye is None:
+            assert self._hear_shipped(PATIENCE_S)
+        return self.bye
 
     def await_status(self, met: Callable[[dict[str, float]], bool]) -> None:
         """Hear statuses, and no segments, until one fits."""
@@ -270,10 +274,10 @@ def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
 
 def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor_role, "FAREWELL_S", PATIENCE_S)
+    monkeypatch.setattr(actor_role, "LINGER_S", PATIENCE_S)
     peers = make()
     peers.watch(segments=5)
-    bye = peers.bye
-    assert bye is not None
+    bye = peers.await_bye()
     assert [segment.sequence for segment in peers.segments] == list(range(bye.count))
     assert {(segment.actor, segment.boot) for segment in peers.segments} == {(bye.actor, bye.boot)}
 
@@ -283,6 +287,7 @@ def test_while_no_shard_takes_segments_the_actor_does_as_it_was_told(
     policy: str, make: MakePeers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actor_role, "FAREWELL_S", PATIENCE_S)
+    monkeypatch.setattr(actor_role, "LINGER_S", PATIENCE_S)
     peers = make(actor__when_blocked=policy, actor__segment_length=4)
     actor, stop = Actor(peers.config, "actor"), threading.Event()
     thread = threading.Thread(target=actor.run, args=(stop,))
@@ -295,9 +300,9 @@ def test_while_no_shard_takes_segments_the_actor_does_as_it_was_told(
     finally:
         stop.set()
         peers.see_off(thread)
-    assert peers.bye is not None
     # Numbers are given on sending: what was dropped leaves no gap.
-    assert [segment.sequence for segment in peers.segments] == list(range(peers.bye.count))
+    bye = peers.await_bye()
+    assert [segment.sequence for segment in peers.segments] == list(range(bye.count))
     if policy == "block":
         assert blocked["dropped_segments"] == peers.statuses[-1].metrics["dropped_segments"] == 0
         assert blocked["decisions"] <= 4 * (blocked["segments"] + 3)  # it has not played on
