@@ -152,7 +152,13 @@ class Actor(Section, frozen=True):
         doc("Epsilon-z-greedy: exponent of the zeta law of repeats; null: single steps."),
     ] = None
     repeat_max: Annotated[Count, doc("Epsilon-z-greedy: decisions a random action lasts at most.")] = 12
-    watchdog_s: Annotated[Positive, doc("Seconds of emulator work after which a hung actor ends itself.")] = 60.0
+    when_blocked: Annotated[
+        Literal["block", "drop_oldest"],
+        doc("While no shard can take a segment: block waits; drop_oldest plays on, the newest 64 segments kept."),
+    ] = "block"
+    watchdog_s: Annotated[
+        Positive, doc("Seconds of emulator work, or of a frozen process, after which an actor ends itself.")
+    ] = 120.0
     threads: Annotated[Count, doc("Torch threads of an actor.")] = 1
 
 
@@ -197,6 +203,9 @@ class Learner(Section, frozen=True):
         Count | None,
         doc("Updates over which checkpoints average the parameters that evaluations play; null: they play the newest."),
     ] = None
+    max_bad_steps: Annotated[
+        Count, doc("Steps in a row whose loss, gradient or parameters are not finite, after which the learner ends.")
+    ] = 20
     beta: Annotated[Probability, doc("Importance-sampling exponent at the start.")] = 0.4
     beta_annealing: Annotated[NonNegative, doc("Added to beta per update, up to 1.")] = 0.001
     sync_every: Annotated[Count, doc("Updates between parameter publications.")] = 1000

@@ -30,7 +30,22 @@ COUNTERS = (
     "sample_blocked_s",
     "updates",
     "waited_s",
+    "dropped_segments",
+    "segments_lost",
+    "segments_duplicate",
+    "segments_refused",
+    "corrupted_windows",
+    "bad_steps",
 )
+# Counters of what should stay 0, or nearly, shown as they stand.
+FAULTS = {
+    "actors/dropped_segments": "dropped_segments",
+    "replay/segments_lost": "segments_lost",
+    "replay/segments_duplicate": "segments_duplicate",
+    "replay/segments_refused": "segments_refused",
+    "train/corrupted_windows": "corrupted_windows",
+    "train/bad_steps": "bad_steps",
+}
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
 ROLES = ("actor", "replay", "learner", "evaluator", "forwarder")
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
@@ -42,6 +57,7 @@ class RunStats:
 
     since: monotonic seconds at which this learner began; what older processes counted before is not taken in.
     episodes, decisions: of the whole run, resumed ones included.
+    restarts: processes that took the place of one of their name.
     """
 
     since: float = -math.inf
@@ -49,6 +65,7 @@ class RunStats:
     decisions: int = 0
     clears: int = 0
     best_x: int = 0
+    restarts: int = 0
     _last: dict[tuple[str, int], Status] = field(default_factory=dict)
     _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
     _counters: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -73,6 +90,8 @@ class RunStats:
         for name, value in grown.items():
             self._counters[name] += value
         self.decisions += round(grown["decisions"])
+        if key not in self._last:
+            self.restarts += any(name == status.name for name, _ in self._last)
         self._last[key], self._heard_at[key] = status, now
         for episode in status.episodes:
             self.episodes += 1
@@ -119,6 +138,8 @@ class RunStats:
             "replay/bytes": _total(shards, "bytes"),
             "rollout/episodes": self.episodes,
             "actors/count": len(actors),
+            "time/restarts": self.restarts,
+            **{tag: self._counters[name] for tag, name in FAULTS.items()},
         }
         if self.best_x:  # Mario
             numbers |= {"rollout/clears": self.clears, "rollout/best_x": self.best_x}

@@ -233,11 +233,17 @@ class _Complaints:
 
 
 class Outbox:
-    """One connected PUSH. Messages wait only for a peer that is there (IMMEDIATE=1)."""
+    """One connected PUSH. Messages wait only for a peer that is there (IMMEDIATE=1).
 
-    def __init__(self, address: str, *, hwm: int, linger_s: float = 0.0) -> None:
+    patient: the peer may take nothing for long and be well. TCP_MAXRT ends a connection whose window stays closed,
+        and what was on the way with it; without, only one whose host is gone is ended, in the kernel's own time.
+    """
+
+    def __init__(self, address: str, *, hwm: int, linger_s: float = 0.0, patient: bool = False) -> None:
         self.socket = _socket(zmq.PUSH, hwm=hwm, max_bytes=-1)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        if patient:
+            self.socket.setsockopt(zmq.TCP_MAXRT, 0)
         self.socket.connect(address)
         self._linger_ms = round(1000 * linger_s)
 

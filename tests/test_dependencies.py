@@ -74,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
         "video",
         "window",
     },
-    "launch": {"config", "configure", "cli", "logs"},
+    "launch": {"config", "configure", "cli", "logs", "rundir"},
     "options": {"__init__", "config", "configure"},
     "config_doc": {"config", "configure", "options"},
     "cli": {

@@ -155,7 +155,7 @@ def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
         if status.role == "replay":
             samples[status.name] = status.metrics["samples"]
             assert status.metrics["refused_messages"] == 0
-            assert status.metrics["refused_segments"] == 0
+            assert status.metrics["segments_refused"] == 0
     inbox.close()
 
 

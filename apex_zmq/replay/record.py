@@ -4,6 +4,7 @@ Records begin at multiples of `UNIT` = 64 bytes and are little-endian:
 
     header               64 bytes, `HEADER`
     reward, discount, td_error   float32[T] each; td_error is the initial one
+    window CRCs          uint32[T]
     frame ends           uint32[F + 1], from 0, counted from the first frame's first byte
     frame CRCs           uint32[F]
     first, action        uint16[T] each
@@ -53,6 +54,7 @@ class Columns(NamedTuple):
     reward: int
     discount: int
     td_error: int
+    window_crcs: int
     ends: int
     crcs: int
     first: int
@@ -66,12 +68,13 @@ def columns(transitions: int, frames: int) -> Columns:
     reward = UNIT
     discount = reward + 4 * transitions
     td_error = discount + 4 * transitions
-    ends = td_error + 4 * transitions
+    window_crcs = td_error + 4 * transitions
+    ends = window_crcs + 4 * transitions
     crcs = ends + 4 * (frames + 1)
     first = crcs + 4 * frames
     action = first + 2 * transitions
     steps = action + 2 * transitions
-    return Columns(reward, discount, td_error, ends, crcs, first, action, steps, steps + transitions)
+    return Columns(reward, discount, td_error, window_crcs, ends, crcs, first, action, steps, steps + transitions)
 
 
 def size_of(transitions: int, frames: int, frame_bytes: int) -> int:
@@ -85,6 +88,7 @@ def write(record: UInt8s, segment: Segment, frame_ends: UInt32s, first_key: int,
         (segment.reward, "<f4"),
         (segment.discount, "<f4"),
         (segment.td_error, "<f4"),
+        (segment.window_crcs, "<u4"),
         (frame_ends, "<u4"),
         (segment.frame_crcs, "<u4"),
         (segment.first, "<u2"),
@@ -132,6 +136,7 @@ _columns = cast("Callable[[int, int], Columns]", numba.njit(columns, nogil=True,
         numba.float32[::1],
         numba.float32[::1],
         numba.uint8[::1],
+        numba.uint32[::1],
         numba.uint32[:, ::1],
         numba.int64[::1],
     )
@@ -146,12 +151,13 @@ def read_rows(
     reward: Float32s,
     discount: Float32s,
     steps: UInt8s,
+    window_crcs: UInt32s,
     frame_sizes: UInt32s,
     begins: Int64s,
 ) -> None:
     """Read the columns of keys[B] from the records at arena offsets records[B].
 
-    Fills action .. steps [B], begins[B] (arena offset of each window's first byte) and,
+    Fills action .. window_crcs [B], begins[B] (arena offset of each window's first byte) and,
     as far as each window goes, frame_sizes[B, W]: the rest must be 0.
     """
     uint16, uint32, float32 = arena.view(np.uint16), arena.view(np.uint32), arena.view(np.float32)
@@ -163,6 +169,7 @@ def read_rows(
         action[j] = uint16[(records[j] + at.action) // 2 + row]
         reward[j] = float32[(records[j] + at.reward) // 4 + row]
         discount[j] = float32[(records[j] + at.discount) // 4 + row]
+        window_crcs[j] = uint32[(records[j] + at.window_crcs) // 4 + row]
         first = (records[j] + at.ends) // 4 + np.int64(uint16[(records[j] + at.first) // 2 + row])
         begins[j] = records[j] + at.frames + np.int64(uint32[first])
         for i in range(stack + np.int64(steps[j])):

@@ -148,6 +148,7 @@ class Store:
         reward = np.empty(batch_size, np.float32)
         discount = np.empty(batch_size, np.float32)
         steps = np.empty(batch_size, np.uint8)
+        window_crcs = np.empty(batch_size, np.uint32)
         frame_sizes = np.zeros((batch_size, self.frame_window), np.uint32)
         begins = np.empty(batch_size, np.int64)
         record.read_rows(
@@ -160,6 +161,7 @@ class Store:
             reward,
             discount,
             steps,
+            window_crcs,
             frame_sizes,
             begins,
         )
@@ -176,6 +178,7 @@ class Store:
             reward=reward,
             discount=discount,
             steps=steps,
+            window_crcs=window_crcs,
             frame_sizes=frame_sizes,
             frames=frames.data,
         )
@@ -294,7 +297,14 @@ class Store:
         if self._frame is not None and segment.frame != self._frame:
             require(False, f"frames of {segment.frame}, but this store holds {self._frame}")
         require(count > 0, "no transitions")
-        per_row = (segment.first, segment.steps, segment.reward, segment.discount, segment.td_error)
+        per_row = (
+            segment.first,
+            segment.steps,
+            segment.reward,
+            segment.discount,
+            segment.td_error,
+            segment.window_crcs,
+        )
         require(all(len(column) == count for column in per_row), "columns of different lengths")
         require(len(segment.frame_crcs) == frames, "not one CRC per frame")
         ends = np.zeros(frames + 1, np.uint64)

@@ -39,6 +39,7 @@ class Broadcaster(threading.Thread):
     meter: the training thread's numbers go in here.
     update, waited_s, progress_time: set by the training thread: gradient steps of the
     run, seconds spent waiting for batches, unix seconds of its last progress.
+    faults: set by the training thread: counters of what went wrong, by metric.
     newest: set by the training thread: arrays of the newest batch, by tag, whose
     histograms are taken at the log interval.
 
@@ -61,6 +62,7 @@ class Broadcaster(threading.Thread):
         self.meter = Meter()
         self.update = self.first_update = 0
         self.waited_s = 0.0
+        self.faults: Mapping[str, float] = {}
         self.newest: Mapping[str, npt.NDArray[Any]] = {}
         self._start_time = self.progress_time = time.time()
         self._config = config
@@ -110,6 +112,7 @@ class Broadcaster(threading.Thread):
             "updates": self.update - self.first_update,
             "waited_s": self.waited_s,
             "rss_bytes": rss_bytes(),
+            **self.faults,
         }
         self.stats.hear(self._learner_status(own), now)
         numbers = self.stats.summary(now, self.update) | self.meter.take()
