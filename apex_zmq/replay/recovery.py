@@ -26,7 +26,8 @@ class Span(NamedTuple):
 class Recovery(NamedTuple):
     """What is left of a log.
 
-    spans: of its records, oldest first, without a gap between their keys: tombstones stand for what does not verify.
+    spans: of its records, oldest first, without a gap between their keys: tombstones, which the caller is to write, stand
+        for what does not verify.
     recovered: transitions that verify.
     dropped: transitions that were stored, as far as what is left tells, and do not verify or stood beyond a gap.
     """
@@ -37,18 +38,20 @@ class Recovery(NamedTuple):
 
 
 def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_then: range, capacity: int) -> Recovery:
-    """Verify the records of one log, and bury in tombstones what is missing between them.
+    """Verify the records of one log, and find room for tombstones of what is missing between them.
 
     The newest record that verifies tells which key was the oldest when it was written, so no index is needed that could
     be older than the records are. Lost are a record that was being written and those that made room for it.
 
-    arena: uint8 [size]; what no record holds may be overwritten.
+    arena: uint8 [size]; headers of records whose frames do not verify are wiped out where nothing newer does.
     written: ranges of the arena outside of which there is nothing.
     stored_then: keys that were stored at some time, to tell how much is missing.
     capacity: transitions kept at most, the newest.
     """
     found = sorted(_spans(arena, written, log), reverse=True)
     newest = next((place for place, span in enumerate(found) if _frames_valid(arena, span)), len(found))
+    for span in found[:newest]:  # nothing to be found, and counted, once more
+        arena[span.start : span.start + record.UNIT] = 0
     end = max([stored_then.stop, *(span.next_key for span in found)])
     if newest == len(found):
         return Recovery([], 0, end - stored_then.start)
@@ -72,7 +75,6 @@ def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_
             start = next((start for start, stop in rooms if stop - start >= size), None)
             if start is None:
                 break  # a log has no gaps, so what is older goes too
-            record.write_tombstone(arena[start : start + size], missing, log, span.next_key, oldest_key)
             spans.append(Span(span.next_key, later.first_key, start, start + size, tombstone=True))
             buried += missing
         spans.append(span)

@@ -271,6 +271,10 @@ class Store:
         self._rng.bit_generator.state = state.random
         known = (state.alpha, state.epsilon) == (self.alpha, self.epsilon)
         for span in recovery.spans:
+            if span.tombstone:
+                self._reserve(span.start, span.stop)
+                room, missing = self._arena[span.start : span.stop], span.next_key - span.first_key
+                record.write_tombstone(room, missing, self._log, span.first_key, recovery.spans[0].first_key)
             stored = self._arena[span.start : span.stop]
             at = record.columns_of(stored)
             priority = self._priority(stored[at.td_error : at.ends].view("<f4"))
