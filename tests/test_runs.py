@@ -193,6 +193,7 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
     assert stored.inserts < later.inserts == later.store.next_key
     assert 40 * config.learner.batch_size <= later.samples - stored.samples
     per_insert, tolerance = config.replay.samples_per_insert, settings.tolerance(config)
+    assert per_insert is not None
     for account in (stored, later):  # one account over both parts
         assert abs(account.samples - per_insert * (account.inserts - 200)) <= tolerance
     resumed = load(tmp_path / "run")

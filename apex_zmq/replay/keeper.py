@@ -117,6 +117,9 @@ class Keeper:
             newer,
             recovery.dropped,
         )
+        taken = self._take(store, governor) if recovery.dropped else None
+        if taken is not None:
+            self._write(store, taken)  # before keys that were dropped are given out again
 
     def turn(self, store: Store, governor: Governor) -> None:
         """Begin a snapshot if one is due; returns once the priorities have been copied."""

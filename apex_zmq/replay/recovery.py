@@ -26,8 +26,8 @@ class Span(NamedTuple):
 class Recovery(NamedTuple):
     """What is left of a log.
 
-    spans: of its records, oldest first, without a gap between their keys: tombstones, which the caller is to write, stand
-        for what does not verify.
+    spans: of its records, oldest first, without a gap between their keys: tombstones, which the caller is to write,
+        stand for what does not verify.
     recovered: transitions that verify.
     dropped: transitions that were stored, as far as what is left tells, and do not verify or stood beyond a gap.
     """
