@@ -189,7 +189,7 @@ def _hyper_parameters(config: Config) -> dict[str, float | str]:
     return {
         name: value if isinstance(value, int | float | str) else json.dumps(value)
         for name, value in _leaves(to_tree(config))
-        if name.startswith(COMPARED)
+        if name.startswith(COMPARED) and name != "replay.snapshot_dir"
     }
 
 

@@ -181,6 +181,16 @@ class Replay(Section, frozen=True):
     credit_timeout_s: Annotated[
         Positive, doc("Seconds after which an unacknowledged batch counts as lost and its credit returns.")
     ] = 30.0
+    snapshot_dir: Annotated[
+        str | None,
+        doc(
+            "Directory, on a local disk of the replay's host, where shard S keeps its experience below replay-S and "
+            "finds it again; null: in memory only. apex-train: the run directory."
+        ),
+    ] = None
+    snapshot_interval_s: Annotated[
+        Positive | None, doc("Seconds between snapshots of priorities and counters; null: replay.snapshot_dir is null.")
+    ] = 60.0
 
 
 class Learner(Section, frozen=True):

@@ -148,7 +148,8 @@ def launch(
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     terminal = Terminal(log_format)
     try:
-        config = configure.replace(config, local_addresses(config.replay.shards, home if not tcp else None))
+        places = local_addresses(config.replay.shards, home if not tcp else None)
+        config = configure.replace(config, places | {"replay.snapshot_dir": str(directory.absolute())})
         path = home / "config.yaml"
         path.write_text(configure.to_yaml(config))
         common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]

@@ -217,7 +217,7 @@ def test_what_is_sampled_is_what_was_played(
 
 
 def record_bytes(segment: Segment) -> int:
-    return record.size_of(segment.num_transitions, len(segment.frame_sizes), len(segment.frames))
+    return record.size_of(segment.num_transitions, len(segment.frame_sizes), len(segment.actor), len(segment.frames))
 
 
 def test_within_an_episode_each_frame_is_stored_once() -> None:

@@ -14,6 +14,7 @@ from apex_zmq.config import Config
 from apex_zmq.replay.accounts import Accounts
 from apex_zmq.replay.budget import check_memory
 from apex_zmq.replay.governor import Governor
+from apex_zmq.replay.keeper import keeper_of
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
@@ -87,7 +88,8 @@ class ReplayServer:
     """One shard. `run` is the role; everything before it binds and allocates.
 
     Raises:
-        ConfigError: an address that cannot be bound, a budget the machine does not have.
+        ConfigError: an address that cannot be bound, a budget the machine does not have, a directory that is in use
+            or holds other experience.
     """
 
     def __init__(self, config: Config, shard: int) -> None:
@@ -113,6 +115,7 @@ class ReplayServer:
             insecure=addresses.insecure,
         )
         self._batches = Outbox(addresses.batches, hwm=replay.credits)
+        self._keeper = keeper_of(config, shard, self._signature)
         self._store = Store(
             capacity=replay.capacity // replay.shards,
             arena_bytes=replay.arena_bytes // replay.shards,
@@ -120,6 +123,7 @@ class ReplayServer:
             alpha=replay.alpha,
             epsilon=replay.epsilon,
             seed=config.run.seed + shard,
+            arena_path=self._keeper.arena_path if self._keeper is not None else None,
         )
         self._governor = Governor(
             min_size=settings.min_size_per_shard(config),
@@ -128,6 +132,9 @@ class ReplayServer:
             batch_size=config.learner.batch_size,
             max_segment=config.actor.segment_length,
         )
+        if self._keeper is not None:
+            self._keeper.recover(self._store, self._governor)
+        self._recovered_counts = self._governor.inserts, self._governor.samples
         self._dealing: Dealing | None = None
         self._reporter = StatusReporter(
             "replay",
@@ -166,8 +173,12 @@ class ReplayServer:
                 self._insert_waiting()
             if may_deal and self._batches.ready:
                 self._deal()
+            if self._keeper is not None:
+                self._keeper.turn(self._store, self._governor)
             self._report()
         self._reporter.close()
+        if self._keeper is not None:
+            self._keeper.close(self._store, self._governor)
         self._experience.close()
         self._priorities.close()
         self._batches.close()
@@ -269,11 +280,13 @@ class ReplayServer:
             "size": store.num_transitions,
             "bytes": store.num_bytes,
             "mass": store.mass,
-            "inserts": governor.inserts,
-            "samples": governor.samples,
+            "inserts": governor.inserts - self._recovered_counts[0],
+            "samples": governor.samples - self._recovered_counts[1],
+            "surplus": governor.surplus,
             "lost_batches": self._dealing.credits.lost if self._dealing else 0,
             "refused_messages": self._experience.refused + self._priorities.refused,
             **{f"segments_{what}": count for what, count in asdict(self._accounts.totals).items()},
             **self._counts,
             **self._wait_s,
+            **(self._keeper.metrics if self._keeper is not None else {}),
         }

@@ -317,7 +317,7 @@ def test_check_valid_notices_a_flipped_bit(data: st.DataObject) -> None:
     store = make_store(10)
     segment = make_segment(np.random.default_rng(0), [5])
     store.append(segment)
-    place = record.columns(segment.num_transitions, len(segment.frame_sizes))
+    place = record.columns(segment.num_transitions, len(segment.frame_sizes), len(segment.actor))
     byte = data.draw(st.integers(0, place.frames + memoryview(segment.frames).nbytes - 1))
     store._arena[byte] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(AssertionError):

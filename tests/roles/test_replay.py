@@ -68,9 +68,16 @@ class Peers:
         self._builder = SegmentBuilder(self.frame, n_step, 0.9, LENGTH)
         self._builder.reset(np.zeros(values, np.float32))
         self._sent = 0
+        self.start()
+
+    def start(self) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=ReplayServer(self.config, 0).run, args=(self._stop,))
         self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
 
     def send(self, segments: int) -> np.ndarray[Any, Any]:
         """Ship segments of random rewards; their initial |TD|."""
@@ -111,10 +118,12 @@ class Peers:
         assert batch is not None
         return batch
 
-    def acknowledge(self, batch: Batch) -> None:
-        none = np.zeros(0, np.uint64), np.zeros(0, np.float32)
+    def acknowledge(self, batch: Batch, td_error: dict[int, float] | None = None) -> None:
+        """td_error: of keys, not of those in the batch only."""
+        given = td_error or {}
+        rows = np.array([*given], np.uint64), np.array([*given.values()], np.float32)
         assert self._learner.send(
-            encode_priorities(PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, *none))
+            encode_priorities(PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, *rows))
         )
 
     def status(self) -> Status:
@@ -131,8 +140,7 @@ class Peers:
         return metrics
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.stop()
         for socket in (self._batches, self.statuses, self._actor, self._learner):
             socket.close()
 
