@@ -17,6 +17,7 @@ import torch
 from apex_zmq.config import Config
 from apex_zmq.envs.make import Lanes, Step, make_lanes
 from apex_zmq.exploration import Explorer, elastic_epsilon, ladder
+from apex_zmq.keys import ClientKeys, client_keys
 from apex_zmq.networks import load_arrays, make_network, to_arrays
 from apex_zmq.roles.parameters import ParameterFollower
 from apex_zmq.roles.status import StatusReporter
@@ -60,10 +61,10 @@ class Watchdog:
 class Shipper:
     """Sends segments to any replay shard that can take one, in rotation."""
 
-    def __init__(self, addresses: tuple[str, ...], signature: str) -> None:
+    def __init__(self, addresses: tuple[str, ...], signature: str, keys: ClientKeys | None = None) -> None:
         self.waited_s = 0.0
         self.sent = 0
-        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=1.0) for address in addresses]
+        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=1.0, keys=keys) for address in addresses]
         self._sequences = [0] * len(addresses)
         self._signature = signature
         self._next = 0
@@ -128,9 +129,14 @@ class Actor:
         self._network = make_network(config.agent.network, spec.frame, spec.num_actions).eval()
         self._signature = experience_signature(config)
         self._parameters = ParameterFollower(
-            config.addresses.parameters, network_signature(to_arrays(self._network)), self._signature
+            config.addresses.parameters,
+            network_signature(to_arrays(self._network)),
+            self._signature,
+            client_keys(config.addresses, "parameters"),
         )
-        self._shipper = Shipper(config.addresses.experience, self._signature)
+        self._shipper = Shipper(
+            config.addresses.experience, self._signature, client_keys(config.addresses, "experience")
+        )
         self._explorer = Explorer(count, spec.num_actions, config.actor.repeat_zeta, config.actor.repeat_max, self._rng)
         self._ladder: list[float] | None = None
         if index is not None and total_lanes is not None:
@@ -149,7 +155,12 @@ class Actor:
         self._decisions = 0
         self._watchdog = Watchdog(config.actor.watchdog_s)
         self._reporter = StatusReporter(
-            "actor", name, boot, config.addresses.status, config.telemetry.status_interval_s
+            "actor",
+            name,
+            boot,
+            config.addresses.status,
+            config.telemetry.status_interval_s,
+            client_keys(config.addresses, "status"),
         )
 
     def run(self, stop: threading.Event) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from apex_zmq import config as settings
 from apex_zmq.config import Config
+from apex_zmq.keys import client_keys, server_keys
 from apex_zmq.replay.budget import check_memory
 from apex_zmq.replay.governor import Governor
 from apex_zmq.replay.store import Store
@@ -97,14 +98,16 @@ class ReplayServer:
             {Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step)},
             hwm=EXPERIENCE_HWM,
             insecure=addresses.insecure,
+            keys=server_keys(addresses, "experience"),
         )
         self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
             addresses.priorities[shard],
             {Kind.PRIORITIES: decode_priorities, Kind.HELLO: self._decode_hello},
             hwm=PRIORITY_HWM,
             insecure=addresses.insecure,
+            keys=server_keys(addresses, "priorities"),
         )
-        self._batches = Outbox(addresses.batches, hwm=replay.credits)
+        self._batches = Outbox(addresses.batches, hwm=replay.credits, keys=client_keys(addresses, "batches"))
         self._store = Store(
             capacity=replay.capacity // replay.shards,
             arena_bytes=replay.arena_bytes // replay.shards,
@@ -127,6 +130,7 @@ class ReplayServer:
             secrets.randbits(63),
             addresses.status,
             config.telemetry.status_interval_s,
+            client_keys(addresses, "status"),
         )
         self._counts = {"refused_segments": 0, "stale_updates": 0, "retired": 0, "evicted_updates": 0}
         self._wait_s = {"insert_blocked_s": 0.0, "sample_blocked_s": 0.0}
