@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apex_zmq import config as settings
-from apex_zmq import configure, logs, options, rundir
+from apex_zmq import __version__, configure, logs, options, rundir
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
 from apex_zmq.launch import LAUNCHED, launch
@@ -246,6 +246,7 @@ def keys(argv: Sequence[str] | None = None) -> int:
         description="Makes the keys of a run over several machines, a directory for each holder. Without a name: those "
         "of replay and learner. With one: those of a client, which then stands on the lists of whom they let in.",
     )
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory of all keys of the run")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a client, such as one actor host")
     parser.add_argument(

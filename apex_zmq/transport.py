@@ -33,6 +33,7 @@ KEEPALIVE_COUNT = 3
 MAX_RETRANSMIT_MS = 30_000
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 5_000
+SUBSCRIPTIONS_PER_CALL = 1000  # read at most, so that a flood of them cannot hold the publisher
 MAX_PARTS = 4  # kept of a message; no kind has more than two
 
 
@@ -357,7 +358,9 @@ class Publisher:
     def serve(self) -> None:
         """Read the subscriptions that have come in, once those are gone who have been struck off."""
         self._shut_out()
-        while self._bound is not None and self._bound.socket.poll(0):
+        for _ in range(SUBSCRIPTIONS_PER_CALL):
+            if self._bound is None or not self._bound.socket.poll(0):
+                break
             self._bound.socket.recv_multipart()
 
     def _shut_out(self) -> None:

@@ -82,6 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"__init__", "config", "configure"},
     "config_doc": {"config", "configure", "options"},
     "cli": {
+        "__init__",
         "options",
         "config",
         "configure",

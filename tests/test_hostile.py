@@ -22,7 +22,7 @@ from .conftest import ROOT, Program, StartProgram, free_tcp_address
 
 CONFIG = ROOT / "configs" / "cartpole.yaml"
 ROUNDS = 150  # of one message of each kind to each address
-GROWTH_BYTES = 200 << 20
+GROWTH_BYTES = 300 << 20
 LINKS = {"experience": zmq.PUSH, "priorities": zmq.PUSH, "batches": zmq.PUSH, "status": zmq.PUSH}
 
 
@@ -58,16 +58,16 @@ def flood(addresses: dict[str, str]) -> int:
     try:
         for name, kind in LINKS.items():
             peers[name] = zmq.Context.instance().socket(kind)
-            peers[name].setsockopt(zmq.LINGER, 0)
+            peers[name].setsockopt(zmq.LINGER, 2000)
             peers[name].connect(addresses[name])
         for _ in range(ROUNDS):
             for peer in peers.values():
                 for parts in garbage(rng):
-                    if peer.poll(1000, zmq.POLLOUT):
+                    if peer.poll(10, zmq.POLLOUT):
                         peer.send_multipart(parts)
                         sent += 1
         listener = peers["parameters"] = zmq.Context.instance().socket(zmq.XSUB)
-        listener.setsockopt(zmq.LINGER, 0)
+        listener.setsockopt(zmq.LINGER, 2000)
         listener.connect(addresses["parameters"])
         for _ in range(2000):
             listener.send(rng.choice((b"\x00", b"\x01", b"\x05", b"")) + rng.randbytes(rng.randrange(64)))

@@ -94,7 +94,9 @@ class Broadcaster(threading.Thread):
             self._publisher.serve()
             self._send_parameters()
             now = time.monotonic()
-            while (status := self._statuses.receive()) is not None:
+            for _ in range(STATUS_HWM):  # at most, so that a flood of them cannot hold up parameters
+                if (status := self._statuses.receive()) is None:
+                    break
                 self.stats.hear(status, now)
                 episodes.write(time.time(), self.stats.decisions, status.episodes)
                 self._publisher.send(encode(Kind.RELAYED_STATUS, status))

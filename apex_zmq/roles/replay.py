@@ -155,7 +155,9 @@ class ReplayServer:
                 IDLE_S,
             )
             self._account_waiting(time.monotonic() - started, may_insert)
-            while (message := self._priorities.receive()) is not None:
+            for _ in range(PRIORITY_HWM):
+                if (message := self._priorities.receive()) is None:
+                    break
                 self._hear_learner(message)
             if may_insert:
                 self._insert_waiting()
