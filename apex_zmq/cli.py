@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apex_zmq import config as settings
 from apex_zmq import __version__, configure, logs, options, rundir
+from apex_zmq import config as settings
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
 from apex_zmq.launch import LAUNCHED, launch
