@@ -14,7 +14,6 @@ import socket as sockets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import zmq
@@ -29,6 +28,7 @@ COMPLAINT_INTERVAL_S = 10.0
 MAX_PEERS = 1000  # whose complaints are remembered
 REFRESH_S = 0.25  # between two looks at the allow-lists
 RETRY_S = 2.0  # libzmq gives up for good after a refusal; this much later the owner connects anew
+HANDSHAKE_MS = 5_000  # one that libzmq leaves hanging is begun anew then; its own default is 30 s
 POLL_MS = 100
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 GONE = "an address that was gone at once"
@@ -225,7 +225,7 @@ class _Doorkeeper(threading.Thread):
                 poller.register(channel, zmq.POLLIN)
             for channel, _ in poller.poll(POLL_MS):
                 if channel is self._zap:
-                    self._answer(watched.values())
+                    self._answer()
                 else:
                     self._hear(channel, watched[channel])
             now = time.monotonic()
@@ -245,7 +245,9 @@ class _Doorkeeper(threading.Thread):
                 _doorkeeper = None
             return dict(self.watched)
 
-    def _answer(self, watched: Iterable[Watched]) -> None:
+    def _answer(self) -> None:
+        with _lock:  # who has been added while this thread was waiting is asked for at once
+            watched = list(self.watched.values())
         version, request, domain, address, _, mechanism, *credentials = self._zap.recv_multipart()
         guards = [each for each in watched if isinstance(each, Guard) and each.domain.encode() == domain]
         user_id = b""
@@ -298,6 +300,7 @@ def admit_by(socket: zmq.Socket[bytes], keys: ServerKeys) -> Guard:
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.ZAP_DOMAIN, guard.domain.encode())
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer nobody comes in
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     _watch(socket, guard)
     return guard
 
@@ -308,5 +311,6 @@ def identify_by(socket: zmq.Socket[bytes], keys: ClientKeys, address: str, compl
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     _watch(socket, line)
     return line

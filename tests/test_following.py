@@ -149,7 +149,7 @@ def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
     keys = tmp_path / "keys"
     make_servers(keys)
     run = begin(addresses__keys=str(keys / "learner"))
-    checkpoint.save(tmp_path / "best.safetensors", run.checkpoint)
+    checkpoint.save(tmp_path / "latest.safetensors", run.checkpoint)
     follow = ["--checkpoint", str(tmp_path), "--follow"]
     for arguments, reason in (([], "give those of an evaluator with --keys"), (["--keys", "nowhere"], "nowhere")):
         assert cli.evaluate([*follow, *arguments]) == 2

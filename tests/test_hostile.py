@@ -21,7 +21,7 @@ from benchmarks import fuzz
 from .conftest import ROOT, Program, StartProgram, free_tcp_address
 
 CONFIG = ROOT / "configs" / "cartpole.yaml"
-ROUNDS = 150  # of one message of each kind to each address
+ROUNDS = 50  # of one message of each kind to each address
 GROWTH_BYTES = 300 << 20
 LINKS = {"experience": zmq.PUSH, "priorities": zmq.PUSH, "batches": zmq.PUSH, "status": zmq.PUSH}
 
@@ -82,7 +82,7 @@ def test_garbage_disturbs_nobody(start: StartProgram, tmp_path: Path) -> None:
     common = ["--config", str(CONFIG), "--set", "replay.min_size=200", "--set", "run.episodes=null"]
     common += [argument for name, address in addresses.items() for argument in (f"--{name}", address)]
     replay = start("replay", *common)
-    learner = start("learner", *common, "--run-dir", "run", "--set", "run.max_updates=400")
+    learner = start("learner", *common, "--run-dir", "run", "--set", "run.max_updates=150")
     actor = start("actor", *common)
     replay.wait_for("dealing to learner of run")
     actor.wait_for("playing")
@@ -93,7 +93,7 @@ def test_garbage_disturbs_nobody(start: StartProgram, tmp_path: Path) -> None:
         if program.process.poll() is None:
             assert rss_bytes(program) - before[program] < GROWTH_BYTES
     assert learner.wait() == 0, learner.output
-    assert "budget spent: 400 of 400 updates" in learner.output
+    assert "budget spent: 150 of 150 updates" in learner.output
     assert replay.process.poll() is None
     assert actor.process.poll() is None
     for program in (replay, actor):
