@@ -66,7 +66,8 @@ def flood(addresses: dict[str, str]) -> int:
                     if peer.poll(10, zmq.POLLOUT):
                         peer.send_multipart(parts)
                         sent += 1
-        listener = peers["parameters"] = zmq.Context.instance().socket(zmq.XSUB)
+        listener: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
+        peers["parameters"] = listener
         listener.setsockopt(zmq.LINGER, 2000)
         listener.connect(addresses["parameters"])
         for _ in range(2000):

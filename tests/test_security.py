@@ -15,7 +15,7 @@ import pytest
 from zmq.auth import load_certificate
 
 from apex_zmq import guard, keys
-from apex_zmq.config import Addresses, Config
+from apex_zmq.config import Addresses, Config, ConfigError
 from apex_zmq.keys import OPENS, SERVERS, SERVES, ClientKeys, ServerKeys, make_client, make_servers
 from apex_zmq.roles.parameters import ParameterFollower, ParameterPublisher
 from apex_zmq.signature import experience_signature, network_signature
@@ -234,7 +234,7 @@ def rebind(address: str, server: ServerKeys) -> Inbox[Hello]:
     def attempt() -> None:
         try:
             found.append(bind(address, server))
-        except keys.ConfigError:
+        except ConfigError:
             return
 
     until(lambda: found, attempt)
