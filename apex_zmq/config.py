@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from apex_zmq.errors import UserError
 
-ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")  # what has a flag and a variable
+ADDRESSES = ("experience", "priorities", "batches", "parameters", "status", "keys")  # what has a flag and a variable
 MARIO = "SuperMarioBros"
 WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # the games by `env.id`, with the worlds their ROMs hold; four stages each
 LARGEST = 1e30  # finite, in float32 too
@@ -243,7 +243,10 @@ class Addresses(Section, frozen=True):
     batches: Annotated[str, doc("[learner] Batches from all shards.")] = "tcp://127.0.0.1:5553"
     parameters: Annotated[str, doc("[learner] Parameters, heartbeats, relayed status.")] = "tcp://127.0.0.1:5554"
     status: Annotated[str, doc("[learner] Status of every role.")] = "tcp://127.0.0.1:5555"
-    insecure: Annotated[bool, doc("Allow binding to an address that other hosts can reach.")] = False
+    keys: Annotated[
+        str | None, doc("Directory of this process's keys, made by apex-keys; null: nothing is encrypted.")
+    ] = None
+    insecure: Annotated[bool, doc("Allow binding to an address that other hosts can reach, without keys.")] = False
 
 
 class Config(Section, frozen=True):
@@ -365,6 +368,10 @@ def validate(config: Config, *, addressed: bool = True) -> None:
             count == replay.shards,
             f"addresses.{name} lists {count} addresses for replay.shards {replay.shards}; list one per shard",
         )
+    require(
+        not (addressed and addresses.insecure and addresses.keys),
+        "--insecure lets everybody in, --keys only their holders; give one of them",
+    )
     for address in all_addresses(addresses) if addressed else ():
         check_address(address)
     if config.env.id in WORLDS:

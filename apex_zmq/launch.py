@@ -168,14 +168,14 @@ def launch(
 
 
 def local_addresses(shards: int, home: Path | None) -> dict[str, object]:
-    """Address settings of a run on this machine: ipc below `home`, or free loopback ports."""
+    """Address settings of a run on this machine, which needs no keys: ipc below `home`, or free loopback ports."""
     counts = {"experience": shards, "priorities": shards, "batches": 1, "parameters": 1, "status": 1}
     total = sum(counts.values())
     if home is not None:
         pool = [f"ipc://{home}/{number}" for number in range(total)]
     else:
         pool = [f"tcp://127.0.0.1:{port}" for port in free_ports(total)]
-    addresses: dict[str, object] = {}
+    addresses: dict[str, object] = {"addresses.keys": None}
     for name, count in counts.items():
         taken, pool = pool[:count], pool[count:]
         addresses[f"addresses.{name}"] = taken if name in ("experience", "priorities") else taken[0]

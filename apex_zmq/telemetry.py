@@ -48,6 +48,8 @@ FAULTS = {
 }
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
 ROLES = ("actor", "replay", "learner", "evaluator", "forwarder")
+MAX_SOURCES = 4096  # processes remembered, and stages; whoever may report could invent more
+MAX_COUNT = 1 << 53  # of what a process may count; TensorBoard's axis ends at 2^63
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 
@@ -86,12 +88,15 @@ class RunStats:
             before = self._last[key].metrics
         elif status.time - status.start_time > now - self.since + STARTED_TOGETHER_S:
             before = status.metrics
-        grown = {name: status.metrics.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS}
+        grown = {name: _bounded(status.metrics.get(name, 0.0)) - _bounded(before.get(name, 0.0)) for name in COUNTERS}
         for name, value in grown.items():
             self._counters[name] += value
-        self.decisions += round(grown["decisions"])
+        self.decisions = min(self.decisions + round(grown["decisions"]), MAX_COUNT)
         if key not in self._last:
             self.restarts += any(name == status.name for name, _ in self._last)
+            if len(self._last) >= MAX_SOURCES:
+                silent = min(self._heard_at, key=self._heard_at.__getitem__)
+                del self._last[silent], self._heard_at[silent]
         self._last[key], self._heard_at[key] = status, now
         for episode in status.episodes:
             self.episodes += 1
@@ -102,7 +107,8 @@ class RunStats:
                 self._recent_low.append(episode)
             bucket = next(bound for bound in EPSILON_BOUNDS if episode.epsilon <= bound)
             self._by_epsilon[bucket].append(episode.episode_return)
-            if episode.stage and not episode.cleared:
+            known = episode.stage in self._ends or len(self._ends) < MAX_SOURCES
+            if episode.stage and known and not episode.cleared:
                 self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.max_x)
 
     @property
@@ -170,6 +176,10 @@ class RunStats:
     def ends(self) -> dict[str, npt.NDArray[np.int64]]:
         """Where Mario's last episodes that did not clear ended: largest x, pixels, by TensorBoard tag of the stage."""
         return {f"rollout/end_x/{stage}": np.array(ends) for stage, ends in self._ends.items()}
+
+
+def _bounded(count: float) -> float:
+    return max(-float(MAX_COUNT), min(count, float(MAX_COUNT)))
 
 
 def _total(statuses: Iterable[Status], metric: str) -> float:

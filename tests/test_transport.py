@@ -69,8 +69,9 @@ def test_socket_options_are_those_of_the_protocol(address: str, opened: Callable
     assert follower.socket.type == zmq.SUB
     assert_options(follower.socket, COMMON | {zmq.RCVHWM: 8, zmq.MAXMSGSIZE: (1 << 30) + 4096, zmq.CONFLATE: 0})
     publisher = opened(Publisher(free_tcp_address()))
-    assert publisher._socket.type == zmq.XPUB
-    assert_options(publisher._socket, COMMON | {zmq.SNDHWM: 8, zmq.MAXMSGSIZE: 4096})
+    assert publisher._bound is not None
+    assert publisher._bound.socket.type == zmq.XPUB
+    assert_options(publisher._bound.socket, COMMON | {zmq.SNDHWM: 8, zmq.MAXMSGSIZE: 4096})
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -18,6 +18,7 @@ import torch
 from apex_zmq.config import Config
 from apex_zmq.envs.make import EnvError, Lanes, Step, make_lanes
 from apex_zmq.exploration import Explorer, elastic_epsilon, ladder
+from apex_zmq.keys import ClientKeys, client_keys
 from apex_zmq.networks import load_arrays, make_network, to_arrays
 from apex_zmq.roles.parameters import ParameterFollower
 from apex_zmq.roles.status import StatusReporter
@@ -70,10 +71,14 @@ class Shipper:
     waited_s, sent, dropped: seconds spent waiting, segments sent and dropped so far.
     """
 
-    def __init__(self, addresses: tuple[str, ...], signature: str, *, drop_oldest: bool) -> None:
+    def __init__(
+        self, addresses: tuple[str, ...], signature: str, *, drop_oldest: bool, keys: ClientKeys | None = None
+    ) -> None:
         self.waited_s = 0.0
         self.sent = self.dropped = 0
-        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=LINGER_S, patient=True) for address in addresses]
+        self._outboxes = [
+            Outbox(address, hwm=EXPERIENCE_HWM, linger_s=LINGER_S, patient=True, keys=keys) for address in addresses
+        ]
         self._sequences = [0] * len(addresses)
         self._signature = signature
         self._drop_oldest = drop_oldest
@@ -176,10 +181,16 @@ class Actor:
         self._network = make_network(config.agent.network, spec.frame, spec.num_actions).eval()
         self._signature = experience_signature(config)
         self._parameters = ParameterFollower(
-            config.addresses.parameters, network_signature(to_arrays(self._network)), self._signature
+            config.addresses.parameters,
+            network_signature(to_arrays(self._network)),
+            self._signature,
+            client_keys(config.addresses, "parameters"),
         )
         self._shipper = Shipper(
-            config.addresses.experience, self._signature, drop_oldest=config.actor.when_blocked == "drop_oldest"
+            config.addresses.experience,
+            self._signature,
+            drop_oldest=config.actor.when_blocked == "drop_oldest",
+            keys=client_keys(config.addresses, "experience"),
         )
         self._explorer = Explorer(count, spec.num_actions, config.actor.repeat_zeta, config.actor.repeat_max, self._rng)
         self._ladder: list[float] | None = None
@@ -198,7 +209,12 @@ class Actor:
         self._lengths = np.zeros(count, np.int64)
         self._decisions = 0
         self._reporter = StatusReporter(
-            "actor", name, boot, config.addresses.status, config.telemetry.status_interval_s
+            "actor",
+            name,
+            boot,
+            config.addresses.status,
+            config.telemetry.status_interval_s,
+            client_keys(config.addresses, "status"),
         )
 
     def run(self, stop: threading.Event) -> None:

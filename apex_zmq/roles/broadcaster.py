@@ -17,6 +17,8 @@ import numpy.typing as npt
 from apex_zmq.board import Board
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.episodes import EpisodeLog
+from apex_zmq.guard import counts
+from apex_zmq.keys import server_keys
 from apex_zmq.logs import PROGRESS
 from apex_zmq.roles.parameters import ParameterPublisher
 from apex_zmq.roles.status import rss_bytes
@@ -50,10 +52,16 @@ class Broadcaster(threading.Thread):
     def __init__(self, config: Config, directory: Path) -> None:
         super().__init__(name="broadcaster", daemon=True)
         addresses = config.addresses
-        self._publisher = ParameterPublisher(addresses.parameters, insecure=addresses.insecure)
+        self._publisher = ParameterPublisher(
+            addresses.parameters, insecure=addresses.insecure, keys=server_keys(addresses, "parameters")
+        )
         try:
             self._statuses: Inbox[Status] = Inbox.bind(
-                addresses.status, {Kind.STATUS: decode_status}, hwm=STATUS_HWM, insecure=addresses.insecure
+                addresses.status,
+                {Kind.STATUS: decode_status},
+                hwm=STATUS_HWM,
+                insecure=addresses.insecure,
+                keys=server_keys(addresses, "status"),
             )
         except ConfigError:
             self._publisher.close()
@@ -88,7 +96,9 @@ class Broadcaster(threading.Thread):
             self._publisher.serve()
             self._send_parameters()
             now = time.monotonic()
-            while (status := self._statuses.receive()) is not None:
+            for _ in range(STATUS_HWM):  # at most, so that a flood of them cannot hold up parameters
+                if (status := self._statuses.receive()) is None:
+                    break
                 self.stats.hear(status, now)
                 episodes.write(time.time(), self.stats.decisions, status.episodes)
                 self._publisher.send(encode(Kind.RELAYED_STATUS, status))
@@ -117,7 +127,7 @@ class Broadcaster(threading.Thread):
         self.stats.hear(self._learner_status(own), now)
         numbers = self.stats.summary(now, self.update) | self.meter.take()
         board.write(numbers, {**self.newest, **self.stats.ends()}, self.stats.decisions)
-        relayed = self._learner_status(numbers | {"decisions": self.stats.decisions})
+        relayed = self._learner_status(numbers | {"decisions": self.stats.decisions, **counts})
         self._publisher.send(encode(Kind.RELAYED_STATUS, relayed))
         log.info("%s%s", PROGRESS, progress_line(numbers))
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from apex_zmq.keys import ServerKeys
 from apex_zmq.transport import Inbox
 from apex_zmq.types import Batch, FrameSpec, Sample
 from apex_zmq.wire.checksums import corrupted_windows
@@ -55,6 +56,7 @@ class Feeder(threading.Thread):
         n_step: int,
         num_actions: int,
         pin_memory: bool,
+        keys: ServerKeys | None = None,
     ) -> None:
         super().__init__(name="feeder", daemon=True)
         self._inbox: Inbox[Batch] = Inbox.bind(
@@ -62,6 +64,7 @@ class Feeder(threading.Thread):
             {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step, num_actions)},
             hwm=RECEIVE_HWM,
             insecure=insecure,
+            keys=keys,
         )
         self.epoch = 0
         self.corrupted = 0

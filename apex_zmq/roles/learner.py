@@ -16,6 +16,7 @@ from apex_zmq.config import Config, to_tree
 from apex_zmq.envs.make import env_spec
 from apex_zmq.errors import UserError
 from apex_zmq.importance import ImportanceWeights
+from apex_zmq.keys import client_keys, server_keys
 from apex_zmq.roles import bad_batches
 from apex_zmq.roles.broadcaster import Broadcaster
 from apex_zmq.roles.feeder import DecodedBatch, Feeder
@@ -60,11 +61,13 @@ class Learner:
         self._network_signature = network_signature(self._trainer.parameters())
         if init_from is not None:
             self._trainer.initialize(self._load(init_from).tensors["online"])
+        keys = client_keys(config.addresses, "priorities")
         # Addresses before the directory, so that a run that cannot begin leaves none behind.
         self._broadcaster = Broadcaster(config, directory)
         self._feeder = Feeder(
             config.addresses.batches,
             insecure=config.addresses.insecure,
+            keys=server_keys(config.addresses, "batches"),
             frame=spec.frame,
             n_step=config.agent.n_step,
             num_actions=spec.num_actions,
@@ -81,7 +84,7 @@ class Learner:
         if resume:
             self._restore(directory)
         self._feeder.epoch = self._epoch
-        self._shards = [Outbox(address, hwm=PRIORITY_HWM) for address in config.addresses.priorities]
+        self._shards = [Outbox(address, hwm=PRIORITY_HWM, keys=keys) for address in config.addresses.priorities]
         self._weights = ImportanceWeights()
         log.info(
             "run %s in %s on %s; experience signature %s, network signature %s",

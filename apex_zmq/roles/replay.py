@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 from apex_zmq import config as settings
 from apex_zmq.config import Config
+from apex_zmq.keys import client_keys, server_keys
 from apex_zmq.replay.accounts import Accounts
 from apex_zmq.replay.budget import check_memory
 from apex_zmq.replay.governor import Governor
@@ -107,14 +108,16 @@ class ReplayServer:
             },
             hwm=EXPERIENCE_HWM,
             insecure=addresses.insecure,
+            keys=server_keys(addresses, "experience"),
         )
         self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
             addresses.priorities[shard],
             {Kind.PRIORITIES: decode_priorities, Kind.HELLO: self._decode_hello},
             hwm=PRIORITY_HWM,
             insecure=addresses.insecure,
+            keys=server_keys(addresses, "priorities"),
         )
-        self._batches = Outbox(addresses.batches, hwm=replay.credits)
+        self._batches = Outbox(addresses.batches, hwm=replay.credits, keys=client_keys(addresses, "batches"))
         self._keeper = keeper_of(config, shard, self._signature)
         self._store = Store(
             capacity=replay.capacity // replay.shards,
@@ -142,6 +145,7 @@ class ReplayServer:
             secrets.randbits(63),
             addresses.status,
             config.telemetry.status_interval_s,
+            client_keys(addresses, "status"),
         )
         self._accounts = Accounts()
         self._counts = {"stale_updates": 0, "retired": 0, "evicted_updates": 0}
@@ -167,7 +171,9 @@ class ReplayServer:
                 IDLE_S,
             )
             self._account_waiting(time.monotonic() - started, may_insert)
-            while (message := self._priorities.receive()) is not None:
+            for _ in range(PRIORITY_HWM):
+                if (message := self._priorities.receive()) is None:
+                    break
                 self._hear_learner(message)
             if may_insert:
                 self._insert_waiting()
