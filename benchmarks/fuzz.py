@@ -29,9 +29,9 @@ from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.telemetry import RunStats
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
-from apex_zmq.wire.checksums import corrupted_windows
+from apex_zmq.wire.checksums import corrupted_windows, frame_crc
 from apex_zmq.wire.codec import FLAG_LZ4, LIMITS, PRELUDE, PROTOCOL_VERSION, Kind, WireError, kind_of, unpack
-from apex_zmq.wire.frames import decode_windows, frame_crc
+from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import (
     Bye,
     Episode,
