@@ -280,7 +280,7 @@ class Store:
                 record.write_tombstone(room, missing, self._log, span.first_key, recovery.spans[0].first_key)
             stored = self._arena[span.start : span.stop]
             at = record.columns_of(stored)
-            priority = self._priority(stored[at.td_error : at.ends].view("<f4"))
+            priority = self._priority(stored[at.td_error : at.window_crcs].view("<f4"))
             first, stop = max(span.first_key, state.first_key), min(span.next_key, state.next_key)
             if first < stop:
                 rows = slice(first - span.first_key, stop - span.first_key)

@@ -82,8 +82,8 @@ class Shard:
             expected = self.model[key]
             found = frames[row * WINDOW : (row + 1) * WINDOW]
             assert found == expected.window + [b""] * (WINDOW - len(expected.window))
-            columns = sample.action[row], sample.reward[row], sample.discount[row], sample.steps[row]
-            assert columns == expected.columns
+            columns = (sample.action, sample.reward, sample.discount, sample.steps, sample.window_crcs)
+            assert tuple(column[row] for column in columns) == expected.columns
             assert self.store.actors_of([key]) == [expected.actor]
 
 
