@@ -111,14 +111,14 @@ def test_weighted_means_over_unequal_shards_are_the_uniform_mean(rates: tuple[fl
 
     importance = ImportanceWeights()
     weighted, unweighted, ones = [], [], []
-    for number, shard in enumerate(rng.choice(3, 21_000, p=rates).tolist()):
+    for number, shard in enumerate(rng.choice(3, 41_000, p=rates).tolist()):
         tree, rows = trees[shard], trees[shard].stratified(8, rng)
         weights = importance.unnormalized(shard, 1, tree.get(rows), tree.total, SIZES[shard], 1.0, number / 1000)
         weighted.append(weights @ values[shard][rows] / 8)
         unweighted.append(values[shard][rows].mean())
         ones.append(weights.mean())
     for means, expected in ((weighted, truth), (ones, 1.0)):
-        blocks = np.reshape(means[1000:], (10, 2000)).mean(axis=1)
+        blocks = np.reshape(means[1000:], (20, 2000)).mean(axis=1)
         error = blocks.std(ddof=1) / np.sqrt(len(blocks))
         assert error < 0.015 * expected, "too few batches to tell"
         assert abs(blocks.mean() - expected) < 4 * error
