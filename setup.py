@@ -15,6 +15,7 @@ PROGRAMS = {
     "train": "train",
     "eval": "evaluate",
     "play": "play",
+    "keys": "keys",
 }
 
 setup(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from torch.utils.tensorboard.summary import hparams
 from apex_zmq.config import WORLDS, Config, to_tree
 from apex_zmq.configure import to_yaml
 
+log = logging.getLogger(__name__)
+
+RETRY_S = 60.0
 BINS = 64  # of a histogram, of equal width; TensorBoard shows fewer
 COMPARED = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.", "learner.")  # hyper-parameters
 FINAL = ("rollout/ep_rew_mean", "rollout/low_epsilon/ep_rew_mean", "train/updates")
@@ -49,9 +54,46 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "parameter age, s": ("actors/parameter_age_s",),
         "|TD| and gradient": ("train/td_error_mean", "train/grad_norm"),
         "resident memory, bytes": ("memory/.*",),
+        "faults": (
+            "actors/dropped_segments",
+            "replay/segments_.*",
+            "train/corrupted_windows",
+            "train/bad_steps",
+            "time/restarts",
+        ),
     },
 }
 MARIO_CHARTS = ("clear rate", "stages cleared", "largest x")
+
+
+class _Events:
+    """Writes events. What a full disk does not take is lost and said; a new file is begun when there may be room."""
+
+    def __init__(self, directory: Path, purge_step: int | None = None) -> None:
+        self._directory = directory
+        self._purge_step = purge_step
+        self._writer: SummaryWriter | None = None
+        self._retry_at = 0.0
+
+    def write(self, add: Callable[[SummaryWriter], None]) -> None:
+        """Have `add` put something into the file, and flush."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._directory), purge_step=self._purge_step)
+            add(self._writer)
+            self._writer.flush()
+            self._purge_step = None
+        except OSError as error:
+            # The writer's thread has died of it, and no reader gets past what it wrote by half.
+            log.error("TensorBoard misses points, training goes on: %s", error)
+            self._writer, self._retry_at = None, time.monotonic() + RETRY_S
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self.write(SummaryWriter.close)
 
 
 class Board:
@@ -63,33 +105,35 @@ class Board:
 
     def __init__(self, directory: Path, config: Config, start: int) -> None:
         mario = config.env.id in WORLDS
-        self._writer = SummaryWriter(str(directory), purge_step=start if start else None)
-        self._writer.add_text("config", f"```yaml\n{to_yaml(config)}```", start)
-        self._writer.add_custom_scalars(_layout(mario))
+        self._events = _Events(directory, purge_step=start or None)
         # SummaryWriter.add_hparams would make a second run of them, below this one. The dashboard shows the
         # last value of these curves.
         metrics = dict.fromkeys(FINAL + (FINAL_MARIO if mario else ()))
         *begin, self._end = hparams(_hyper_parameters(config), metrics)  # type: ignore[no-untyped-call]
-        for summary in begin:
-            self._add(summary)
-        self._writer.flush()
+
+        def introduce(writer: SummaryWriter) -> None:
+            writer.add_text("config", f"```yaml\n{to_yaml(config)}```", start)
+            writer.add_custom_scalars(_layout(mario))
+            for summary in begin:
+                _file_writer(writer).add_summary(summary)
+
+        self._events.write(introduce)
 
     def write(self, numbers: Mapping[str, float], histograms: Mapping[str, npt.NDArray[Any]], decisions: int) -> None:
         """One point of each curve, and one histogram of each array."""
-        for tag, value in numbers.items():
-            self._writer.add_scalar(tag, value, decisions)
-        for tag, values in histograms.items():
-            self._writer.add_histogram(tag, values, decisions, bins=BINS)
-        self._writer.flush()
+
+        def add(writer: SummaryWriter) -> None:
+            for tag, value in numbers.items():
+                writer.add_scalar(tag, value, decisions)
+            for tag, values in histograms.items():
+                writer.add_histogram(tag, values, decisions, bins=BINS)
+
+        self._events.write(add)
 
     def close(self) -> None:
         """Mark the run as ended, flush and close."""
-        self._add(self._end)
-        self._writer.close()
-
-    def _add(self, summary: Any) -> None:
-        assert self._writer.file_writer is not None
-        self._writer.file_writer.add_summary(summary)
+        self._events.write(lambda writer: _file_writer(writer).add_summary(self._end))
+        self._events.close()
 
 
 class EvaluationBoard:
@@ -99,26 +143,34 @@ class EvaluationBoard:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._writer = SummaryWriter(str(directory / "eval"))
+        self._events = _Events(directory / "eval")
 
     def write(self, figures: Mapping[str, Any], decisions: int) -> None:
         """One point of the curve of each figure that has one."""
-        for tag, name in EVALUATION.items():
-            if name in figures:
-                self._writer.add_scalar(tag, figures[name], decisions)
-        self._writer.flush()
+
+        def add(writer: SummaryWriter) -> None:
+            for tag, name in EVALUATION.items():
+                if name in figures:
+                    writer.add_scalar(tag, figures[name], decisions)
+
+        self._events.write(add)
 
     def show(self, gif: bytes, decisions: int) -> None:
         """A film of the best so far."""
         # What SummaryWriter.add_video writes; it would want moviepy for the same GIF.
         columns, rows = struct.unpack_from("<HH", gif, 6)
         image = Summary.Image(height=rows, width=columns, colorspace=3, encoded_image_string=gif)
-        assert self._writer.file_writer is not None
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="eval/best", image=image)]), decisions)
+        summary = Summary(value=[Summary.Value(tag="eval/best", image=image)])
+        self._events.write(lambda writer: _file_writer(writer).add_summary(summary, decisions))
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        self._events.close()
+
+
+def _file_writer(writer: SummaryWriter) -> Any:
+    assert writer.file_writer is not None
+    return writer.file_writer
 
 
 def _layout(mario: bool) -> dict[str, dict[str, list[Any]]]:
@@ -137,7 +189,7 @@ def _hyper_parameters(config: Config) -> dict[str, float | str]:
     return {
         name: value if isinstance(value, int | float | str) else json.dumps(value)
         for name, value in _leaves(to_tree(config))
-        if name.startswith(COMPARED)
+        if name.startswith(COMPARED) and name != "replay.snapshot_dir"
     }
 
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from apex_zmq import __version__, configure, logs, options, rundir
 from apex_zmq import config as settings
-from apex_zmq import configure, logs, options, rundir
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
 from apex_zmq.launch import LAUNCHED, launch
@@ -181,6 +181,12 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--every", type=int, metavar="K", help="versions from one evaluation to the next, with --follow (default: 1)"
     )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="the evaluator's keys, with --follow of a run that has them (default: none)",
+    )
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         _ready_to_play(arguments)
@@ -189,8 +195,8 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
         games = arguments.episodes, arguments.protocol, arguments.seed
         if not arguments.follow:
-            if arguments.every is not None:
-                raise ConfigError("--every goes with --follow; give both or neither")
+            if arguments.every is not None or arguments.keys is not None:
+                raise ConfigError("--every and --keys go with --follow; give it too, or neither")
             path = to_play(arguments.checkpoint)
             figures = evaluator.evaluate(load(path).on(arguments.emulator), *games, arguments.video)
             _print_figures({"checkpoint": str(path), **figures}, arguments.json)
@@ -200,7 +206,8 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("--follow takes a run directory as --checkpoint, --every of at least 1, and no --video")
         os.nice(10)  # the run goes first
         with contextlib.suppress(KeyboardInterrupt):
-            for figures in evaluator.follow(load(directory).on(arguments.emulator), directory, every, *games):
+            checkpoint = load(directory).on(arguments.emulator)
+            for figures in evaluator.follow(checkpoint, directory, every, *games, arguments.keys):
                 _print_figures(figures, arguments.json)
         return 0
 
@@ -230,6 +237,50 @@ def play(argv: Sequence[str] | None = None) -> int:
 
         path = to_play(arguments.checkpoint)
         viewer.play(load(path), arguments.episodes, arguments.protocol, arguments.seed, arguments.video)
+        return 0
+
+    return _main(parser, run, argv)
+
+
+def keys(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-keys."""
+    parser = options.Parser(
+        "apex-keys",
+        description="Makes the keys of a run over several machines, a directory for each holder. Without a name: those "
+        "of replay and learner. With one: those of a client, which then stands on the lists of whom they let in.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of all keys of the run")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a client, such as one actor host")
+    parser.add_argument(
+        "--role", choices=("actor", "evaluator", "forwarder"), help="what the client is (default: none)"
+    )
+    parser.add_argument(
+        "--behind", metavar="FORWARDER", help="the client takes parameters from this forwarder (default: the learner)"
+    )
+    parser.add_argument("--remove", action="store_true", help="strike the client off all lists and delete its keys")
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        from apex_zmq.keys import make_client, make_servers, remove
+
+        root, name = arguments.directory, arguments.name
+        if name is None:
+            if arguments.role or arguments.behind or arguments.remove:
+                raise ConfigError("--role, --behind and --remove say something of a client; give its NAME")
+            made = make_servers(root)
+        elif arguments.remove:
+            if arguments.role or arguments.behind:
+                raise ConfigError("--remove takes a NAME and nothing else")
+            remove(root, name)
+            made = []
+        else:
+            if arguments.role is None:
+                raise ConfigError(f"what is {name}? give --role actor, evaluator or forwarder")
+            made = [make_client(root, name, arguments.role, arguments.behind)]
+        for path in made:
+            print(f"{path}: copy it to where {path.name} runs, and give it there as --keys")
+        if name is not None:
+            print(f"lists in {root}/*/allowed are new: copy them to where their holders run; they are read at once")
         return 0
 
     return _main(parser, run, argv)
@@ -307,6 +358,7 @@ PROGRAMS = {
     "train": train,
     "eval": evaluate,
     "play": play,
+    "keys": keys,
 }
 
 if __name__ == "__main__":

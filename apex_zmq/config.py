@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from apex_zmq.errors import UserError
 
-ADDRESSES = ("experience", "priorities", "batches", "parameters", "status")  # what has a flag and a variable
+ADDRESSES = ("experience", "priorities", "batches", "parameters", "status", "keys")  # what has a flag and a variable
 MARIO = "SuperMarioBros"
 WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # the games by `env.id`, with the worlds their ROMs hold; four stages each
 LARGEST = 1e30  # finite, in float32 too
@@ -152,7 +152,13 @@ class Actor(Section, frozen=True):
         doc("Epsilon-z-greedy: exponent of the zeta law of repeats; null: single steps."),
     ] = None
     repeat_max: Annotated[Count, doc("Epsilon-z-greedy: decisions a random action lasts at most.")] = 12
-    watchdog_s: Annotated[Positive, doc("Seconds of emulator work after which a hung actor ends itself.")] = 60.0
+    when_blocked: Annotated[
+        Literal["block", "drop_oldest"],
+        doc("While no shard can take a segment: block waits; drop_oldest plays on, the newest 64 segments kept."),
+    ] = "block"
+    watchdog_s: Annotated[
+        Positive, doc("Seconds of emulator work, or of a frozen process, after which an actor ends itself.")
+    ] = 120.0
     threads: Annotated[Count, doc("Torch threads of an actor.")] = 1
 
 
@@ -175,6 +181,16 @@ class Replay(Section, frozen=True):
     credit_timeout_s: Annotated[
         Positive, doc("Seconds after which an unacknowledged batch counts as lost and its credit returns.")
     ] = 30.0
+    snapshot_dir: Annotated[
+        str | None,
+        doc(
+            "Directory, on a local disk of the replay's host, where shard S keeps its experience below replay-S and "
+            "finds it again; null: in memory only. apex-train: the run directory."
+        ),
+    ] = None
+    snapshot_interval_s: Annotated[
+        Positive | None, doc("Seconds between snapshots of priorities and counters; null: replay.snapshot_dir is null.")
+    ] = 60.0
 
 
 class Learner(Section, frozen=True):
@@ -197,6 +213,9 @@ class Learner(Section, frozen=True):
         Count | None,
         doc("Updates over which checkpoints average the parameters that evaluations play; null: they play the newest."),
     ] = None
+    max_bad_steps: Annotated[
+        Count, doc("Steps in a row whose loss, gradient or parameters are not finite, after which the learner ends.")
+    ] = 20
     beta: Annotated[Probability, doc("Importance-sampling exponent at the start.")] = 0.4
     beta_annealing: Annotated[NonNegative, doc("Added to beta per update, up to 1.")] = 0.001
     sync_every: Annotated[Count, doc("Updates between parameter publications.")] = 1000
@@ -224,7 +243,10 @@ class Addresses(Section, frozen=True):
     batches: Annotated[str, doc("[learner] Batches from all shards.")] = "tcp://127.0.0.1:5553"
     parameters: Annotated[str, doc("[learner] Parameters, heartbeats, relayed status.")] = "tcp://127.0.0.1:5554"
     status: Annotated[str, doc("[learner] Status of every role.")] = "tcp://127.0.0.1:5555"
-    insecure: Annotated[bool, doc("Allow binding to an address that other hosts can reach.")] = False
+    keys: Annotated[
+        str | None, doc("Directory of this process's keys, made by apex-keys; null: nothing is encrypted.")
+    ] = None
+    insecure: Annotated[bool, doc("Allow binding to an address that other hosts can reach, without keys.")] = False
 
 
 class Config(Section, frozen=True):
@@ -346,6 +368,10 @@ def validate(config: Config, *, addressed: bool = True) -> None:
             count == replay.shards,
             f"addresses.{name} lists {count} addresses for replay.shards {replay.shards}; list one per shard",
         )
+    require(
+        not (addressed and addresses.insecure and addresses.keys),
+        "--insecure lets everybody in, --keys only their holders; give one of them",
+    )
     for address in all_addresses(addresses) if addressed else ():
         check_address(address)
     if config.env.id in WORLDS:

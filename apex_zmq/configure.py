@@ -109,7 +109,7 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Overrides from APEX_EXPERIENCE, APEX_PRIORITIES, APEX_BATCHES, APEX_PARAMETERS, APEX_STATUS."""
+    """Overrides from APEX_EXPERIENCE, APEX_PRIORITIES, APEX_BATCHES, APEX_PARAMETERS, APEX_STATUS, APEX_KEYS."""
     overrides = []
     for field in ADDRESSES:
         value = environ.get(f"APEX_{field.upper()}")

@@ -31,10 +31,14 @@ class ImportanceWeights:
 
     With one shard P(i) = p_i / M, which is plain prioritized replay (Schaul et al. 2016,
     arXiv 1511.05952, sec. 3.4). Over shards P(i) = f_s p_i / M_s, with f_s the shard's share of
-    what was trained on, f_s = (c_s + 100 N_s/N) / (c + 100): c_s of the last c <= 1,000 batches
-    came from shard s, and sizes stand in for counts while those are few. N sums the transitions
-    of the live shards, those heard within `shard_timeout_s`. Counts and mean start anew when the
-    set of live shards, or the generation of one, changes.
+    what was trained on, f_s = (c_s + k N_s/N) / (c + k): c_s of the last c <= 1,000 batches, the
+    one at hand among them, came from shard s, and sizes stand in for counts while those are few,
+    k = 100 (1 - c / 1,000). N sums the transitions of the live shards, those heard within
+    `shard_timeout_s`. Counts and mean start anew when the set of live shards, or the generation
+    of one, changes.
+
+    Once c = 1,000 the weights are unbiased at beta = 1. Of the other 999 batches C ~ B(999, q_s) came
+    from s, whose true share is q_s, and E[1 / f_s] = E[1,000 / (1 + C)] = (1 - (1 - q_s)^1000) / q_s.
 
     A mean of maxima instead of each batch's own maximum: the latter would cancel f_s.
     """
@@ -48,6 +52,26 @@ class ImportanceWeights:
         self._recent: deque[int] = deque()
         self._counts: Counter[int] = Counter()
         self._maximum: float | None = None
+
+    def unnormalized(
+        self,
+        shard: int,
+        generation: int,
+        priorities: Float64s,
+        mass: float,
+        num_transitions: int,
+        beta: float,
+        now: float,
+    ) -> Float64s:
+        """Account for one batch and return its (N P(i))^-beta, float64 [B]; arguments as for `weigh`."""
+        self._hear(shard, generation, num_transitions, now)
+        self._count(shard)
+        total = sum(live.num_transitions for live in self._live.values())
+        counted = len(self._recent)
+        prior = PRIOR_BATCHES * (1 - counted / COUNTED_BATCHES)
+        share = (self._counts[shard] + prior * num_transitions / total) / (counted + prior)
+        weights: Float64s = (total * share / mass * priorities) ** -beta
+        return weights
 
     def weigh(
         self,
@@ -70,13 +94,7 @@ class ImportanceWeights:
             beta: exponent, in [0, 1].
             now: clock in seconds, never running backwards.
         """
-        self._hear(shard, generation, num_transitions, now)
-        self._count(shard)
-        total = sum(live.num_transitions for live in self._live.values())
-        prior = PRIOR_BATCHES * num_transitions / total
-        share = (self._counts[shard] + prior) / (len(self._recent) + PRIOR_BATCHES)
-        weights = (total * share / mass * priorities) ** -beta
-
+        weights = self.unnormalized(shard, generation, priorities, mass, num_transitions, beta, now)
         maximum = float(weights.max())
         if self._maximum is None:
             self._maximum = maximum

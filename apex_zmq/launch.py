@@ -11,11 +11,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apex_zmq import configure, logs
+from apex_zmq import configure, logs, rundir
 from apex_zmq.config import ADDRESSES, Config
 
 ADDRESS_VARIABLES = {f"APEX_{field.upper()}" for field in ADDRESSES}  # of a run over several machines, not of ours
@@ -70,13 +70,13 @@ class Terminal:
 class Role:
     """One role's process, and how often it had to be started again.
 
-    again: arguments for starting once more; None: the same.
+    again: makes the arguments for starting once more; None: the same.
     """
 
     name: str
     arguments: Sequence[str]
     terminal: Terminal
-    again: Sequence[str] | None = None
+    again: Callable[[], Sequence[str]] | None = None
     process: subprocess.Popen[str] | None = None
     restarts: int = 0
     started: float = 0.0
@@ -85,7 +85,7 @@ class Role:
 
     def start(self) -> None:
         """Start the process; its output goes to the terminal under the role's name."""
-        arguments = self.again if self.restarts and self.again is not None else self.arguments
+        arguments = self.again() if self.restarts and self.again is not None else self.arguments
         command = [sys.executable, "-m", "apex_zmq.cli", *arguments]
         # A session of its own, so that Ctrl-C reaches the launcher alone, which stops the roles in order.
         self.process = subprocess.Popen(
@@ -148,7 +148,8 @@ def launch(
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     terminal = Terminal(log_format)
     try:
-        config = configure.replace(config, local_addresses(config.replay.shards, home if not tcp else None))
+        places = local_addresses(config.replay.shards, home if not tcp else None)
+        config = configure.replace(config, places | {"replay.snapshot_dir": str(directory.absolute())})
         path = home / "config.yaml"
         path.write_text(configure.to_yaml(config))
         common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]
@@ -156,7 +157,8 @@ def launch(
         if render:
             # An actor that has died, with its display perhaps, goes on without a window.
             last = roles[-1]
-            last.arguments, last.again = [*last.arguments, "--render"], last.arguments
+            without = last.arguments
+            last.arguments, last.again = [*without, "--render"], lambda: without
         return _supervise(roles, stop, terminal)
     finally:
         terminal.close()
@@ -166,14 +168,14 @@ def launch(
 
 
 def local_addresses(shards: int, home: Path | None) -> dict[str, object]:
-    """Address settings of a run on this machine: ipc below `home`, or free loopback ports."""
+    """Address settings of a run on this machine, which needs no keys: ipc below `home`, or free loopback ports."""
     counts = {"experience": shards, "priorities": shards, "batches": 1, "parameters": 1, "status": 1}
     total = sum(counts.values())
     if home is not None:
         pool = [f"ipc://{home}/{number}" for number in range(total)]
     else:
         pool = [f"tcp://127.0.0.1:{port}" for port in free_ports(total)]
-    addresses: dict[str, object] = {}
+    addresses: dict[str, object] = {"addresses.keys": None}
     for name, count in counts.items():
         taken, pool = pool[:count], pool[count:]
         addresses[f"addresses.{name}"] = taken if name in ("experience", "priorities") else taken[0]
@@ -200,9 +202,14 @@ def _roles(
     """
     learner = ["learner", *common, "--run-dir", str(directory)]
     first = ["--resume"] if resume else ["--init-from", str(init_from)] if init_from is not None else []
+
+    def learner_again() -> list[str]:
+        # A learner that died before its first checkpoint begins as at first.
+        return [*learner, *(["--resume"] if rundir.holds_run(directory) else first)]
+
     total_lanes = str(config.run.num_actors * config.actor.lanes)
     return [
-        Role("learner", [*learner, *first], terminal, again=[*learner, "--resume"]),
+        Role("learner", [*learner, *first], terminal, again=learner_again),
         *(
             Role(f"replay-{shard}", ["replay", *common, "--shard", str(shard)], terminal)
             for shard in range(config.replay.shards)

@@ -19,6 +19,17 @@ FILE_BYTES = 10_000_000
 OLD_FILES = 3  # kept beside the newest, as <role>.log.1 and so on
 
 
+class _File(RotatingFileHandler):
+    """A log file. A full disk is said once and costs lines, not the program."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not self._failed:
+            self._failed = True
+            print(f"{self.baseFilename} misses lines, the program goes on: {sys.exc_info()[1]}", file=sys.stderr)
+
+
 class _JsonFormatter(logging.Formatter):
     def __init__(self, role: str) -> None:
         super().__init__()
@@ -44,7 +55,7 @@ def configure(role: str, level: str, log_format: Format, directory: Path | None)
     if directory is not None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            handlers.append(RotatingFileHandler(directory / f"{role}.log", maxBytes=FILE_BYTES, backupCount=OLD_FILES))
+            handlers.append(_File(directory / f"{role}.log", maxBytes=FILE_BYTES, backupCount=OLD_FILES))
         except OSError as error:
             raise ConfigError(f"cannot write logs in {directory}: {error.strerror}; choose another --log-dir") from None
     text = logging.Formatter(f"%(asctime)s %(levelname)-7s {role} %(message)s")

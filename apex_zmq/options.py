@@ -112,12 +112,12 @@ def add_role_options(parser: argparse.ArgumentParser) -> None:
     described = {setting.name: setting for setting in settings.settings()}
     for name in ADDRESSES:
         setting = described[f"addresses.{name}"]
-        many, default = "", setting.default
+        many, default = "", setting.default or "none"
         if not isinstance(default, str):
             many, default = ", commas between shards", ",".join(default)
         parser.add_argument(
             f"--{name}",
-            metavar="ADDRESS",
+            metavar="DIR" if name == "keys" else "ADDRESS",
             help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {default})",
         )
     parser.add_argument(

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from apex_zmq.nstep import n_step_columns
 from apex_zmq.types import FrameSpec, Segment
-from apex_zmq.wire.frames import encode_frame, frame_crc
+from apex_zmq.wire.checksums import frame_crc, window_crcs
+from apex_zmq.wire.frames import encode_frame
 
 
 @dataclass(slots=True)
@@ -87,6 +88,7 @@ class SegmentBuilder:
         first = np.array([step.first for step in taken]) - self._first_frame
         num_frames = int((first + columns.steps[:count]).max()) + self._frame.stack
         frames = self._frames[:num_frames]
+        frame_crcs = np.array([frame_crc(frame) for frame in frames], np.uint32)
         segment = Segment(
             actor=actor,
             boot=boot,
@@ -94,13 +96,14 @@ class SegmentBuilder:
             frame=self._frame,
             frames=b"".join(frames),
             frame_sizes=np.array([len(frame) for frame in frames], np.uint32),
-            frame_crcs=np.array([frame_crc(frame) for frame in frames], np.uint32),
+            frame_crcs=frame_crcs,
             first=first.astype(np.uint16),
             steps=columns.steps[:count],
             action=np.array([step.action for step in taken], np.uint16),
             reward=columns.reward[:count],
             discount=columns.discount[:count],
             td_error=columns.td_error[:count],
+            window_crcs=window_crcs(frame_crcs, first, columns.steps[:count], self._frame.stack),
         )
         keep = (self._steps[0].first if self._steps else self._position) - self._first_frame
         del self._frames[:keep]

@@ -30,9 +30,26 @@ COUNTERS = (
     "sample_blocked_s",
     "updates",
     "waited_s",
+    "dropped_segments",
+    "segments_lost",
+    "segments_duplicate",
+    "segments_refused",
+    "corrupted_windows",
+    "bad_steps",
 )
+# Counters of what should stay 0, or nearly, shown as they stand.
+FAULTS = {
+    "actors/dropped_segments": "dropped_segments",
+    "replay/segments_lost": "segments_lost",
+    "replay/segments_duplicate": "segments_duplicate",
+    "replay/segments_refused": "segments_refused",
+    "train/corrupted_windows": "corrupted_windows",
+    "train/bad_steps": "bad_steps",
+}
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
 ROLES = ("actor", "replay", "learner", "evaluator", "forwarder")
+MAX_SOURCES = 4096  # processes remembered, and stages; whoever may report could invent more
+MAX_COUNT = 1 << 53  # of what a process may count; TensorBoard's axis ends at 2^63
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 
@@ -42,6 +59,7 @@ class RunStats:
 
     since: monotonic seconds at which this learner began; what older processes counted before is not taken in.
     episodes, decisions: of the whole run, resumed ones included.
+    restarts: processes that took the place of one of their name.
     """
 
     since: float = -math.inf
@@ -49,6 +67,7 @@ class RunStats:
     decisions: int = 0
     clears: int = 0
     best_x: int = 0
+    restarts: int = 0
     _last: dict[tuple[str, int], Status] = field(default_factory=dict)
     _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
     _counters: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -69,10 +88,15 @@ class RunStats:
             before = self._last[key].metrics
         elif status.time - status.start_time > now - self.since + STARTED_TOGETHER_S:
             before = status.metrics
-        grown = {name: status.metrics.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS}
+        grown = {name: _bounded(status.metrics.get(name, 0.0)) - _bounded(before.get(name, 0.0)) for name in COUNTERS}
         for name, value in grown.items():
             self._counters[name] += value
-        self.decisions += round(grown["decisions"])
+        self.decisions = min(self.decisions + round(grown["decisions"]), MAX_COUNT)
+        if key not in self._last:
+            self.restarts += any(name == status.name for name, _ in self._last)
+            if len(self._last) >= MAX_SOURCES:
+                silent = min(self._heard_at, key=self._heard_at.__getitem__)
+                del self._last[silent], self._heard_at[silent]
         self._last[key], self._heard_at[key] = status, now
         for episode in status.episodes:
             self.episodes += 1
@@ -83,7 +107,8 @@ class RunStats:
                 self._recent_low.append(episode)
             bucket = next(bound for bound in EPSILON_BOUNDS if episode.epsilon <= bound)
             self._by_epsilon[bucket].append(episode.episode_return)
-            if episode.stage and not episode.cleared:
+            known = episode.stage in self._ends or len(self._ends) < MAX_SOURCES
+            if episode.stage and known and not episode.cleared:
                 self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.max_x)
 
     @property
@@ -119,6 +144,8 @@ class RunStats:
             "replay/bytes": _total(shards, "bytes"),
             "rollout/episodes": self.episodes,
             "actors/count": len(actors),
+            "time/restarts": self.restarts,
+            **{tag: self._counters[name] for tag, name in FAULTS.items()},
         }
         if self.best_x:  # Mario
             numbers |= {"rollout/clears": self.clears, "rollout/best_x": self.best_x}
@@ -149,6 +176,10 @@ class RunStats:
     def ends(self) -> dict[str, npt.NDArray[np.int64]]:
         """Where Mario's last episodes that did not clear ended: largest x, pixels, by TensorBoard tag of the stage."""
         return {f"rollout/end_x/{stage}": np.array(ends) for stage, ends in self._ends.items()}
+
+
+def _bounded(count: float) -> float:
+    return max(-float(MAX_COUNT), min(count, float(MAX_COUNT)))
 
 
 def _total(statuses: Iterable[Status], metric: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """td_error: [B] float32 |TD| of each row, None where the step was skipped. metrics: by TensorBoard tag."""
+    """td_error: [B] float32 |TD| of each row, None where the step was skipped. metrics: by TensorBoard tag.
+
+    reason: why the step was skipped. hopeless: [B] rows that would have any step skipped; empty where it was not.
+    """
 
     td_error: Float32s | None
     metrics: dict[str, float]
+    reason: str = ""
+    hopeless: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
 def choose_device(name: str) -> torch.device:
@@ -76,7 +81,7 @@ class Trainer:
             weights: [B] importance weights; 0 leaves a row out.
 
         Returns:
-            |TD| before the step. A loss or gradient that is not finite skips the step.
+            |TD| before the step. What is not finite, loss, gradient or parameters, skips the step.
         """
         config, put = self._config, self._to_device
         obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
@@ -98,8 +103,7 @@ class Trainer:
         grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
         loss_value, norm_value = float(loss.detach()), float(grad_norm)
         if not (np.isfinite(loss_value) and np.isfinite(norm_value)):
-            log.error("update %d skipped: loss %g, gradient norm %g", self.updates, loss_value, norm_value)
-            return StepResult(None, {})
+            return self._skip(td_error.detach(), f"loss {loss_value:g}, gradient norm {norm_value:g}")
         metrics = {
             "train/loss": loss_value,
             "train/q_mean": float(q.detach().mean()),
@@ -116,6 +120,19 @@ class Trainer:
         if self.updates % config.target_period == 0:
             self.target.load_state_dict(self.online.state_dict())
         return StepResult(td_error.detach().abs().cpu().numpy(), metrics)
+
+    def _skip(self, td_error: torch.Tensor, reason: str) -> StepResult:
+        """A single row can make loss and gradient infinite; for bad parameters no row is to blame."""
+        hopeless = ~torch.isfinite(td_error.square())
+        if not self.finite():
+            hopeless[:] = False
+            reason = f"parameters that are not finite: {reason}"
+        return StepResult(None, {}, reason, hopeless.cpu().numpy())
+
+    def finite(self) -> bool:
+        """Whether all parameters are finite: those that are trained, and those made of them."""
+        networks = (network for network in (self.online, self.target, self.average) if network is not None)
+        return all(bool(torch.isfinite(each).all()) for network in networks for each in network.parameters())
 
     def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The only module that touches ZeroMQ: sockets, their options, and typed receiving.
+"""ZeroMQ sockets, their options, and typed receiving; who may connect to them is `guard`'s.
 
 A socket belongs to the thread that made it. Only PUSH/PULL and PUB/SUB
 (as XPUB, for its welcome message) are used. Bad messages are counted, logged
@@ -7,22 +7,22 @@ at a limited rate with the peer's address, and dropped; they never raise.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import ipaddress
-import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import zmq
 
+from apex_zmq import guard
 from apex_zmq.config import ConfigError
+from apex_zmq.keys import ClientKeys, ServerKeys
 from apex_zmq.types import Buffer
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 Parts = Sequence[Buffer]
 
@@ -33,7 +33,8 @@ KEEPALIVE_COUNT = 3
 MAX_RETRANSMIT_MS = 30_000
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 5_000
-COMPLAINT_INTERVAL_S = 10.0
+SUBSCRIPTIONS_PER_CALL = 1000  # read at most, so that a flood of them cannot hold the publisher
+MAX_PARTS = 4  # kept of a message; no kind has more than two
 
 
 class AddressInUseError(ConfigError):
@@ -80,27 +81,29 @@ def is_local(address: str) -> bool:
 class _Bound:
     """Holds what a bound address needs: for ipc, a lock, or a second bind would silently steal the address.
 
-    Closes the socket when it cannot be bound.
+    guard: who may come in; None: everybody. Closes the socket when it cannot be bound.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str, insecure: bool) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], address: str, insecure: bool, keys: ServerKeys | None) -> None:
+        self.guard = guard.admit_by(socket, keys) if keys is not None else None
+        self.socket = socket
         self._lock: int | None = None
         try:
-            self._bind(socket, address, insecure)
+            self._bind(address, insecure)
         except ConfigError:
-            socket.close()
-            self.release()
+            self.close()
             raise
 
-    def _bind(self, socket: zmq.Socket[bytes], address: str, insecure: bool) -> None:
-        if not (insecure or is_local(address)):
+    def _bind(self, address: str, insecure: bool) -> None:
+        if not (insecure or self.guard is not None or is_local(address)):
             raise ConfigError(
-                f"{address} can be reached by other hosts without keys; bind to 127.0.0.1, or accept it with --insecure"
+                f"{address} can be reached by other hosts: give --keys (apex-keys makes them), bind to 127.0.0.1, "
+                "or let everybody in with --insecure"
             )
         if address.startswith("ipc://"):
             self._lock = _lock_ipc(address)
         try:
-            socket.bind(address)
+            self.socket.bind(address)
         except zmq.ZMQError as error:
             if error.errno == zmq.EADDRINUSE:
                 raise AddressInUseError(
@@ -108,10 +111,44 @@ class _Bound:
                 ) from None
             raise ConfigError(f"cannot bind {address}: {error.strerror}; give an address of this host") from None
 
-    def release(self) -> None:
+    def close(self) -> None:
+        if self.guard is not None:
+            guard.release(self.socket)
+        self.socket.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class _Connected:
+    """A connecting socket; where there are keys, made anew once libzmq has given its connection up.
+
+    make: the socket, before it connects.
+    """
+
+    def __init__(self, make: Callable[[], zmq.Socket[bytes]], address: str, keys: ClientKeys | None) -> None:
+        self._make, self._address, self._keys = make, address, keys
+        self._complaints = guard.Complaints("no access to")
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = self._make()
+        self._line: guard.Line | None = None
+        if self._keys is not None:
+            self._line = guard.identify_by(self._socket, self._keys, self._address, self._complaints)
+        self._socket.connect(self._address)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        if self._line is not None and self._line.given_up:
+            self.close()
+            self._connect()
+        return self._socket
+
+    def close(self, linger_ms: int = 0) -> None:
+        if self._line is not None:
+            guard.release(self._socket)
+        self._socket.close(linger=linger_ms)
 
 
 def _lock_ipc(address: str) -> int:
@@ -136,20 +173,20 @@ class Inbox(Generic[T]):
     decoders: what to do with each kind; a kind without one is refused.
     """
 
-    def __init__(
-        self,
-        socket: zmq.Socket[bytes],
-        decoders: dict[Kind, Callable[[Parts], T]],
-        bound: _Bound | None = None,
-    ) -> None:
-        self.socket = socket
+    def __init__(self, end: _Bound | _Connected, decoders: dict[Kind, Callable[[Parts], T]]) -> None:
+        self._end = end
         self._decoders = decoders
-        self._bound = bound
-        self._complaints = _Complaints()
+        self._complaints = guard.Complaints("refused a message from")
 
     @classmethod
     def bind(
-        cls, address: str, decoders: dict[Kind, Callable[[Parts], T]], *, hwm: int, insecure: bool = False
+        cls,
+        address: str,
+        decoders: dict[Kind, Callable[[Parts], T]],
+        *,
+        hwm: int,
+        insecure: bool = False,
+        keys: ServerKeys | None = None,
     ) -> Inbox[T]:
         """A bound PULL.
 
@@ -157,20 +194,30 @@ class Inbox(Generic[T]):
             AddressInUseError, ConfigError: the address cannot be bound.
         """
         socket = _socket(zmq.PULL, hwm=hwm, max_bytes=max_message_bytes(decoders))
-        return cls(socket, decoders, _Bound(socket, address, insecure))
+        return cls(_Bound(socket, address, insecure, keys), decoders)
 
     @classmethod
-    def subscribe(cls, address: str, decoders: dict[Kind, Callable[[Parts], T]]) -> Inbox[T]:
+    def subscribe(
+        cls, address: str, decoders: dict[Kind, Callable[[Parts], T]], *, keys: ClientKeys | None = None
+    ) -> Inbox[T]:
         """A connected SUB. Subscribes before connecting, or the welcome message would be filtered out."""
-        socket = _socket(zmq.SUB, hwm=8, max_bytes=max_message_bytes(decoders))
-        for kind in decoders:
-            socket.subscribe(bytes([kind]))
-        socket.connect(address)
-        return cls(socket, decoders)
+
+        def make() -> zmq.Socket[bytes]:
+            socket = _socket(zmq.SUB, hwm=8, max_bytes=max_message_bytes(decoders))
+            for kind in decoders:
+                socket.subscribe(bytes([kind]))
+            return socket
+
+        return cls(_Connected(make, address, keys), decoders)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """The socket, to be polled; not always the same."""
+        return self._end.socket
 
     @property
     def refused(self) -> int:
-        """Messages dropped for breaking the protocol."""
+        """Messages dropped for breaking the protocol, or because their sender has been struck off."""
         return self._complaints.total
 
     def receive(self, timeout_s: float = 0.0) -> T | None:
@@ -181,8 +228,9 @@ class Inbox(Generic[T]):
         deadline = time.monotonic() + timeout_s
         remaining_s = timeout_s
         while self.socket.poll(max(0, round(1000 * remaining_s))):
-            frames = self.socket.recv_multipart(copy=False)
+            frames = _receive_parts(self.socket)
             try:
+                self._check_sender(frames[0])
                 # A view of a part keeps its libzmq buffer alive; nothing is copied.
                 parts = [frame.buffer for frame in frames]
                 decode = self._decoders.get(kind_of(parts[0]))
@@ -190,56 +238,72 @@ class Inbox(Generic[T]):
                     raise WireError(f"{kind_of(parts[0]).name} does not belong on this channel")
                 return decode(parts)
             except WireError as error:
-                self._complaints.add(_peer_address(frames[0]), str(error))
+                self._complaints.add(_property(frames[0], "Peer-Address") or "a local peer", str(error))
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 break
         return None
 
+    def _check_sender(self, frame: zmq.Frame) -> None:
+        """Refuse who has been struck off since its handshake.
+
+        Raises:
+            WireError
+        """
+        if isinstance(self._end, _Bound) and self._end.guard is not None:
+            key = _property(frame, "User-Id")
+            if not self._end.guard.allows(key):
+                raise WireError(f"its key {key} has been struck off")
+
     def close(self) -> None:
         """Close the socket and free its address."""
-        self.socket.close()
-        if self._bound is not None:
-            self._bound.release()
+        self._end.close()
 
 
-def _peer_address(frame: zmq.Frame) -> str:
+def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """The parts of a message; of one with too many only the first few are kept."""
+    frames = [socket.recv(copy=False)]
+    more = frames[0].more
+    while more:
+        frame = socket.recv(copy=False)
+        more = frame.more
+        if len(frames) < MAX_PARTS:
+            frames.append(frame)
+    return frames
+
+
+def _property(frame: zmq.Frame, name: str) -> str:
+    """A property of the connection that a frame has come from; empty where there is none."""
     try:
-        return str(frame.get("Peer-Address"))
+        return str(frame.get(name))
     except (zmq.ZMQError, KeyError):
-        return "a local peer"
-
-
-class _Complaints:
-    """Counts refusals and logs those of each peer at a limited rate."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._suppressed: Counter[str] = Counter()
-        self._next_log: dict[str, float] = {}
-
-    def add(self, peer: str, reason: str) -> None:
-        self.total += 1
-        now = time.monotonic()
-        if now < self._next_log.get(peer, 0.0):
-            self._suppressed[peer] += 1
-            return
-        more = self._suppressed.pop(peer, 0)
-        # A reason may quote the message: as a repr and cut short, it cannot forge or flood the log.
-        log.warning("refused a message from %s: %.300r%s", peer, reason, f" (and {more} more before)" if more else "")
-        if len(self._next_log) > 1000:
-            self._next_log.clear()
-        self._next_log[peer] = now + COMPLAINT_INTERVAL_S
+        return ""
 
 
 class Outbox:
-    """One connected PUSH. Messages wait only for a peer that is there (IMMEDIATE=1)."""
+    """One connected PUSH. Messages wait only for a peer that is there (IMMEDIATE=1).
 
-    def __init__(self, address: str, *, hwm: int, linger_s: float = 0.0) -> None:
-        self.socket = _socket(zmq.PUSH, hwm=hwm, max_bytes=-1)
-        self.socket.setsockopt(zmq.IMMEDIATE, 1)
-        self.socket.connect(address)
+    patient: the peer may take nothing for long and be well. TCP_MAXRT ends a connection whose window stays closed,
+        and what was on the way with it; without, only one whose host is gone is ended, in the kernel's own time.
+    """
+
+    def __init__(
+        self, address: str, *, hwm: int, linger_s: float = 0.0, patient: bool = False, keys: ClientKeys | None = None
+    ) -> None:
+        def make() -> zmq.Socket[bytes]:
+            socket = _socket(zmq.PUSH, hwm=hwm, max_bytes=-1)
+            socket.setsockopt(zmq.IMMEDIATE, 1)
+            if patient:
+                socket.setsockopt(zmq.TCP_MAXRT, 0)
+            return socket
+
+        self._end = _Connected(make, address, keys)
         self._linger_ms = round(1000 * linger_s)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """The socket, to be polled; not always the same."""
+        return self._end.socket
 
     @property
     def ready(self) -> bool:
@@ -256,7 +320,7 @@ class Outbox:
 
     def close(self) -> None:
         """Close, giving what was sent a moment to leave."""
-        self.socket.close(linger=self._linger_ms)
+        self._end.close(self._linger_ms)
 
 
 def wait(inboxes: Iterable[Inbox[Any]], outboxes: Iterable[Outbox], timeout_s: float) -> None:
@@ -276,25 +340,50 @@ class Publisher:
     subscriptions are being read.
     """
 
-    def __init__(self, address: str, *, insecure: bool = False) -> None:
-        self._socket = _socket(zmq.XPUB, hwm=8, max_bytes=4096)
-        self._bound = _Bound(self._socket, address, insecure)
+    def __init__(self, address: str, *, insecure: bool = False, keys: ServerKeys | None = None) -> None:
+        self._address, self._insecure, self._keys = address, insecure, keys
+        self._welcome: bytes | None = None
+        self._bound: _Bound | None = self._bind()
+
+    def _bind(self) -> _Bound:
+        socket = _socket(zmq.XPUB, hwm=8, max_bytes=4096)
+        if self._welcome is not None:
+            socket.setsockopt(zmq.XPUB_WELCOME_MSG, self._welcome)
+        return _Bound(socket, self._address, self._insecure, self._keys)
 
     def welcome(self, part: Buffer) -> None:
         """Send to all, and from now on to every new subscriber."""
-        self._socket.setsockopt(zmq.XPUB_WELCOME_MSG, bytes(part))
+        self._welcome = bytes(part)
+        if self._bound is not None:
+            self._bound.socket.setsockopt(zmq.XPUB_WELCOME_MSG, self._welcome)
         self.send([part])
 
     def send(self, parts: Parts) -> None:
         """Send to all; dropped for those who lag."""
-        self._socket.send_multipart(parts, copy=False)
+        if self._bound is not None:
+            self._bound.socket.send_multipart(parts, copy=False)
 
     def serve(self) -> None:
-        """Read the subscriptions that have come in."""
-        while self._socket.poll(0):
-            self._socket.recv_multipart()
+        """Read the subscriptions that have come in, once those are gone who have been struck off."""
+        self._shut_out()
+        for _ in range(SUBSCRIPTIONS_PER_CALL):
+            if self._bound is None or not self._bound.socket.poll(0):
+                break
+            self._bound.socket.recv_multipart()
+
+    def _shut_out(self) -> None:
+        """Bind anew when somebody has been struck off: nothing else ends a connection, or names who is at its end.
+
+        libzmq frees a TCP port some time after the socket has been closed; until then each call tries once.
+        """
+        if self._bound is not None and self._bound.guard is not None and self._bound.guard.struck:
+            self._bound.close()
+            self._bound = None
+        if self._bound is None:
+            with contextlib.suppress(ConfigError):
+                self._bound = self._bind()
 
     def close(self) -> None:
         """Close the socket and free its address."""
-        self._socket.close()
-        self._bound.release()
+        if self._bound is not None:
+            self._bound.close()

@@ -71,6 +71,7 @@ class Segment:
     reward: Float32s  # [T] n-step return: sum of gamma^i r_(t+i), i < k
     discount: Float32s  # [T] gamma^k, or 0 where the episode terminated within k steps
     td_error: Float32s  # [T] initial |TD error|, >= 0
+    window_crcs: UInt32s  # [T] CRC-32 over the CRC-32s, u32 each, of the s + k frames of the window, in order
 
     @property
     def num_transitions(self) -> int:
@@ -91,6 +92,7 @@ class Sample:
     reward: Float32s  # [B]
     discount: Float32s  # [B]
     steps: npt.NDArray[np.uint8]  # [B]
+    window_crcs: UInt32s  # [B] as the actor made them
     frame_sizes: UInt32s  # [B, W] bytes of each encoded frame; 0 where a short window is padded
     frames: Buffer  # all windows' encoded frames, concatenated row by row
 

@@ -27,6 +27,7 @@ IDS = (
     "scale",
     "parameters",
     "growth",
+    "snapshot",
     "turnover",
 )
 LONG = ("turnover",)

@@ -27,7 +27,7 @@ def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -
     length = config.actor.segment_length
     begin, sent = time.monotonic(), 0
     segments = mario_frames.segments(mario_frames.play(), config)
-    messages: Iterator[Parts] = itertools.cycle(synthetic.messages(segments, config))
+    messages: Iterator[Parts] = synthetic.messages(segments, config)
     if transitions_per_s:
         stamped = (replace(segment, boot=time.monotonic_ns()) for segment in itertools.cycle(segments))
         messages = (encode_segment(segment, signature) for segment in stamped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from apex_zmq.roles.feeder import DecodedBatch, Feeder
 from apex_zmq.signature import experience_signature
 from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import PriorityUpdate, Segment
-from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.codec import Kind, pack, unpack
 from apex_zmq.wire.messages import (
     Hello,
     Parts,
@@ -37,6 +38,7 @@ from benchmarks.rows import ROOT
 
 ARENA_BYTES = 6 * 10**9
 STATUS_S = 0.2
+FIRST_BOOT = 1 << 62  # takes eight bytes in MessagePack, as all above it
 
 
 def free_addresses(count: int) -> list[str]:
@@ -136,17 +138,27 @@ def replay(settings: Mapping[str, Any], module: str | None = None) -> Iterator[R
             running.release_status()
 
 
-def messages(segments: Sequence[Segment], config: Config) -> list[Parts]:
-    """The segments as they are sent."""
+def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
+    """The segments as they are sent, over and over, each time by another process of the actor.
+
+    Nothing is encoded again but the process's number, `FIRST_BOOT` or above.
+    """
     signature = experience_signature(config)
-    return [encode_segment(segment, signature) for segment in segments]
+    numbered = [replace(segment, boot=FIRST_BOOT, sequence=number) for number, segment in enumerate(segments)]
+    encoded = [encode_segment(segment, signature) for segment in numbered]
+    bodies = [(bytes(unpack(head)[1]), frames) for head, frames in encoded]
+    assert all(body.count(FIRST_BOOT.to_bytes(8, "big")) == 1 for body, _ in bodies)
+    while True:
+        boot = (FIRST_BOOT + secrets.randbits(62)).to_bytes(8, "big")
+        for body, frames in bodies:
+            yield [pack(Kind.SEGMENT, body.replace(FIRST_BOOT.to_bytes(8, "big"), boot)), frames]
 
 
-def fill(running: Replay, sent: Sequence[Parts], transitions: int) -> None:
-    """Insert so many transitions, the messages over and over."""
+def fill(running: Replay, sent: Iterator[Parts], transitions: int) -> None:
+    """Insert so many transitions."""
     outboxes = [Outbox(address, hwm=4) for address in running.config.addresses.experience]
     length = running.config.actor.segment_length
-    for index, parts in zip(range(-(-transitions // length)), itertools.cycle(sent), strict=False):
+    for index, parts in zip(range(-(-transitions // length)), sent, strict=False):
         outbox = outboxes[index % len(outboxes)]
         while not outbox.send(parts):
             wait([], [outbox], 1.0)

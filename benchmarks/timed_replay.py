@@ -16,10 +16,11 @@ from apex_zmq import configure
 from apex_zmq.config import Config
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.types import Segment
+from benchmarks.synthetic import FIRST_BOOT
 
 
 class TimedReplay(ReplayServer):
-    """A replay server that keeps the time since each segment's `boot`, where that is a time at all."""
+    """A replay server that keeps the time since each segment's `boot`, where that is a time."""
 
     def __init__(self, config: Config, shard: int) -> None:
         super().__init__(config, shard)
@@ -27,7 +28,7 @@ class TimedReplay(ReplayServer):
 
     def _insert(self, segment: Segment) -> None:
         super()._insert(segment)
-        if segment.boot:
+        if segment.boot < FIRST_BOOT:
             self.latency_ns.append(time.monotonic_ns() - segment.boot)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from zmq.auth import load_certificate
 
 from apex_zmq import checkpoint, cli, configure
+from apex_zmq.keys import make_client, make_servers
 from apex_zmq.networks import to_arrays
 from apex_zmq.roles import evaluator
 from apex_zmq.roles.broadcaster import Broadcaster
@@ -141,6 +143,29 @@ def test_versions_that_come_too_soon_are_left_out(tmp_path: Path, begin: Callabl
     following.close()  # type: ignore[attr-defined]
 
 
+def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
+    tmp_path: Path, begin: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    make_servers(keys)
+    run = begin(addresses__keys=str(keys / "learner"))
+    checkpoint.save(tmp_path / "latest.safetensors", run.checkpoint)
+    follow = ["--checkpoint", str(tmp_path), "--follow"]
+    for arguments, reason in (([], "give those of an evaluator with --keys"), (["--keys", "nowhere"], "nowhere")):
+        assert cli.evaluate([*follow, *arguments]) == 2
+        assert reason in capsys.readouterr().err
+    judge = make_client(keys, "judge", "evaluator")
+    run.publish(1)
+    following = evaluator.follow(run.checkpoint, tmp_path, 1, 1, "greedy", 0, judge)
+    assert next(following)["version"] == 1
+    following.close()  # type: ignore[attr-defined]
+    for path in keys.glob("*/identity.key_secret"):
+        _, secret = load_certificate(path)
+        assert secret is not None
+        for written in tmp_path.glob("*"):
+            assert not written.is_file() or secret not in written.read_bytes()
+
+
 def test_a_run_that_cannot_be_drawn_is_followed_without_films(
     tmp_path: Path, begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,4 +197,4 @@ def test_following_takes_a_run(tmp_path: Path, wrong: list[str], capsys: pytest.
 
 def test_every_goes_with_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
-    assert "--every goes with --follow; give both or neither" in capsys.readouterr().err
+    assert "--every and --keys go with --follow" in capsys.readouterr().err

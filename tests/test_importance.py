@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from apex_zmq.importance import ImportanceWeights, beta_at
+from apex_zmq.replay.sum_tree import SumTree
 
 
 def weigh(
@@ -48,12 +49,25 @@ def test_shares_follow_sizes_at_first_and_counts_later() -> None:
     (common,) = weigh(importance, [1.0], shard=0, mass=1.0, num_transitions=300, beta=1.0)
     (rare,) = weigh(importance, [1.0], shard=1, mass=1.0, num_transitions=100, beta=1.0)
     # Last 1,000 batches: all from shard 0, then 999 of them and 1 from shard 1.
-    share_common = (1000 + 75) / 1100
-    share_rare = (1 + 25) / 1100
-    divisor = 1 / (400 * share_common)  # constant for 1,000 batches and more, up to 0.99^1000
-    assert common == pytest.approx(1 / (400 * share_common) / divisor, rel=1e-3)
+    divisor = 1 / 400  # constant for 1,000 batches and more, up to 0.99^1000
+    assert common == pytest.approx(1 / 400 / divisor, rel=1e-3)
+    share_rare = 1 / 1000
     divisor += 0.01 * (1 / (400 * share_rare) - divisor)
     assert rare == pytest.approx(1 / (400 * share_rare) / divisor, rel=1e-3)
+
+
+def test_sizes_stand_in_for_counts_while_those_are_few() -> None:
+    importance = ImportanceWeights()
+    found = {}
+    for number in range(1, 1001):
+        shard = 1 if number in (2, 3) else 0  # the second batch restarts the counts
+        weights = importance.unnormalized(shard, 1, np.ones(1), 1.0, 300 - 200 * shard, 1.0, 0.0)
+        found[number - 1] = shard, 1 / (400 * float(weights[0]))
+    for count, (shard, counted) in {1: (1, 1), 2: (1, 2), 3: (0, 1), 500: (0, 498), 999: (0, 997)}.items():
+        prior = 100 - count / 10
+        size = 0.25 if shard else 0.75
+        assert found[count][0] == shard
+        assert found[count][1] == pytest.approx((counted + prior * size) / (count + prior))
 
 
 def test_a_new_shard_and_a_new_generation_restart_mean_and_counts() -> None:
@@ -76,32 +90,62 @@ def test_a_silent_shard_is_forgotten() -> None:
     assert weights[1] / weights[0] == pytest.approx(2.0, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("arrival", "tolerance"),
-    # Where batches do not arrive in proportion to sizes, the prior of 100 batches leaves about 3%.
-    [((0.2, 0.8), 0.01), ((2 / 3, 1 / 3), 0.045)],
-)
-def test_unequal_shards_give_an_unbiased_mean_at_beta_1(arrival: tuple[float, float], tolerance: float) -> None:
-    """A fifth of the data has half of the mass; sampled by priority, weighted, its mean is the plain mean."""
+SIZES, SCALES = (200, 800, 400), (4.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("rates", [(0.2, 0.5, 0.3), (0.6, 0.1, 0.3)])
+def test_weighted_means_over_unequal_shards_are_the_uniform_mean(rates: tuple[float, ...]) -> None:
+    """At beta 1, unnormalised, real trees: within four standard errors, taken over blocks of batches.
+
+    A count reaches back 1,000 batches, so blocks of 2,000 are nearly independent.
+    """
     rng = np.random.default_rng(3)
-    priorities = [rng.gamma(1.0, scale, size) + 0.1 for size, scale in ((200, 4.0), (800, 1.0))]
+    priorities = [rng.gamma(1.0, scale, size) + 0.1 for size, scale in zip(SIZES, SCALES, strict=True)]
     # What is averaged depends on shard and priority, so that each kind of bias shows.
     values = [p / p.mean() + 3 * shard for shard, p in enumerate(priorities)]
     truth = np.concatenate(values).mean()
+    trees = []
+    for p in priorities:
+        trees.append(SumTree(len(p)))
+        trees[-1].set_range(0, len(p), p)
 
     importance = ImportanceWeights()
-    sums = np.zeros(2)  # of weighted values, of weights
-    unweighted, batches, warm = 0.0, 6000, 1000
-    for number in range(batches):
-        shard = int(rng.random() > arrival[0])
-        p = priorities[shard]
-        rows = rng.choice(len(p), 32, p=p / p.sum())
-        weights = importance.weigh(shard, 1, p[rows], p.sum(), len(p), 1.0, number / 100)
-        if number >= warm:
-            sums += float(weights @ values[shard][rows]), float(weights.sum())
-            unweighted += float(values[shard][rows].mean()) / (batches - warm)
-    assert sums[0] / sums[1] == pytest.approx(truth, rel=tolerance)
-    assert abs(unweighted - truth) > 3 * tolerance * truth
+    weighted, unweighted, ones = [], [], []
+    for number, shard in enumerate(rng.choice(3, 41_000, p=rates).tolist()):
+        tree, rows = trees[shard], trees[shard].stratified(8, rng)
+        weights = importance.unnormalized(shard, 1, tree.get(rows), tree.total, SIZES[shard], 1.0, number / 1000)
+        weighted.append(weights @ values[shard][rows] / 8)
+        unweighted.append(values[shard][rows].mean())
+        ones.append(weights.mean())
+    for means, expected in ((weighted, truth), (ones, 1.0)):
+        blocks = np.reshape(means[1000:], (20, 2000)).mean(axis=1)
+        error = blocks.std(ddof=1) / np.sqrt(len(blocks))
+        assert error < 0.015 * expected, "too few batches to tell"
+        assert abs(blocks.mean() - expected) < 4 * error
+    assert abs(np.mean(unweighted) - truth) > 0.1 * truth
+
+
+def test_a_shard_may_die_and_return() -> None:
+    """Whoever is left, and whoever is back with another generation and size, is weighed as if nothing had been."""
+
+    def weights(importance: ImportanceWeights, batches: list[tuple[int, int, int, float]]) -> list[float]:
+        return [
+            weigh(importance, [0.5, 2.0], shard, generation, 60.0, size, 1.0, now)[1]
+            for shard, generation, size, now in batches
+        ]
+
+    def dealt(shards: tuple[tuple[int, int, int], ...], begin: float) -> list[tuple[int, int, int, float]]:
+        return [(*shards[number % len(shards)], begin + number / 10) for number in range(40)]
+
+    both = dealt(((0, 7, 300), (0, 7, 300), (1, 8, 100)), 0.0)
+    alone = dealt(((0, 7, 300),), 60.0)  # shard 1 has been silent for more than 30 s
+    again = dealt(((1, 9, 40), (0, 7, 300)), 64.0)
+    importance = ImportanceWeights()
+    weights(importance, both)
+    assert weights(importance, alone) == weights(ImportanceWeights(), alone)
+    fresh = ImportanceWeights()
+    assert weights(fresh, [(0, 7, 300, 63.9)])  # heard of, so that it is live from the first batch on
+    assert weights(importance, again) == weights(fresh, again)
 
 
 def test_beta_rises_to_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from datetime import datetime
@@ -92,3 +93,12 @@ def test_an_error_that_was_printed_is_kept_in_the_file_alone(tmp_path: Path) -> 
     ran = run("configure(); logs.keep('port in use: 100%')", "text", str(tmp_path))
     assert ran.stdout == ran.stderr == ""
     assert (tmp_path / "actor-7.log").read_text().endswith("ERROR   actor-7 port in use: 100%\n")
+
+
+def test_a_full_disk_costs_lines_and_not_the_program(tmp_path: Path) -> None:
+    (tmp_path / "actor-7.log").symlink_to("/dev/full")
+    ran = run("configure(); logging.info('one'); logging.info('two')", "text", str(tmp_path))
+    assert ran.returncode == 0
+    assert [line.split()[-1] for line in ran.stdout.splitlines()] == ["one", "two"]
+    (line,) = ran.stderr.splitlines()
+    assert re.search(r"actor-7\.log misses lines, the program goes on: .*No space left", line)

@@ -27,6 +27,7 @@ SETTINGS: dict[str, tuple[str, str, Any]] = {
     "--batches": ("tcp://host:9", "addresses.batches", "tcp://host:9"),
     "--parameters": ("tcp://host:9", "addresses.parameters", "tcp://host:9"),
     "--status": ("tcp://host:9", "addresses.status", "tcp://host:9"),
+    "--keys": ("keys/alice", "addresses.keys", "keys/alice"),
     "--insecure": ("", "addresses.insecure", True),
     "--num-actors": ("9", "run.num_actors", 9),
     "--batch-size": ("9", "learner.batch_size", 9),
@@ -66,6 +67,10 @@ ELSEWHERE = {
     "eval --json": "test_runs.py::test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
     "eval --emulator": "test_player.py::test_a_checkpoint_plays_on_the_emulator_asked_for",
     "eval --follow": "test_following.py::test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept",
+    "eval --keys": "test_following.py::test_a_run_with_keys_is_followed_with_those_of_an_evaluator",
+    "keys --role": "test_keys.py::test_secrets_are_for_their_owner_alone_and_lists_name_whom_a_role_lets_in",
+    "keys --behind": "test_keys.py::test_secrets_are_for_their_owner_alone_and_lists_name_whom_a_role_lets_in",
+    "keys --remove": "test_keys.py::test_a_removed_client_stands_on_no_list",
     "eval --every": "test_following.py::test_versions_that_come_too_soon_are_left_out",
     "play --checkpoint": "test_player.py::test_play_writes_a_video_of_the_whole_picture",
     "play --episodes": "test_player.py::test_options_reach_the_games_that_are_shown",
@@ -109,7 +114,8 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Parsed]:
 
 def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
     for action in parser._actions:
-        yield action.option_strings[-1], action
+        if action.option_strings:
+            yield action.option_strings[-1], action
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

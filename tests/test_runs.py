@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from apex_zmq import config as settings
 from apex_zmq import configure
 from apex_zmq.checkpoint import load
 from apex_zmq.episodes import EPISODES
 from apex_zmq.launch import free_ports, local_addresses
+from apex_zmq.replay import keeper, snapshot
+from apex_zmq.replay.snapshot import Snapshot
 from apex_zmq.roles.learner import Learner
 from apex_zmq.transport import Inbox
 from apex_zmq.wire.codec import Kind
@@ -155,8 +159,12 @@ def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
         if status.role == "replay":
             samples[status.name] = status.metrics["samples"]
             assert status.metrics["refused_messages"] == 0
-            assert status.metrics["refused_segments"] == 0
+            assert status.metrics["segments_refused"] == 0
     inbox.close()
+
+
+def replay_snapshot(run: Path) -> Snapshot:
+    return snapshot.decode((run / "replay-0" / keeper.SNAPSHOT).read_bytes())
 
 
 def test_interrupted_run_saves_and_resumes_where_it_was(
@@ -171,11 +179,23 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
     assert first.wait() == 0, first.output
     saved = load(tmp_path / "run")
     assert saved.counters["updates"] > 0
+    stored = replay_snapshot(tmp_path / "run")
+    assert len(stored.store.priority) >= 200
 
     target = int(saved.counters["updates"]) + 40
     second = start("train", *common, "--resume", "--max-updates", str(target))
     assert second.wait() == 0, second.output
     assert "waiting for parameters from ipc:///" in second.output
+    assert re.search(
+        rf"recovered {len(stored.store.priority)} transitions from \S*run/replay-0 .*; dropped 0", second.output
+    )
+    later, config = replay_snapshot(tmp_path / "run"), configure.load(CARTPOLE, ["replay.min_size=200"])
+    assert stored.inserts < later.inserts == later.store.next_key
+    assert 40 * config.learner.batch_size <= later.samples - stored.samples
+    per_insert, tolerance = config.replay.samples_per_insert, settings.tolerance(config)
+    assert per_insert is not None
+    for account in (stored, later):  # one account over both parts
+        assert abs(account.samples - per_insert * (account.inserts - 200)) <= tolerance
     resumed = load(tmp_path / "run")
     assert resumed.counters["updates"] == target
     assert resumed.counters["decisions"] > saved.counters["decisions"]

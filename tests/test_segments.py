@@ -19,6 +19,7 @@ from apex_zmq.replay import record
 from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.types import Batch, Float32s, FrameSpec, Sample, Segment
+from apex_zmq.wire.checksums import corrupted_windows
 from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import decode_batch, decode_segment, encode_batch, encode_segment
 
@@ -135,6 +136,7 @@ def check_sample(store: Store, spec: FrameSpec, n: int, expected: list[Expected]
     # What stood in a recycled buffer must not show.
     windows = np.full((BATCH_SIZE, spec.stack + n, *spec.shape), 77, spec.dtype)
     assert not decode_windows(sample.frames, sample.frame_sizes, spec, windows).any()
+    assert not corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs).any()
     split = split_windows(torch.from_numpy(windows), torch.from_numpy(sample.steps.astype(np.int64)), spec.stack)
     observation, next_observation = (tensor.numpy() for tensor in split)
     for row, serial in enumerate(sample.action):
@@ -215,7 +217,7 @@ def test_what_is_sampled_is_what_was_played(
 
 
 def record_bytes(segment: Segment) -> int:
-    return record.size_of(segment.num_transitions, len(segment.frame_sizes), len(segment.frames))
+    return record.size_of(segment.num_transitions, len(segment.frame_sizes), len(segment.actor), len(segment.frames))
 
 
 def test_within_an_episode_each_frame_is_stored_once() -> None:

@@ -66,6 +66,21 @@ def test_counts_go_on_over_restarts_of_their_roles() -> None:
     assert stats.decisions == 1000 + 25 + 100 + 7
 
 
+def test_restarts_and_faults_are_counted_over_processes() -> None:
+    stats = RunStats()
+    stats.hear(status("replay-0", 1, segments_lost=3, segments_refused=1), 0)
+    stats.hear(status("replay-1", 1, segments_lost=2), 0)
+    stats.hear(status("replay-0", 1, segments_lost=1, segments_refused=1), 1)  # a gap was filled
+    stats.hear(status("replay-0", 2, segments_duplicate=4), 2)
+    stats.hear(status("actor-0", 1, dropped_segments=5), 2)
+    numbers = stats.summary(2, 0)
+    assert numbers["replay/segments_lost"] == 3
+    assert numbers["replay/segments_refused"] == 1
+    assert numbers["replay/segments_duplicate"] == 4
+    assert numbers["actors/dropped_segments"] == 5
+    assert numbers["time/restarts"] == 1
+
+
 def test_a_new_learner_counts_what_older_processes_do_from_now_on() -> None:
     stats = RunStats(since=100.0, decisions=1000)
     stats.hear(status("actor-0", 1, uptime=3600.0, decisions=700), 101)
@@ -204,6 +219,18 @@ def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
         "0.1": -1,
         "1": -5,
     }
+
+
+def test_returns_by_epsilon_stay_when_the_crowd_changes() -> None:
+    stats = RunStats()
+    stats.hear(status("actor-0", 1, tuple(episode(100.0, epsilon=0.005) for _ in range(EPISODE_WINDOW))), 0)
+    before = stats.summary(1, 0)
+    # Explorers join, and play as well as ever at what they do.
+    stats.hear(status("actor-1", 1, tuple(episode(10.0, epsilon=0.3) for _ in range(EPISODE_WINDOW))), 1)
+    after = stats.summary(2, 0)
+    assert (before["rollout/ep_rew_mean"], after["rollout/ep_rew_mean"]) == (100, 10)
+    assert before["rollout/ep_rew_mean_by_epsilon/to_0.01"] == after["rollout/ep_rew_mean_by_epsilon/to_0.01"] == 100
+    assert after["rollout/ep_rew_mean_by_epsilon/to_1"] == 10
 
 
 def test_where_mario_died_is_told_by_stage() -> None:

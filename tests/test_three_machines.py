@@ -1,5 +1,7 @@
 """docs/SEVERAL_MACHINES.md tried: three hosts, which are network namespaces of this machine, and the page's commands.
 
+A stranger knocks in between.
+
 The hosts have addresses of their own and hang on a bridge that stands in a fourth namespace: nothing leaves them.
 Each has a working directory of its own, so that files cannot stand in for messages.
 """
@@ -20,8 +22,10 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from zmq.auth import load_certificate
 
 from apex_zmq.checkpoint import load
+from apex_zmq.keys import make_client, make_servers
 
 from .conftest import ROOT, Program
 
@@ -34,6 +38,17 @@ import sys, time, urllib.request
 while (answer := urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1]).read()) == b"[]":
     time.sleep(0.5)  # TensorBoard looks for new runs every few seconds
 print(answer.decode())
+"""
+
+# Knocks at an address with keys that its server does not list, until it has been refused.
+KNOCK = """
+import sys, time
+from apex_zmq import guard, keys
+from apex_zmq.config import Addresses
+from apex_zmq.transport import Outbox
+stranger = Outbox(sys.argv[2], hwm=4, keys=keys.client_keys(Addresses(keys=sys.argv[1]), "status"))
+while not guard.counts["failed_handshakes"]:
+    time.sleep(0.05)
 """
 
 
@@ -131,14 +146,38 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
                 ip("netns", "delete", namespace)
 
 
+def hand_out_keys(hosts: dict[str, Host], every: str) -> list[bytes]:
+    """Make them on the learner's host and copy them, as the page says; the secrets."""
+    assert hosts["learner"].terminal(every + commands("Keys")).wait() == 0
+    made = hosts["learner"].directory / "keys"
+    for name in ("replay", "actors"):
+        shutil.copytree(made / name, hosts[name].directory / "keys" / name)
+        assert f"keys/{name} {ADDRESSES[name]}:" in PAGE
+    found = [load_certificate(path)[1] for path in made.glob("*/identity.key_secret")]
+    return [secret for secret in found if secret is not None]
+
+
+def make_stranger(hosts: dict[str, Host], directory: Path) -> Path:
+    """Keys of an actor of another run, who knows this run's servers."""
+    make_servers(directory)
+    stranger = make_client(directory, "mallory", "actor")
+    shutil.copy(hosts["actors"].directory / "keys" / "actors" / "servers", stranger)
+    return stranger
+
+
 @pytest.mark.timeout(600)  # seven processes and TensorBoard take their time where cores are few
-def test_the_walk_through_trains_on_three_hosts(hosts: dict[str, Host]) -> None:
+def test_the_walk_through_trains_on_three_hosts(hosts: dict[str, Host], tmp_path: Path) -> None:
     assert set(ADDRESSES) == {"replay", "learner", "actors"}
     every = commands("2. In every terminal")
+    secrets = hand_out_keys(hosts, every)
     board = hosts["learner"].terminal(every + commands("TensorBoard"))
     replay = hosts["replay"].terminal(every + commands("3. The replay host"))
     learner = hosts["learner"].terminal(every + commands("4. The learner host"))
     actors = hosts["actors"].terminal(every + commands("5. The actor host"))
+
+    stranger = make_stranger(hosts, tmp_path / "another run")
+    hosts["actors"].ask(sys.executable, "-c", KNOCK, str(stranger), f"tcp://{ADDRESSES['learner']}:5555")
+    learner.wait_for(f"refused a connection from {ADDRESSES['actors']}: .*does not name its key")
 
     assert learner.wait() == 0, "".join(host.output for host in (learner, replay, actors))
     assert f"budget spent: {UPDATES} of {UPDATES} updates" in learner.output
@@ -157,7 +196,17 @@ def test_the_walk_through_trains_on_three_hosts(hosts: dict[str, Host]) -> None:
         log = (hosts["actors"].directory / f"actor-{number}.log").read_text()
         assert "playing 8 lanes" in log
     actors.wait_for("playing 8 lanes")
-    assert not re.search("refused|Traceback|ERROR", replay.output + learner.output + actors.output)
+    output = replay.output + learner.output + actors.output
+    assert not re.search("Traceback|ERROR|no access to", output)
+    assert {line for line in output.splitlines() if "refused" in line and ADDRESSES["actors"] not in line} == set()
+
+    # Secrets stay where they are.
+    for host in hosts.values():
+        assert not any(secret.decode() in program.output for program in host.programs for secret in secrets)
+        for path in host.directory.rglob("*"):
+            if path.is_file() and "keys" not in path.relative_to(host.directory).parts:
+                content = path.read_bytes()
+                assert not any(secret in content for secret in secrets), path
 
     # TensorBoard on the learner answers another host, which itself needs no open port.
     board.wait_for("http://")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,12 +63,15 @@ def test_socket_options_are_those_of_the_protocol(address: str, opened: Callable
     outbox = opened(Outbox(address, hwm=7))
     assert outbox.socket.type == zmq.PUSH
     assert_options(outbox.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1})
+    patient = opened(Outbox(address, hwm=7, patient=True))
+    assert_options(patient.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1, zmq.TCP_MAXRT: 0})
     follower = opened(subscriber(free_tcp_address()))
     assert follower.socket.type == zmq.SUB
     assert_options(follower.socket, COMMON | {zmq.RCVHWM: 8, zmq.MAXMSGSIZE: (1 << 30) + 4096, zmq.CONFLATE: 0})
     publisher = opened(Publisher(free_tcp_address()))
-    assert publisher._socket.type == zmq.XPUB
-    assert_options(publisher._socket, COMMON | {zmq.SNDHWM: 8, zmq.MAXMSGSIZE: 4096})
+    assert publisher._bound is not None
+    assert publisher._bound.socket.type == zmq.XPUB
+    assert_options(publisher._bound.socket, COMMON | {zmq.SNDHWM: 8, zmq.MAXMSGSIZE: 4096})
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -276,3 +280,22 @@ def publisher_once_free(address: str) -> Publisher:
         except AddressInUseError:
             if time.monotonic() > deadline:
                 raise
+
+
+@pytest.mark.long
+def test_a_peer_that_takes_nothing_for_a_minute_costs_a_patient_sender_nothing(opened: Callable[[Any], Any]) -> None:
+    address = free_tcp_address()
+    inbox = opened(hello_inbox(address))
+    outbox = opened(Outbox(address, hwm=4, patient=True))
+    await_ready(outbox)
+    sent = 0
+    while outbox.ready:  # until every buffer on the way is full
+        assert outbox.send(encode(Kind.HELLO, Hello("r" * 64, sent, 0, SIGNATURE)))
+        sent += 1
+        if not outbox.ready:
+            wait([], [outbox], 0.5)
+    assert not threading.Event().wait(60)
+    for epoch in range(sent):
+        message = inbox.receive(PATIENCE_S)
+        assert message is not None
+        assert message.epoch == epoch

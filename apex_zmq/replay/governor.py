@@ -48,6 +48,16 @@ class Governor:
             return 0.0
         return self.samples - self.samples_per_insert * (self.inserts - self.min_size)
 
+    def resume(self, inserts: int, samples: int, newer: int) -> None:
+        """Go on from counts that were noted before the `newer` last transitions were inserted.
+
+        What was dealt meanwhile is not known: it is taken to have followed the line, as it did up to the tolerance.
+        """
+        slope = self.samples_per_insert or 0.0
+        self.inserts = inserts + newer
+        over_line = [max(0, count - self.min_size) for count in (inserts, self.inserts)]
+        self.samples = samples + round(slope * (over_line[1] - over_line[0]))
+
     def may_sample(self) -> bool:
         """Whether one more batch keeps to the tolerance."""
         if self.inserts < self.min_size:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 
 from apex_zmq.replay import record
 from apex_zmq.replay.arena import Arena
+from apex_zmq.replay.recovery import Recovery, recover
+from apex_zmq.replay.snapshot import StoreState
 from apex_zmq.replay.sum_tree import SumTree
 from apex_zmq.types import (
     Float32s,
@@ -57,6 +60,7 @@ class Store:
         alpha: float,
         epsilon: float,
         seed: int | None,
+        arena_path: Path | None = None,
     ) -> None:
         """An empty store; of the arena only what holds records is resident.
 
@@ -65,8 +69,10 @@ class Store:
         frame_window: W, frames of a window: stack + n.
         alpha, epsilon: a stored priority is (|TD| + epsilon)^alpha.
         seed: of sampling; None: from the system.
+        arena_path: of a file that holds the records, for `restore`; None: they end with the process.
 
         Raises:
+            ConfigError: the file cannot be used.
             ValueError: alpha outside [0, 1], or epsilon not finite and > 0 (0 is the priority of retired transitions).
         """
         if not 0 <= alpha <= 1 or not 0 < epsilon < np.inf:
@@ -82,12 +88,12 @@ class Store:
         self._frame: FrameSpec | None = None
         self._tree = SumTree(capacity)
         self._rng = np.random.default_rng(seed)
-        self._memory = Arena(arena_bytes // record.UNIT * record.UNIT)
+        self._log = secrets.randbits(32)
+        self._memory = Arena(arena_bytes // record.UNIT * record.UNIT, arena_path)
         self._arena = self._memory.bytes
         self._headers = self._arena.view(record.HEADER)
         self._head = 0  # arena offset behind the newest record
         self._records: Int64s = np.zeros(capacity, np.int64)  # [slot] arena offset of the record
-        self._actors: dict[str, int] = {}  # name -> number, in the order of first appearance
 
     @property
     def num_transitions(self) -> int:
@@ -110,8 +116,8 @@ class Store:
                 than the store. Nothing has changed then.
         """
         frame_ends = self._check(segment)
-        count, frames = segment.num_transitions, len(segment.frame_sizes)
-        record_bytes = record.size_of(count, frames, int(frame_ends[-1]))
+        count, actor = segment.num_transitions, segment.actor.encode()
+        record_bytes = record.size_of(count, len(segment.frame_sizes), len(actor), int(frame_ends[-1]))
         if count > self.capacity or record_bytes > len(self._arena):
             raise ValueError(
                 f"a segment of {count} transitions and {record_bytes} bytes never fits a store "
@@ -122,9 +128,10 @@ class Store:
         while (offset := self._place(record_bytes)) is None:
             self._evict_oldest()
 
+        self._reserve(offset, offset + record_bytes)
         key = self.next_key
-        actor = self._actors.setdefault(segment.actor, len(self._actors))
-        record.write(self._arena[offset : offset + record_bytes], segment, frame_ends, key, actor)
+        room = self._arena[offset : offset + record_bytes]
+        record.write(room, segment, frame_ends, actor, self._log, key, self.first_key)
         priority = self._priority(segment.td_error)
         for rows, slots in self._slot_ranges(key, count):
             self._records[slots] = offset
@@ -148,6 +155,7 @@ class Store:
         reward = np.empty(batch_size, np.float32)
         discount = np.empty(batch_size, np.float32)
         steps = np.empty(batch_size, np.uint8)
+        window_crcs = np.empty(batch_size, np.uint32)
         frame_sizes = np.zeros((batch_size, self.frame_window), np.uint32)
         begins = np.empty(batch_size, np.int64)
         record.read_rows(
@@ -160,6 +168,7 @@ class Store:
             reward,
             discount,
             steps,
+            window_crcs,
             frame_sizes,
             begins,
         )
@@ -176,6 +185,7 @@ class Store:
             reward=reward,
             discount=discount,
             steps=steps,
+            window_crcs=window_crcs,
             frame_sizes=frame_sizes,
             frames=frames.data,
         )
@@ -211,9 +221,81 @@ class Store:
 
     def actors_of(self, keys: Iterable[int]) -> list[str]:
         """The actors that sent these transitions, each once, in order; keys that are not stored have none."""
-        names = list(self._actors)
-        stored = (key for key in map(int, keys) if self.first_key <= key < self.next_key)
-        return sorted({names[self._header(key)["actor"]] for key in stored})
+        stored = {int(self._records[key % self.capacity]) for key in map(int, keys) if self._holds(key)}
+        return sorted({record.actor_of(self._arena[offset:]) for offset in stored})
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the records outlive the process."""
+        return self._memory.is_file
+
+    def sync(self) -> None:
+        """Wait until the records stored so far are on the disk; from any thread.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self._memory.sync()
+
+    def state(self) -> StoreState | None:
+        """A copy of what `restore` needs beside the records; None before the first of them."""
+        if self._frame is None:
+            return None
+        return StoreState(
+            log=self._log,
+            first_key=self.first_key,
+            priority=np.concatenate(
+                [
+                    self._tree.get_range(slots.start, slots.stop)
+                    for _, slots in self._slot_ranges(self.first_key, self.num_transitions)
+                ]
+            ),
+            alpha=self.alpha,
+            epsilon=self.epsilon,
+            frame=self._frame,
+            random=dict(self._rng.bit_generator.state),
+        )
+
+    def restore(self, state: StoreState) -> Recovery:
+        """Fill this empty store from the records in its file, those newer than `state` too; says what was left of them.
+
+        Priorities are those of `state`. Where it has none they are the initial ones; where alpha or epsilon was another
+        they are too, but what was retired stays so.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        stored_then = range(state.first_key, state.next_key)
+        recovery = recover(self._arena, self._memory.written(), state.log, stored_then, self.capacity)
+        if not recovery.spans:
+            self._memory.clear()
+            return recovery
+        self._log, self._frame = state.log, state.frame
+        self._rng.bit_generator.state = state.random
+        known = (state.alpha, state.epsilon) == (self.alpha, self.epsilon)
+        for span in recovery.spans:
+            if span.tombstone:
+                self._reserve(span.start, span.stop)
+                room, missing = self._arena[span.start : span.stop], span.next_key - span.first_key
+                record.write_tombstone(room, missing, self._log, span.first_key, recovery.spans[0].first_key)
+            stored = self._arena[span.start : span.stop]
+            at = record.columns_of(stored)
+            priority = self._priority(stored[at.td_error : at.window_crcs].view("<f4"))
+            first, stop = max(span.first_key, state.first_key), min(span.next_key, state.next_key)
+            if first < stop:
+                rows = slice(first - span.first_key, stop - span.first_key)
+                before = state.priority[first - state.first_key : stop - state.first_key]
+                priority[rows] = before if known else np.where(before > 0, priority[rows], 0.0)
+            if span.tombstone:
+                priority[:] = 0.0
+            for rows, slots in self._slot_ranges(span.first_key, span.next_key - span.first_key):
+                self._records[slots] = span.start
+                self._tree.set_range(slots.start, slots.stop, priority[rows])
+            self.num_bytes += span.stop - span.start
+        self.first_key, self.next_key = recovery.spans[0].first_key, recovery.spans[-1].next_key
+        self._head = recovery.spans[-1].stop
+        self._memory.keep(recovery.spans[0].start, self._head)
+        return recovery
 
     def check_valid(self) -> None:
         """Verify every record and the tree; reads the whole arena.
@@ -233,7 +315,7 @@ class Store:
             assert header["first_key"] == key, f"no record begins with key {key}"
             stored = self._arena[offset : offset + record_bytes]
             assert record.UNIT <= record_bytes == len(stored), f"size of the record of key {key}"
-            assert header["crc"] == record.crc_of(stored), f"CRC of key {key}"
+            assert record.at(self._arena, offset) is not None, f"CRC of key {key}"
             assert record.frames_valid(stored), f"CRC of a frame of the record of key {key}"
             for _, slots in self._slot_ranges(key, count):
                 assert np.all(self._records[slots] == offset), f"a slot of the record of key {key} points elsewhere"
@@ -250,6 +332,16 @@ class Store:
 
     def _priority(self, td_error: Float32s) -> Float64s:
         return cast(Float64s, (np.asarray(td_error, np.float64) + self.epsilon) ** self.alpha)
+
+    def _holds(self, key: int) -> bool:
+        return self.first_key <= key < self.next_key
+
+    def _reserve(self, start: int, stop: int) -> None:
+        """Make sure that the arena can be written there; it may have moved."""
+        self._memory.reserve(start, stop)
+        if self._arena is not self._memory.bytes:
+            self._arena = self._memory.bytes
+            self._headers = self._arena.view(record.HEADER)
 
     def _header(self, key: int) -> np.void:
         return cast(np.void, self._headers[self._records[key % self.capacity] // record.UNIT])
@@ -294,7 +386,14 @@ class Store:
         if self._frame is not None and segment.frame != self._frame:
             require(False, f"frames of {segment.frame}, but this store holds {self._frame}")
         require(count > 0, "no transitions")
-        per_row = (segment.first, segment.steps, segment.reward, segment.discount, segment.td_error)
+        per_row = (
+            segment.first,
+            segment.steps,
+            segment.reward,
+            segment.discount,
+            segment.td_error,
+            segment.window_crcs,
+        )
         require(all(len(column) == count for column in per_row), "columns of different lengths")
         require(len(segment.frame_crcs) == frames, "not one CRC per frame")
         ends = np.zeros(frames + 1, np.uint64)

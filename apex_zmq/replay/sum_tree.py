@@ -57,6 +57,10 @@ class SumTree:
         """Leaf values, float64[B], at int64[B] indices."""
         return self._leaves[np.asarray(indices, np.int64)]
 
+    def get_range(self, start: int, stop: int) -> Float64s:
+        """Copy of leaves start .. stop - 1, float64[stop - start]."""
+        return self._leaves[start:stop].copy()
+
     def set(self, indices: npt.ArrayLike, values: npt.ArrayLike) -> None:
         """Write float64[B] (or one value) at int64[B] indices; of a repeated index the last write wins.
 

@@ -8,6 +8,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy.typing as npt
 import torch
 
 from apex_zmq.config import Config
-from apex_zmq.envs.make import Lanes, Step, make_lanes
+from apex_zmq.envs.make import EnvError, Lanes, Step, make_lanes
 from apex_zmq.exploration import Explorer, elastic_epsilon, ladder
+from apex_zmq.keys import ClientKeys, client_keys
 from apex_zmq.networks import load_arrays, make_network, to_arrays
 from apex_zmq.roles.parameters import ParameterFollower
 from apex_zmq.roles.status import StatusReporter
@@ -25,11 +27,16 @@ from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Outbox, wait
 from apex_zmq.types import Segment
-from apex_zmq.wire.messages import Episode, encode_segment
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Bye, Episode, encode, encode_segment
 
 log = logging.getLogger(__name__)
 
 EXPERIENCE_HWM = 4  # segments per shard; the same on both ends
+QUEUED_SEGMENTS = 64  # wait for a shard with actor.when_blocked=drop_oldest
+FAREWELL_S = 0.5
+LINGER_S = 1.0
+PATIENCE_S = 10.0
 IDLE_S = 0.1
 REARM_S = 1.0
 
@@ -58,24 +65,65 @@ class Watchdog:
 
 
 class Shipper:
-    """Sends segments to any replay shard that can take one, in rotation."""
+    """Sends segments to any replay shard that can take one, in rotation.
 
-    def __init__(self, addresses: tuple[str, ...], signature: str) -> None:
+    drop_oldest: while none can, keep the newest `QUEUED_SEGMENTS` instead of waiting.
+    waited_s, sent, dropped: seconds spent waiting, segments sent and dropped so far.
+    """
+
+    def __init__(
+        self, addresses: tuple[str, ...], signature: str, *, drop_oldest: bool, keys: ClientKeys | None = None
+    ) -> None:
         self.waited_s = 0.0
-        self.sent = 0
-        self._outboxes = [Outbox(address, hwm=EXPERIENCE_HWM, linger_s=1.0) for address in addresses]
+        self.sent = self.dropped = 0
+        self._outboxes = [
+            Outbox(address, hwm=EXPERIENCE_HWM, linger_s=LINGER_S, patient=True, keys=keys) for address in addresses
+        ]
         self._sequences = [0] * len(addresses)
         self._signature = signature
+        self._drop_oldest = drop_oldest
+        self._queue: deque[Segment] = deque()
         self._next = 0
 
-    def ship(self, segment: Segment, stop: threading.Event) -> None:
-        """Send as soon as a shard can take the segment; drop it when told to stop before."""
+    def ship(self, segment: Segment) -> None:
+        """Send in its turn, as soon as a shard can take it."""
+        self._queue.append(segment)
+        self._send_queued()
+        if self._drop_oldest and len(self._queue) > QUEUED_SEGMENTS:
+            self._queue.popleft()
+            self.dropped += 1
+
+    @property
+    def blocked(self) -> bool:
+        """Whether to `wait` before anything else is shipped."""
+        return bool(self._queue) and not self._drop_oldest
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a shard that can take a segment, and send."""
         started = time.monotonic()
-        while not self.try_ship(segment) and not stop.is_set():
-            wait([], self._outboxes, IDLE_S)
+        wait([], self._outboxes, timeout_s)
+        self._send_queued()
         self.waited_s += time.monotonic() - started
 
-    def try_ship(self, segment: Segment) -> bool:
+    def farewell(self, actor: str, boot: int) -> None:
+        """Send what waits, then tell each shard how much it was sent, as far as they can take it at once."""
+        until = time.monotonic() + FAREWELL_S
+        untold = list(range(len(self._outboxes)))
+        while untold and (left_s := until - time.monotonic()) > 0:
+            wait([], [self._outboxes[shard] for shard in untold], left_s)
+            self._send_queued()
+            if not self._queue:
+                untold = [shard for shard in untold if not self._tell(shard, actor, boot)]
+
+    def _tell(self, shard: int, actor: str, boot: int) -> bool:
+        count = self._sequences[shard]
+        return not count or self._outboxes[shard].send(encode(Kind.BYE, Bye(actor, boot, count)))
+
+    def _send_queued(self) -> None:
+        while self._queue and self._try_ship(self._queue[0]):
+            self._queue.popleft()
+
+    def _try_ship(self, segment: Segment) -> bool:
         """Send to the next shard that can take the segment now; False when none can."""
         count = len(self._outboxes)
         for shard in ((self._next + offset) % count for offset in range(count)):
@@ -117,20 +165,33 @@ class Actor:
         torch.set_num_threads(config.actor.threads)
         count = config.actor.lanes
         boot = secrets.randbits(63)
+        self._watchdog = Watchdog(config.actor.watchdog_s)
         # An elastic actor draws its seed, or two of them on two hosts would play the same games.
         entropy = [config.run.seed, index] if index is not None else [config.run.seed, boot]
         self._rng = np.random.default_rng(entropy)
         self._config = config
         self._name, self._boot = name, boot
-        self._lanes: Lanes = make_lanes(config.env, count, int(self._rng.integers(1 << 31)), render=render)
+        self._watchdog.arm()
+        try:
+            self._lanes: Lanes = make_lanes(config.env, count, int(self._rng.integers(1 << 31)), render=render)
+        finally:
+            self._watchdog.disarm()
         self._window = LaneWindow(self._lanes, count - 1) if render else None
         spec = self._lanes.spec
         self._network = make_network(config.agent.network, spec.frame, spec.num_actions).eval()
         self._signature = experience_signature(config)
         self._parameters = ParameterFollower(
-            config.addresses.parameters, network_signature(to_arrays(self._network)), self._signature
+            config.addresses.parameters,
+            network_signature(to_arrays(self._network)),
+            self._signature,
+            client_keys(config.addresses, "parameters"),
         )
-        self._shipper = Shipper(config.addresses.experience, self._signature)
+        self._shipper = Shipper(
+            config.addresses.experience,
+            self._signature,
+            drop_oldest=config.actor.when_blocked == "drop_oldest",
+            keys=client_keys(config.addresses, "experience"),
+        )
         self._explorer = Explorer(count, spec.num_actions, config.actor.repeat_zeta, config.actor.repeat_max, self._rng)
         self._ladder: list[float] | None = None
         if index is not None and total_lanes is not None:
@@ -147,9 +208,13 @@ class Actor:
         self._returns = np.zeros(count)
         self._lengths = np.zeros(count, np.int64)
         self._decisions = 0
-        self._watchdog = Watchdog(config.actor.watchdog_s)
         self._reporter = StatusReporter(
-            "actor", name, boot, config.addresses.status, config.telemetry.status_interval_s
+            "actor",
+            name,
+            boot,
+            config.addresses.status,
+            config.telemetry.status_interval_s,
+            client_keys(config.addresses, "status"),
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -157,14 +222,18 @@ class Actor:
 
         Raises:
             MismatchError: the learner trains something else.
-            EnvError: an environment failed.
+            RuntimeError, or what the environment raises: it failed, and may work again in a new process.
         """
         self._reporter.start()
         try:
             if self._await_parameters(stop):
                 self._play(stop)
+        except EnvError as error:
+            raise RuntimeError(f"the environment failed: {error}") from error
         finally:
             self._watchdog.disarm()
+            self._shipper.farewell(self._name, self._boot)
+            self._report()
             self._reporter.close()
             self._shipper.close()
             self._parameters.close()
@@ -209,13 +278,24 @@ class Actor:
             for lane in lanes:
                 self._builders[lane].bootstrap(float(next_value[lane]))
                 while (segment := self._builders[lane].take(self._name, self._boot)) is not None:
-                    self._watchdog.disarm()
-                    self._shipper.ship(segment, stop)
+                    self._ship(segment, stop)
             self._decisions += len(lanes)
+            self._reporter.progress()
             self._report()
         for builder in self._builders:
             if (segment := builder.take(self._name, self._boot, flush=True)) is not None:
-                self._shipper.try_ship(segment)
+                self._shipper.ship(segment)
+
+    def _ship(self, segment: Segment, stop: threading.Event) -> None:
+        self._watchdog.disarm()
+        self._shipper.ship(segment)
+        started, told = time.monotonic(), False
+        while self._shipper.blocked and not stop.is_set():
+            self._shipper.wait(IDLE_S)
+            self._report()
+            if not told and time.monotonic() - started > PATIENCE_S:
+                log.warning("no shard has taken a segment for %g s; waiting for replay and learner", PATIENCE_S)
+                told = True
 
     def _q_values(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
@@ -277,12 +357,13 @@ class Actor:
         )
 
     def _report(self) -> None:
-        self._reporter.progress()
         newest = self._parameters.newest
-        assert newest is not None
+        if newest is None:
+            return
         self._reporter.metrics = {
             "decisions": self._decisions,
             "segments": self._shipper.sent,
+            "dropped_segments": self._shipper.dropped,
             "blocked_s": self._shipper.waited_s,
             "parameter_version": newest.version,
             "parameter_update": newest.update,

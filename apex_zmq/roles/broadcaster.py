@@ -17,6 +17,8 @@ import numpy.typing as npt
 from apex_zmq.board import Board
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.episodes import EpisodeLog
+from apex_zmq.guard import counts
+from apex_zmq.keys import server_keys
 from apex_zmq.logs import PROGRESS
 from apex_zmq.roles.parameters import ParameterPublisher
 from apex_zmq.roles.status import rss_bytes
@@ -39,6 +41,7 @@ class Broadcaster(threading.Thread):
     meter: the training thread's numbers go in here.
     update, waited_s, progress_time: set by the training thread: gradient steps of the
     run, seconds spent waiting for batches, unix seconds of its last progress.
+    faults: set by the training thread: counters of what went wrong, by metric.
     newest: set by the training thread: arrays of the newest batch, by tag, whose
     histograms are taken at the log interval.
 
@@ -49,10 +52,16 @@ class Broadcaster(threading.Thread):
     def __init__(self, config: Config, directory: Path) -> None:
         super().__init__(name="broadcaster", daemon=True)
         addresses = config.addresses
-        self._publisher = ParameterPublisher(addresses.parameters, insecure=addresses.insecure)
+        self._publisher = ParameterPublisher(
+            addresses.parameters, insecure=addresses.insecure, keys=server_keys(addresses, "parameters")
+        )
         try:
             self._statuses: Inbox[Status] = Inbox.bind(
-                addresses.status, {Kind.STATUS: decode_status}, hwm=STATUS_HWM, insecure=addresses.insecure
+                addresses.status,
+                {Kind.STATUS: decode_status},
+                hwm=STATUS_HWM,
+                insecure=addresses.insecure,
+                keys=server_keys(addresses, "status"),
             )
         except ConfigError:
             self._publisher.close()
@@ -61,6 +70,7 @@ class Broadcaster(threading.Thread):
         self.meter = Meter()
         self.update = self.first_update = 0
         self.waited_s = 0.0
+        self.faults: Mapping[str, float] = {}
         self.newest: Mapping[str, npt.NDArray[Any]] = {}
         self._start_time = self.progress_time = time.time()
         self._config = config
@@ -86,7 +96,9 @@ class Broadcaster(threading.Thread):
             self._publisher.serve()
             self._send_parameters()
             now = time.monotonic()
-            while (status := self._statuses.receive()) is not None:
+            for _ in range(STATUS_HWM):  # at most, so that a flood of them cannot hold up parameters
+                if (status := self._statuses.receive()) is None:
+                    break
                 self.stats.hear(status, now)
                 episodes.write(time.time(), self.stats.decisions, status.episodes)
                 self._publisher.send(encode(Kind.RELAYED_STATUS, status))
@@ -110,11 +122,12 @@ class Broadcaster(threading.Thread):
             "updates": self.update - self.first_update,
             "waited_s": self.waited_s,
             "rss_bytes": rss_bytes(),
+            **self.faults,
         }
         self.stats.hear(self._learner_status(own), now)
         numbers = self.stats.summary(now, self.update) | self.meter.take()
         board.write(numbers, {**self.newest, **self.stats.ends()}, self.stats.decisions)
-        relayed = self._learner_status(numbers | {"decisions": self.stats.decisions})
+        relayed = self._learner_status(numbers | {"decisions": self.stats.decisions, **counts})
         self._publisher.send(encode(Kind.RELAYED_STATUS, relayed))
         log.info("%s%s", PROGRESS, progress_line(numbers))
 

@@ -15,8 +15,9 @@ import numpy as np
 from apex_zmq import configure
 from apex_zmq.board import EvaluationBoard
 from apex_zmq.checkpoint import BEST_EVAL, Checkpoint, CheckpointError, load, save
-from apex_zmq.config import Config
+from apex_zmq.config import Config, ConfigError
 from apex_zmq.envs.make import EnvError
+from apex_zmq.keys import client_keys
 from apex_zmq.networks import load_arrays, to_arrays
 from apex_zmq.roles.parameters import Arrays, ParameterFollower
 from apex_zmq.roles.player import Moment, Player, Protocol
@@ -88,7 +89,13 @@ def summarize(ends: list[Moment]) -> dict[str, Any]:
 
 
 def follow(
-    checkpoint: Checkpoint, directory: Path, every: int, episodes: int, protocol: Protocol, seed: int
+    checkpoint: Checkpoint,
+    directory: Path,
+    every: int,
+    episodes: int,
+    protocol: Protocol,
+    seed: int,
+    keys: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Evaluate what a live run publishes, every so many versions, and keep the best in its run directory.
 
@@ -103,16 +110,20 @@ def follow(
         episodes: of each evaluation.
         protocol: as for `evaluate`.
         seed: of the first evaluation's games; later ones go on from there.
+        keys: the evaluator's; those that the checkpoint names are the learner's.
 
     Yields:
         The figures of each evaluation.
 
     Raises:
         CheckpointError: a best-eval.safetensors that cannot be read.
-        ConfigError, EnvError: an environment that cannot be made.
+        ConfigError, EnvError: an environment that cannot be made; a run with keys, and none given.
         MismatchError: the run at this address trains something else by now.
     """
     config = configure.from_tree(checkpoint.config, "checkpoint")
+    if config.addresses.keys and keys is None:
+        raise ConfigError("this run lets in holders of keys only; give those of an evaluator with --keys")
+    config = configure.replace(config, {"addresses.keys": str(keys) if keys is not None else None})
     with contextlib.ExitStack() as stack:
         player, drawn = _make_player(config, protocol, seed)
         stack.enter_context(contextlib.closing(player))
@@ -161,12 +172,12 @@ def _await_parameters(
     config: Config, player: Player, evaluated: Parameters | None, every: int
 ) -> tuple[Parameters, Arrays, int]:
     """The newest parameters, once they are due, and the decisions of the run so far."""
-    address = config.addresses.parameters
+    address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
     network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
     statuses: Inbox[Status] = Inbox.subscribe(
-        address, {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
+        address, {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}, keys=keys
     )
-    follower = ParameterFollower(address, network, experience)
+    follower = ParameterFollower(address, network, experience, keys)
     with contextlib.closing(statuses), contextlib.closing(follower):
         arrays: Arrays | None = None
         decisions: int | None = None

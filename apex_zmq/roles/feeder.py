@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from apex_zmq.keys import ServerKeys
 from apex_zmq.transport import Inbox
 from apex_zmq.types import Batch, FrameSpec, Sample
+from apex_zmq.wire.checksums import corrupted_windows
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import decode_batch
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 DECODED_AHEAD = 2
 RECEIVE_HWM = 4
 IDLE_S = 0.1
+FOREIGN_PER_LINE = 100  # batches of another learner between two lines of the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +34,14 @@ class DecodedBatch:
 
     batch: Batch
     windows: npt.NDArray[Any]  # [B, W, *frame]
-    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode
+    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, or are not what their actor sent
 
 
 class Feeder(threading.Thread):
     """Receives the batches of one learner epoch and decodes each frame once.
 
     epoch: set before it starts; batches of another are dropped.
+    corrupted: windows so far whose checksum was not their actor's.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -52,6 +56,7 @@ class Feeder(threading.Thread):
         n_step: int,
         num_actions: int,
         pin_memory: bool,
+        keys: ServerKeys | None = None,
     ) -> None:
         super().__init__(name="feeder", daemon=True)
         self._inbox: Inbox[Batch] = Inbox.bind(
@@ -59,8 +64,11 @@ class Feeder(threading.Thread):
             {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step, num_actions)},
             hwm=RECEIVE_HWM,
             insecure=insecure,
+            keys=keys,
         )
         self.epoch = 0
+        self.corrupted = 0
+        self._foreign = 0
         self._pin_memory = pin_memory
         self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
         self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
@@ -86,13 +94,26 @@ class Feeder(threading.Thread):
         """Receive and decode until closed."""
         while not self._closing.is_set():
             batch = self._inbox.receive(IDLE_S)
-            if batch is None or batch.epoch != self.epoch:
+            if batch is None:
+                continue
+            if batch.epoch != self.epoch:
+                self._complain(batch.epoch)
                 continue
             sample = batch.sample
             windows = self._buffer(sample)
             broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, windows)
-            self._hand_over(DecodedBatch(batch, windows, broken))
+            corrupted = corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs)
+            self.corrupted += int(corrupted.sum())
+            self._hand_over(DecodedBatch(batch, windows, broken | corrupted))
         self._inbox.close()
+
+    def _complain(self, epoch: int) -> None:
+        # A few are what was on the way when this learner took another's place; many, that another has taken its own.
+        self._foreign += 1
+        if self._foreign % FOREIGN_PER_LINE == 0:
+            log.warning(
+                "%d batches dropped, dealt to the learner of epoch %d: stop that one or this", self._foreign, epoch
+            )
 
     def _buffer(self, sample: Sample) -> npt.NDArray[Any]:
         shape = (*sample.frame_sizes.shape, *sample.frame.shape)

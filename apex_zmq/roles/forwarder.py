@@ -7,6 +7,7 @@ import secrets
 import threading
 
 from apex_zmq.config import Config
+from apex_zmq.keys import client_keys, server_keys
 from apex_zmq.roles.parameters import ParameterFollower, ParameterPublisher
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
@@ -26,12 +27,21 @@ class Forwarder:
     """
 
     def __init__(self, config: Config, name: str, address: str) -> None:
-        self._publisher = ParameterPublisher(address, insecure=config.addresses.insecure)
-        self._follower = ParameterFollower(config.addresses.parameters, None, experience_signature(config))
-        self._reporter = StatusReporter(
-            "forwarder", name, secrets.randbits(63), config.addresses.status, config.telemetry.status_interval_s
+        addresses = config.addresses
+        upstream = client_keys(addresses, "parameters")
+        self._publisher = ParameterPublisher(
+            address, insecure=addresses.insecure, keys=server_keys(addresses, "parameters")
         )
-        log.info("forwarding %s to %s", config.addresses.parameters, address)
+        self._follower = ParameterFollower(addresses.parameters, None, experience_signature(config), upstream)
+        self._reporter = StatusReporter(
+            "forwarder",
+            name,
+            secrets.randbits(63),
+            addresses.status,
+            config.telemetry.status_interval_s,
+            client_keys(addresses, "status"),
+        )
+        log.info("forwarding %s to %s", addresses.parameters, address)
 
     def run(self, stop: threading.Event) -> None:
         """Forward until told to stop.

@@ -14,7 +14,10 @@ import torch
 from apex_zmq.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
 from apex_zmq.config import Config, to_tree
 from apex_zmq.envs.make import env_spec
+from apex_zmq.errors import UserError
 from apex_zmq.importance import ImportanceWeights
+from apex_zmq.keys import client_keys, server_keys
+from apex_zmq.roles import bad_batches
 from apex_zmq.roles.broadcaster import Broadcaster
 from apex_zmq.roles.feeder import DecodedBatch, Feeder
 from apex_zmq.rundir import RunDirectory
@@ -22,7 +25,7 @@ from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.telemetry import RunStats
 from apex_zmq.training import Trainer
 from apex_zmq.transport import Outbox
-from apex_zmq.types import PriorityUpdate
+from apex_zmq.types import Float32s, PriorityUpdate
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Hello, Parameters, encode, encode_priorities, make_tensors
 
@@ -31,6 +34,10 @@ log = logging.getLogger(__name__)
 PRIORITY_HWM = 64
 HELLO_S = 1.0
 IDLE_S = 0.1
+
+
+class DivergenceError(UserError):
+    """Training has come to nothing; starting again where it was saved would lead there again."""
 
 
 class Learner:
@@ -54,11 +61,13 @@ class Learner:
         self._network_signature = network_signature(self._trainer.parameters())
         if init_from is not None:
             self._trainer.initialize(self._load(init_from).tensors["online"])
+        keys = client_keys(config.addresses, "priorities")
         # Addresses before the directory, so that a run that cannot begin leaves none behind.
         self._broadcaster = Broadcaster(config, directory)
         self._feeder = Feeder(
             config.addresses.batches,
             insecure=config.addresses.insecure,
+            keys=server_keys(config.addresses, "batches"),
             frame=spec.frame,
             n_step=config.agent.n_step,
             num_actions=spec.num_actions,
@@ -71,10 +80,11 @@ class Learner:
         self._elapsed_s = 0.0
         self._best_score: float | None = None
         self._version = 0
+        self._bad_steps = self._bad_steps_in_a_row = 0
         if resume:
             self._restore(directory)
         self._feeder.epoch = self._epoch
-        self._shards = [Outbox(address, hwm=PRIORITY_HWM) for address in config.addresses.priorities]
+        self._shards = [Outbox(address, hwm=PRIORITY_HWM, keys=keys) for address in config.addresses.priorities]
         self._weights = ImportanceWeights()
         log.info(
             "run %s in %s on %s; experience signature %s, network signature %s",
@@ -86,7 +96,19 @@ class Learner:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Train until told to stop or a budget of the run is spent, then save."""
+        """Train until told to stop or a budget of the run is spent, then save.
+
+        Raises:
+            DivergenceError: too many steps in a row were skipped; the checkpoints are those from before.
+            RuntimeError: one of the learner's threads has died.
+        """
+        try:
+            self._train(stop)
+            self._save()
+        finally:
+            self._close()
+
+    def _train(self, stop: threading.Event) -> None:
         config = self._config.learner
         self._started = time.monotonic()
         self._feeder.start()
@@ -102,6 +124,7 @@ class Learner:
                 next_hello = now + HELLO_S
             decoded = self._feeder.get(IDLE_S)
             self._broadcaster.waited_s += time.monotonic() - now
+            self._check_threads()
             if decoded is None:
                 continue
             before = self._trainer.updates
@@ -114,8 +137,11 @@ class Learner:
                 self._publish()
             if updates % config.save_every == 0:
                 self._save()
-        self._save()
-        self._close()
+
+    def _check_threads(self) -> None:
+        for thread in (self._feeder, self._broadcaster):
+            if not thread.is_alive():
+                raise RuntimeError(f"the learner's {thread.name} has died")
 
     def _learn(self, decoded: DecodedBatch) -> None:
         batch, sample = decoded.batch, decoded.batch.sample
@@ -130,15 +156,37 @@ class Learner:
         )
         weights[decoded.broken] = 0.0
         result = self._trainer.step(decoded.windows, sample, weights)
-        self._feeder.recycle(decoded)
-        self._broadcaster.meter.add(result.metrics)
-        keys, td_error = sample.keys[:0], np.zeros(0, np.float32)
         if result.td_error is not None:
+            self._bad_steps_in_a_row = 0
+            self._broadcaster.meter.add(result.metrics)
             self._broadcaster.newest = {"train/td_error": result.td_error, "replay/priority": sample.priority}
             keys, td_error = sample.keys, np.where(decoded.broken, np.float32(-1), result.td_error)
+        else:
+            keys = sample.keys[decoded.broken | result.hopeless]
+            td_error = np.full(len(keys), -1, np.float32)
         update = PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, keys, td_error)
         if batch.shard < len(self._shards):
             self._shards[batch.shard].send(encode_priorities(update))
+        if result.td_error is None:
+            self._skip(decoded, weights, result.reason)
+        self._broadcaster.faults = {"bad_steps": self._bad_steps, "corrupted_windows": self._feeder.corrupted}
+        self._feeder.recycle(decoded)
+
+    def _skip(self, decoded: DecodedBatch, weights: Float32s, reason: str) -> None:
+        """Keep what a step failed on; end when nothing else happens any more.
+
+        Raises:
+            DivergenceError: so many in a row that no later batch will do.
+        """
+        self._bad_steps += 1
+        self._bad_steps_in_a_row += 1
+        log.error("step after update %d skipped: %s", self._trainer.updates, reason)
+        bad_batches.save(self._directory.path, self._trainer.updates, decoded, weights)
+        if self._bad_steps_in_a_row >= self._config.learner.max_bad_steps:
+            raise DivergenceError(
+                f"{self._bad_steps_in_a_row} steps in a row were skipped, the last one for {reason}; look at "
+                f"{self._directory.path / bad_batches.DIRECTORY}, lower learner.learning_rate, and --resume"
+            )
 
     def _greet_shards(self) -> None:
         hello = Hello(run=self._run_id, epoch=self._epoch, rank=0, signature=self._experience_signature)
@@ -146,6 +194,9 @@ class Learner:
             shard.send(encode(Kind.HELLO, hello))
 
     def _publish(self) -> None:
+        if not self._trainer.finite():
+            log.error("parameters not published, they are not finite")
+            return
         self._version += 1
         self._broadcaster.publish(
             Parameters(
@@ -214,6 +265,9 @@ class Learner:
         )
 
     def _save(self) -> None:
+        if not self._trainer.finite():
+            log.error("checkpoint not saved, parameters are not finite; the one before stays")
+            return
         stats = self._broadcaster.stats
         score = stats.low_epsilon_return
         best = score is not None and (self._best_score is None or score > self._best_score)

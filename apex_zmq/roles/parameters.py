@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from apex_zmq.errors import UserError
+from apex_zmq.keys import ClientKeys, ServerKeys
 from apex_zmq.signature import network_signature
 from apex_zmq.transport import Inbox, Publisher, wait
 from apex_zmq.types import Buffer
@@ -36,8 +37,8 @@ class ParameterPublisher:
         ConfigError: the address cannot be bound.
     """
 
-    def __init__(self, address: str, *, insecure: bool) -> None:
-        self._publisher = Publisher(address, insecure=insecure)
+    def __init__(self, address: str, *, insecure: bool, keys: ServerKeys | None = None) -> None:
+        self._publisher = Publisher(address, insecure=insecure, keys=keys)
         self._heartbeat: Heartbeat | None = None
         self._next_heartbeat = 0.0
 
@@ -73,16 +74,19 @@ class ParameterFollower:
     newest: the last Parameters taken (None before the first).
     """
 
-    def __init__(self, address: str, network: str | None, experience: str) -> None:
+    def __init__(self, address: str, network: str | None, experience: str, keys: ClientKeys | None = None) -> None:
         self.newest: Parameters | None = None
         self.received_at = 0.0  # monotonic seconds
         self._address = address
+        self._keys = keys
         self._signatures = network, experience
         self._inbox = self._subscribe()
         self._behind_since: float | None = None
 
     def _subscribe(self) -> Inbox[tuple[Parameters, Arrays] | Heartbeat]:
-        return Inbox.subscribe(self._address, {Kind.PARAMETERS: decode_parameters, Kind.HEARTBEAT: decode_heartbeat})
+        return Inbox.subscribe(
+            self._address, {Kind.PARAMETERS: decode_parameters, Kind.HEARTBEAT: decode_heartbeat}, keys=self._keys
+        )
 
     def poll(self, timeout_s: float = 0.0) -> Arrays | None:
         """The newest parameters by name, if any have come since the last call.

@@ -7,12 +7,15 @@ import secrets
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from apex_zmq import config as settings
 from apex_zmq.config import Config
+from apex_zmq.keys import client_keys, server_keys
+from apex_zmq.replay.accounts import Accounts
 from apex_zmq.replay.budget import check_memory
 from apex_zmq.replay.governor import Governor
+from apex_zmq.replay.keeper import keeper_of
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
@@ -20,8 +23,10 @@ from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, PriorityUpdate, Segment
 from apex_zmq.wire.codec import Kind, WireError
 from apex_zmq.wire.messages import (
+    Bye,
     Hello,
     Parts,
+    decode_bye,
     decode_hello,
     decode_priorities,
     decode_segment,
@@ -32,6 +37,7 @@ log = logging.getLogger(__name__)
 
 EXPERIENCE_HWM = 4  # segments per actor; the same on both ends
 PRIORITY_HWM = 256
+SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
 SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
 IDLE_S = 0.1
 
@@ -72,17 +78,19 @@ class Credits:
 
 @dataclass
 class Dealing:
-    """The learner process that batches are dealt to."""
+    """The learner process that batches are dealt to, and when it was last heard (monotonic seconds)."""
 
     hello: Hello
     credits: Credits
+    heard: float
 
 
 class ReplayServer:
     """One shard. `run` is the role; everything before it binds and allocates.
 
     Raises:
-        ConfigError: an address that cannot be bound, a budget the machine does not have.
+        ConfigError: an address that cannot be bound, a budget the machine does not have, a directory that is in use
+            or holds other experience.
     """
 
     def __init__(self, config: Config, shard: int) -> None:
@@ -92,19 +100,25 @@ class ReplayServer:
         self._signature = experience_signature(config)
         self._credit_limit, self._credit_timeout_s = replay.credits, replay.credit_timeout_s
         needed = check_memory(config, shards=1)
-        self._experience: Inbox[Segment] = Inbox.bind(
+        self._experience: Inbox[Segment | Bye] = Inbox.bind(
             addresses.experience[shard],
-            {Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step)},
+            {
+                Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step),
+                Kind.BYE: decode_bye,
+            },
             hwm=EXPERIENCE_HWM,
             insecure=addresses.insecure,
+            keys=server_keys(addresses, "experience"),
         )
         self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
             addresses.priorities[shard],
             {Kind.PRIORITIES: decode_priorities, Kind.HELLO: self._decode_hello},
             hwm=PRIORITY_HWM,
             insecure=addresses.insecure,
+            keys=server_keys(addresses, "priorities"),
         )
-        self._batches = Outbox(addresses.batches, hwm=replay.credits)
+        self._batches = Outbox(addresses.batches, hwm=replay.credits, keys=client_keys(addresses, "batches"))
+        self._keeper = keeper_of(config, shard, self._signature)
         self._store = Store(
             capacity=replay.capacity // replay.shards,
             arena_bytes=replay.arena_bytes // replay.shards,
@@ -112,6 +126,7 @@ class ReplayServer:
             alpha=replay.alpha,
             epsilon=replay.epsilon,
             seed=config.run.seed + shard,
+            arena_path=self._keeper.arena_path if self._keeper is not None else None,
         )
         self._governor = Governor(
             min_size=settings.min_size_per_shard(config),
@@ -120,6 +135,9 @@ class ReplayServer:
             batch_size=config.learner.batch_size,
             max_segment=config.actor.segment_length,
         )
+        if self._keeper is not None:
+            self._keeper.recover(self._store, self._governor)
+        self._recovered_counts = self._governor.inserts, self._governor.samples
         self._dealing: Dealing | None = None
         self._reporter = StatusReporter(
             "replay",
@@ -127,8 +145,10 @@ class ReplayServer:
             secrets.randbits(63),
             addresses.status,
             config.telemetry.status_interval_s,
+            client_keys(addresses, "status"),
         )
-        self._counts = {"refused_segments": 0, "stale_updates": 0, "retired": 0, "evicted_updates": 0}
+        self._accounts = Accounts()
+        self._counts = {"stale_updates": 0, "retired": 0, "evicted_updates": 0}
         self._wait_s = {"insert_blocked_s": 0.0, "sample_blocked_s": 0.0}
         log.info(
             "shard %d holds up to %d transitions in %.2f GB; signature %s",
@@ -151,14 +171,20 @@ class ReplayServer:
                 IDLE_S,
             )
             self._account_waiting(time.monotonic() - started, may_insert)
-            while (message := self._priorities.receive()) is not None:
+            for _ in range(PRIORITY_HWM):
+                if (message := self._priorities.receive()) is None:
+                    break
                 self._hear_learner(message)
             if may_insert:
                 self._insert_waiting()
             if may_deal and self._batches.ready:
                 self._deal()
+            if self._keeper is not None:
+                self._keeper.turn(self._store, self._governor)
             self._report()
         self._reporter.close()
+        if self._keeper is not None:
+            self._keeper.close(self._store, self._governor)
         self._experience.close()
         self._priorities.close()
         self._batches.close()
@@ -174,10 +200,7 @@ class ReplayServer:
 
     def _hear_learner(self, message: PriorityUpdate | Hello) -> None:
         if isinstance(message, Hello):
-            current = self._dealing
-            if current is None or message.epoch > current.hello.epoch:
-                log.info("dealing to learner of run %s, epoch %d", message.run, message.epoch)
-                self._dealing = Dealing(message, Credits(self._credit_limit, self._credit_timeout_s))
+            self._greet(message, time.monotonic())
             return
         update = message
         if update.generation != self._store.generation:
@@ -187,24 +210,41 @@ class ReplayServer:
             self._dealing.credits.acknowledge(update.number)
         if (update.td_error < 0).any():
             broken = update.keys[update.td_error < 0]
-            log.warning(
-                "transitions that do not decode, from %s", ", ".join(sorted(set(self._store.actors_of(broken))))
-            )
+            log.warning("%d transitions nobody can learn from, by %s", len(broken), self._store.actors_of(broken))
         counts = self._store.update(update.keys, update.td_error)
         self._counts["evicted_updates"] += counts.evicted
         self._counts["retired"] += counts.retired
 
+    def _greet(self, hello: Hello, now: float) -> None:
+        """The highest epoch is dealt to; one that has fallen silent holds up no other."""
+        current = self._dealing
+        if current is not None and hello.epoch == current.hello.epoch:
+            current.heard = now
+        elif current is None or hello.epoch > current.hello.epoch or now - current.heard > SILENT_S:
+            log.info("dealing to learner of run %s, epoch %d", hello.run, hello.epoch)
+            self._dealing = Dealing(hello, Credits(self._credit_limit, self._credit_timeout_s), now)
+
     def _insert_waiting(self) -> None:
         for _ in range(SEGMENTS_PER_TURN):
-            if not self._governor.may_insert() or (segment := self._experience.receive()) is None:
+            if not self._governor.may_insert() or (message := self._experience.receive()) is None:
                 return
-            self._insert(segment)
+            if isinstance(message, Bye):
+                self._judge(message)
+            else:
+                self._insert(message)
+
+    def _judge(self, bye: Bye) -> None:
+        counts = self._accounts.goodbye(bye.actor, bye.boot, bye.count)
+        if counts is not None:
+            log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
 
     def _insert(self, segment: Segment) -> None:
+        if not self._accounts.take(segment.actor, segment.boot, segment.sequence):
+            return
         try:
             self._store.append(segment)
         except ValueError as error:
-            self._counts["refused_segments"] += 1
+            self._accounts.refuse(segment.actor, segment.boot)
             log.warning("refused a segment of %s: %s", segment.actor, error)
             return
         self._governor.inserts += segment.num_transitions
@@ -246,10 +286,13 @@ class ReplayServer:
             "size": store.num_transitions,
             "bytes": store.num_bytes,
             "mass": store.mass,
-            "inserts": governor.inserts,
-            "samples": governor.samples,
+            "inserts": governor.inserts - self._recovered_counts[0],
+            "samples": governor.samples - self._recovered_counts[1],
+            "surplus": governor.surplus,
             "lost_batches": self._dealing.credits.lost if self._dealing else 0,
             "refused_messages": self._experience.refused + self._priorities.refused,
+            **{f"segments_{what}": count for what, count in asdict(self._accounts.totals).items()},
             **self._counts,
             **self._wait_s,
+            **(self._keeper.metrics if self._keeper is not None else {}),
         }

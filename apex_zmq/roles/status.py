@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import psutil
 
+from apex_zmq.guard import counts
+from apex_zmq.keys import ClientKeys
 from apex_zmq.transport import Outbox
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Episode, Role, Status, encode
@@ -39,6 +41,7 @@ class StatusReporter(threading.Thread):
         boot: int,
         address: str,
         interval_s: float,
+        keys: ClientKeys | None = None,
     ) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
@@ -47,6 +50,7 @@ class StatusReporter(threading.Thread):
         self._boot = boot
         self._address = address
         self._interval_s = interval_s
+        self._keys = keys
         self._episodes: list[Episode] = []
         self._lock = threading.Lock()
         self._start_time = self._progress_time = time.time()
@@ -64,7 +68,7 @@ class StatusReporter(threading.Thread):
 
     def run(self) -> None:
         """Report until closed, and once more then."""
-        outbox = Outbox(self._address, hwm=16, linger_s=1.0)
+        outbox = Outbox(self._address, hwm=16, linger_s=1.0, keys=self._keys)
         while not self._closing.wait(self._interval_s):
             self._send(outbox)
         self._send(outbox)
@@ -82,7 +86,7 @@ class StatusReporter(threading.Thread):
             start_time=self._start_time,
             time=time.time(),
             progress_time=self._progress_time,
-            metrics=self.metrics | {"rss_bytes": rss_bytes()},
+            metrics=self.metrics | {"rss_bytes": rss_bytes(), **counts},
             episodes=tuple(episodes),
         )
         if outbox.send(encode(Kind.STATUS, status)):

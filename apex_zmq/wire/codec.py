@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from apex_zmq.types import Buffer
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 PRELUDE = struct.Struct("<BBBBI")
 FLAG_LZ4 = 1
 
@@ -40,6 +40,7 @@ class Kind(IntEnum):
     HEARTBEAT = 6
     STATUS = 7
     RELAYED_STATUS = 8
+    BYE = 9
 
 
 # Bytes allowed per kind: (body before compression, each buffer part).
@@ -52,6 +53,7 @@ LIMITS: dict[Kind, tuple[int, int]] = {
     Kind.HEARTBEAT: (4 << 10, 0),
     Kind.STATUS: (4 << 20, 0),
     Kind.RELAYED_STATUS: (4 << 20, 0),
+    Kind.BYE: (4 << 10, 0),
 }
 
 

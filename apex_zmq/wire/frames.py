@@ -6,7 +6,6 @@ import ctypes
 import functools
 import importlib.util
 import logging
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,11 +27,6 @@ def encode_frame(frame: npt.NDArray[Any], codec: str) -> bytes:
         return frame.tobytes()
     encoded: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
     return encoded
-
-
-def frame_crc(encoded: Buffer) -> int:
-    """CRC-32 (zlib's polynomial) of an encoded frame."""
-    return zlib.crc32(encoded)
 
 
 def decode_windows(frames: Buffer, sizes: UInt32s, frame: FrameSpec, out: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

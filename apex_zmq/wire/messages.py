@@ -17,8 +17,8 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from apex_zmq.types import Batch, Buffer, FrameSpec, PriorityUpdate, Sample, Segment
+from apex_zmq.wire.checksums import frame_crc
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, from_bytes, pack, to_bytes, unpack
-from apex_zmq.wire.frames import frame_crc
 
 MAX_TRANSITIONS = 1024  # per segment
 MAX_FRAMES = 1 << 16  # per segment: a u16 index reaches no further
@@ -61,6 +61,7 @@ class SegmentBody(Body, frozen=True):
     reward: bytes  # f32[T]
     discount: bytes  # f32[T]
     td_error: bytes  # f32[T]
+    window_crcs: bytes  # u32[T]
 
 
 class BatchBody(Body, frozen=True):
@@ -82,6 +83,7 @@ class BatchBody(Body, frozen=True):
     reward: bytes  # f32[B]
     discount: bytes  # f32[B]
     steps: bytes  # u8[B]
+    window_crcs: bytes  # u32[B]
     frame_sizes: bytes  # u32[B, W]
 
 
@@ -163,6 +165,14 @@ class Status(Body, frozen=True):
     episodes: Annotated[tuple[Episode, ...], Meta(max_length=4096)] = ()
 
 
+class Bye(Body, frozen=True):
+    """Kind BYE, actor to replay, its last word: how many segments it has sent to this shard."""
+
+    actor: Name
+    boot: UInt
+    count: UInt
+
+
 _BODIES: dict[Kind, type[Body]] = {
     Kind.SEGMENT: SegmentBody,
     Kind.BATCH: BatchBody,
@@ -172,6 +182,7 @@ _BODIES: dict[Kind, type[Body]] = {
     Kind.HEARTBEAT: Heartbeat,
     Kind.STATUS: Status,
     Kind.RELAYED_STATUS: Status,
+    Kind.BYE: Bye,
 }
 _DECODERS = {kind: msgspec.msgpack.Decoder(body) for kind, body in _BODIES.items()}
 _encode_body = msgspec.msgpack.Encoder().encode
@@ -247,6 +258,7 @@ def encode_segment(segment: Segment, signature: str) -> list[Buffer]:
         reward=to_bytes(segment.reward, "<f4"),
         discount=to_bytes(segment.discount, "<f4"),
         td_error=to_bytes(segment.td_error, "<f4"),
+        window_crcs=to_bytes(segment.window_crcs, "<u4"),
     )
     return encode(Kind.SEGMENT, body, segment.frames)
 
@@ -280,6 +292,7 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Segment:
         reward=from_bytes(body.reward, "<f4", (count,), "reward"),
         discount=from_bytes(body.discount, "<f4", (count,), "discount"),
         td_error=from_bytes(body.td_error, "<f4", (count,), "td_error"),
+        window_crcs=from_bytes(body.window_crcs, "<u4", (count,), "window_crcs"),
     )
     _check_frame_sizes(segment.frame_sizes, segment.frame, segment.frames)
     _require(segment.frame_sizes.all(), "empty frame")
@@ -321,6 +334,7 @@ def encode_batch(batch: Batch) -> list[Buffer]:
         reward=to_bytes(sample.reward, "<f4"),
         discount=to_bytes(sample.discount, "<f4"),
         steps=to_bytes(sample.steps, "u1"),
+        window_crcs=to_bytes(sample.window_crcs, "<u4"),
         frame_sizes=to_bytes(sample.frame_sizes, "<u4"),
     )
     return encode(Kind.BATCH, body, sample.frames)
@@ -347,6 +361,7 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int, num_actions: int) 
         reward=from_bytes(body.reward, "<f4", (rows,), "reward"),
         discount=from_bytes(body.discount, "<f4", (rows,), "discount"),
         steps=from_bytes(body.steps, "u1", (rows,), "steps"),
+        window_crcs=from_bytes(body.window_crcs, "<u4", (rows,), "window_crcs"),
         frame_sizes=from_bytes(body.frame_sizes, "<u4", (rows, body.window), "frame_sizes"),
         frames=parts[1],
     )
@@ -418,6 +433,11 @@ def decode_parameters(parts: Parts) -> tuple[Parameters, dict[str, npt.NDArray[A
 def decode_heartbeat(parts: Parts) -> Heartbeat:
     """Raises: WireError."""
     return _decode_body(parts, Kind.HEARTBEAT, Heartbeat)
+
+
+def decode_bye(parts: Parts) -> Bye:
+    """Raises: WireError."""
+    return _decode_body(parts, Kind.BYE, Bye)
 
 
 def decode_status(parts: Parts, kind: Kind = Kind.STATUS) -> Status:

@@ -57,6 +57,7 @@ def make_segment(
         reward=rng.normal(size=count).astype(np.float32),
         discount=rng.random(count).astype(np.float32),
         td_error=(rng.random(count) * rng.integers(0, 2, count)).astype(np.float32),
+        window_crcs=rng.integers(0, 2**32, count).astype(np.uint32),
     )
 
 
@@ -77,7 +78,7 @@ class Transition:
 def transitions_of(segment: Segment) -> list[Transition]:
     ends = itertools.accumulate(segment.frame_sizes.tolist(), initial=0)
     frames = [bytes(segment.frames)[start:stop] for start, stop in itertools.pairwise(ends)]
-    rows = zip(segment.action, segment.reward, segment.discount, segment.steps, strict=True)
+    rows = zip(segment.action, segment.reward, segment.discount, segment.steps, segment.window_crcs, strict=True)
     return [
         Transition(
             segment.actor, columns, frames[first : first + STACK + int(columns[3])], priority(segment.td_error[row])
@@ -104,7 +105,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         try:
             key = self.store.append(segment)
         except ValueError:
-            assert len(segment.frames) + 500 > self.arena_bytes
+            assert len(segment.frames) + 600 > self.arena_bytes
             return
         assert key == (max(self.model, default=-1) + 1)
         self.first_keys.append(key)
@@ -125,8 +126,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
             expected = self.model[key]
             padding = [b""] * (WINDOW - len(expected.window))
             assert frames[row * WINDOW : (row + 1) * WINDOW] == expected.window + padding
-            columns = sample.action[row], sample.reward[row], sample.discount[row], sample.steps[row]
-            assert columns == expected.columns
+            columns = (sample.action, sample.reward, sample.discount, sample.steps, sample.window_crcs)
+            assert tuple(column[row] for column in columns) == expected.columns
             assert sample.priority[row] == expected.priority > 0
         self.dealt.append(sample.keys)
 
@@ -316,7 +317,7 @@ def test_check_valid_notices_a_flipped_bit(data: st.DataObject) -> None:
     store = make_store(10)
     segment = make_segment(np.random.default_rng(0), [5])
     store.append(segment)
-    place = record.columns(segment.num_transitions, len(segment.frame_sizes))
+    place = record.columns(segment.num_transitions, len(segment.frame_sizes), len(segment.actor))
     byte = data.draw(st.integers(0, place.frames + memoryview(segment.frames).nbytes - 1))
     store._arena[byte] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(AssertionError):

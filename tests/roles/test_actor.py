@@ -15,15 +15,18 @@ from apex_zmq import configure
 from apex_zmq.config import Config
 from apex_zmq.exploration import ladder
 from apex_zmq.networks import make_network, to_arrays
-from apex_zmq.roles.actor import Actor
+from apex_zmq.roles import actor as actor_role
+from apex_zmq.roles.actor import QUEUED_SEGMENTS, Actor
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox, Publisher, wait
 from apex_zmq.types import FrameSpec, Segment
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
+    Bye,
     Episode,
     Parameters,
     Status,
+    decode_bye,
     decode_segment,
     decode_status,
     encode,
@@ -33,6 +36,7 @@ from apex_zmq.wire.messages import (
 from ..conftest import StartProgram
 
 LENGTH = 20  # decisions of an episode
+PATIENCE_S = 30.0
 ACTIONS = 50
 WALK = f"""
 import threading
@@ -58,6 +62,15 @@ class Walk(gymnasium.Env):
 class Hanging(Walk):
     def step(self, action):
         threading.Event().wait()
+
+
+def hanging():
+    threading.Event().wait()
+
+
+class Crashing(Walk):
+    def step(self, action):
+        raise OSError("the emulator is gone")
 """
 
 
@@ -81,8 +94,10 @@ class Peers:
             | changes,
         )
         signature, n_step = experience_signature(self.config), self.config.agent.n_step
-        self._segments: Inbox[Segment] = Inbox.bind(
-            addresses["experience"], {Kind.SEGMENT: lambda parts: decode_segment(parts, signature, n_step)}, hwm=4
+        self._segments: Inbox[Segment | Bye] = Inbox.bind(
+            addresses["experience"],
+            {Kind.SEGMENT: lambda parts: decode_segment(parts, signature, n_step), Kind.BYE: decode_bye},
+            hwm=4,
         )
         self._statuses: Inbox[Status] = Inbox.bind(addresses["status"], {Kind.STATUS: decode_status}, hwm=1000)
         self._publisher = Publisher(addresses["parameters"])
@@ -100,6 +115,7 @@ class Peers:
         self._publisher.welcome(part)
         self.segments: list[Segment] = []
         self.statuses: list[Status] = []
+        self.bye: Bye | None = None
 
     @property
     def episodes(self) -> list[Episode]:
@@ -109,8 +125,7 @@ class Peers:
         """Hear the actor for a moment."""
         wait([self._segments, self._statuses], [], 0.05)
         self._publisher.serve()
-        if (segment := self._segments.receive()) is not None:
-            self.segments.append(segment)
+        self._hear_shipped(0.0)
         if (status := self._statuses.receive()) is not None:
             self.statuses.append(status)
 
@@ -124,7 +139,36 @@ class Peers:
                 self.serve()
         finally:
             stop.set()
-            thread.join()
+            self.see_off(thread)
+
+    def _hear_shipped(self, timeout_s: float) -> bool:
+        message = self._segments.receive(timeout_s)
+        if isinstance(message, Segment):
+            self.segments.append(message)
+        elif message is not None:
+            self.bye = message
+        return message is not None
+
+    def see_off(self, thread: threading.Thread) -> None:
+        """Hear an actor that ends."""
+        while thread.is_alive():
+            self.serve()
+
+    def await_bye(self) -> Bye:
+        """The last word of an actor that has ended, and all segments before it."""
+        while self.bye is None:
+            assert self._hear_shipped(PATIENCE_S)
+        return self.bye
+
+    def await_status(self, met: Callable[[dict[str, float]], bool]) -> None:
+        """Hear statuses, and no segments, until one fits."""
+        while not (
+            self.statuses and self.statuses[-1].metrics.keys() > {"blocked_s"} and met(self.statuses[-1].metrics)
+        ):
+            wait([self._statuses], [], 0.05)
+            self._publisher.serve()
+            if (status := self._statuses.receive()) is not None:
+                self.statuses.append(status)
 
     def close(self) -> None:
         self._segments.close()
@@ -147,7 +191,7 @@ def test_segments_are_as_the_settings_say(make: MakePeers) -> None:
     peers = make(agent__n_step=4, agent__gamma=0.5, actor__segment_length=7, actor__threads=2)
     peers.watch()
     assert torch.get_num_threads() == 2
-    assert {segment.num_transitions for segment in peers.segments} == {7}
+    assert {segment.num_transitions for segment in peers.segments[:-1]} == {7}  # the last is what there was
     steps = np.concatenate([segment.steps for segment in peers.segments])
     discount = np.concatenate([segment.discount for segment in peers.segments])
     reward = np.concatenate([segment.reward for segment in peers.segments])
@@ -204,11 +248,61 @@ def test_the_program_takes_its_place_among_the_actors(make: MakePeers, start: St
     assert {episode.epsilon for episode in peers.episodes} == {ladder(0.4, 7.0, rung, 6) for rung in (2, 3)}
 
 
-def test_a_hanging_environment_ends_the_program(make: MakePeers, start: StartProgram, tmp_path: Path) -> None:
-    peers = make(env__id="walk:Hanging", actor__watchdog_s=0.5)
+@pytest.mark.parametrize("what", ["Hanging", "hanging"])  # in a step, and while it is made
+def test_a_hanging_environment_ends_the_program(
+    what: str, make: MakePeers, start: StartProgram, tmp_path: Path
+) -> None:
+    peers = make(env__id=f"walk:{what}", actor__watchdog_s=0.5)
     program = start("actor", *configured(peers, tmp_path))
     while program.process.poll() is None:
         peers.serve()
     assert program.wait() == 1
     assert "Timeout (0:00:00.5" in program.output
     assert 'walk.py", line ' in program.output  # where it hangs
+
+
+def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
+    make: MakePeers, start: StartProgram, tmp_path: Path
+) -> None:
+    peers = make(env__id="walk:Crashing")
+    program = start("actor", *configured(peers, tmp_path))
+    while program.process.poll() is None:
+        peers.serve()
+    assert program.wait() == 1
+    assert "the emulator is gone" in program.output
+
+
+def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actor_role, "FAREWELL_S", PATIENCE_S)
+    monkeypatch.setattr(actor_role, "LINGER_S", PATIENCE_S)
+    peers = make()
+    peers.watch(segments=5)
+    bye = peers.await_bye()
+    assert [segment.sequence for segment in peers.segments] == list(range(bye.count))
+    assert {(segment.actor, segment.boot) for segment in peers.segments} == {(bye.actor, bye.boot)}
+
+
+@pytest.mark.parametrize("policy", ["block", "drop_oldest"])
+def test_while_no_shard_takes_segments_the_actor_does_as_it_was_told(policy: str, make: MakePeers) -> None:
+    peers = make(actor__when_blocked=policy, actor__segment_length=4)
+    actor, stop = Actor(peers.config, "actor"), threading.Event()
+    thread = threading.Thread(target=actor.run, args=(stop,))
+    thread.start()
+    try:
+        peers.await_status(lambda metrics: metrics["blocked_s"] > 0.2 or metrics["dropped_segments"] > 20)
+        blocked = peers.statuses[-1].metrics
+        while len(peers.segments) < 2 * QUEUED_SEGMENTS:
+            peers.serve()
+    finally:
+        stop.set()
+        peers.see_off(thread)
+    # Numbers are given on sending: what was dropped leaves no gap. The last of them may not have come: libzmq gives up
+    # what a full receiver has not read when the sender hangs up.
+    assert [segment.sequence for segment in peers.segments] == list(range(len(peers.segments)))
+    if policy == "block":
+        assert blocked["dropped_segments"] == peers.statuses[-1].metrics["dropped_segments"] == 0
+        assert blocked["decisions"] <= 4 * (blocked["segments"] + 3)  # it has not played on
+    else:
+        assert peers.statuses[-1].metrics["blocked_s"] == 0
+        assert blocked["decisions"] >= 4 * (blocked["segments"] + QUEUED_SEGMENTS + blocked["dropped_segments"])
+        assert QUEUED_SEGMENTS == 64  # as the setting's description says

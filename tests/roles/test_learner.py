@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import pytest
 import torch
 
 from apex_zmq import configure
+from apex_zmq.checkpoint import load
 from apex_zmq.config import Config
-from apex_zmq.roles.learner import Learner
+from apex_zmq.roles.bad_batches import DIRECTORY, KEPT
+from apex_zmq.roles.learner import DivergenceError, Learner
 from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Sample
+from apex_zmq.wire.checksums import window_crcs
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
     Episode,
@@ -63,26 +67,41 @@ class Peers:
         self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
             paths["priorities"], {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello}, hwm=256
         )
-        learner = Learner(self.config, self.directory)
+        self.learner = Learner(self.config, self.directory)
+        self.failure: Exception | None = None
         self._batches, self._statuses = Outbox(paths["batches"], hwm=4), Outbox(paths["status"], hwm=16)
         self._parameters: Inbox[Any] = Inbox.subscribe(paths["parameters"], {Kind.PARAMETERS: decode_parameters})
         self.relayed: Inbox[Status] = Inbox.subscribe(
             paths["parameters"], {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
         )
         self._stop = threading.Event()
-        self.thread = threading.Thread(target=learner.run, args=(self._stop,))
+        self.thread = threading.Thread(target=self._run)
         self.thread.start()
         self._epoch: int | None = None
         self._number = 0
 
-    def learn(self) -> None:
-        """Deal a batch, to the learner that has introduced itself, and wait for its priorities."""
+    def _run(self) -> None:
+        try:
+            self.learner.run(self._stop)
+        except DivergenceError as error:
+            self.failure = error
+
+    def learn(self, reward: float = 1.0, corrupted: tuple[int, ...] = ()) -> PriorityUpdate:
+        """Deal a batch, to the learner that has introduced itself, and wait for its priorities.
+
+        reward: of the first row. corrupted: rows whose frames are not those that their actor sent.
+        """
         if self._epoch is None:
             hello = self._priorities.receive(PATIENCE_S)
             assert isinstance(hello, Hello)
             self._epoch = hello.epoch
         rng = np.random.default_rng(self._number)
         frames = rng.normal(size=(ROWS, 1 + N_STEP, 4)).astype("<f4")
+        rewards = np.ones(ROWS, np.float32)
+        rewards[0] = reward
+        frame_crcs = np.array([zlib.crc32(frame.tobytes()) for frame in frames.reshape(-1, 4)], np.uint32)
+        crcs = window_crcs(frame_crcs, np.arange(ROWS) * (1 + N_STEP), np.full(ROWS, N_STEP, np.uint8), 1)
+        crcs[list(corrupted)] += 1
         sample = Sample(
             num_transitions=100,
             mass=100.0,
@@ -90,9 +109,10 @@ class Peers:
             keys=np.arange(ROWS, dtype=np.uint64),
             priority=np.ones(ROWS),
             action=np.zeros(ROWS, np.uint16),
-            reward=np.ones(ROWS, np.float32),
+            reward=rewards,
             discount=np.zeros(ROWS, np.float32),
             steps=np.full(ROWS, N_STEP, np.uint8),
+            window_crcs=crcs,
             frame_sizes=np.full((ROWS, 1 + N_STEP), 16, np.uint32),
             frames=frames.tobytes(),
         )
@@ -104,6 +124,7 @@ class Peers:
         assert answer is not None
         assert answer.number == self._number
         self._number += 1
+        return answer
 
     def published(self) -> Parameters:
         message = self._parameters.receive(PATIENCE_S)
@@ -198,3 +219,63 @@ def test_the_learner_reports_as_often_as_told(make: MakePeers) -> None:
     times = [status.time for status in statuses if status is not None]
     assert len(times) == 10
     assert min(np.diff(times)) < 5  # told 0.05; ten seconds by default
+
+
+def await_count(peers: Peers, metric: str, count: float) -> None:
+    """Hear the learner's own statuses until one says so; the test times out when none does."""
+    while True:
+        status = peers.relayed.receive(PATIENCE_S)
+        assert status is not None
+        if status.role == "learner" and status.metrics.get(metric) == count:
+            return
+
+
+def test_rows_that_are_not_what_their_actor_sent_are_retired_and_counted(make: MakePeers) -> None:
+    peers = make(telemetry__log_interval_s=0.02)
+    answer = peers.learn(corrupted=(1, 3))
+    assert (answer.td_error < 0).tolist() == [False, True, False, True]
+    await_count(peers, "train/corrupted_windows", 2)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_batch_kept(make: MakePeers) -> None:
+    peers = make(learner__loss="l2", learner__max_bad_steps=2, telemetry__log_interval_s=0.02)
+    for _ in range(KEPT + 1):
+        answer = peers.learn(reward=3e38)  # finite, but not its square
+        assert (answer.keys.tolist(), answer.td_error.tolist()) == ([0], [-1])  # only this row, and for good
+        assert len(peers.learn().keys) == ROWS  # so that there are never two in a row
+    await_count(peers, "train/bad_steps", KEPT + 1)
+    kept = sorted((peers.directory / DIRECTORY).iterdir())
+    assert len(kept) == KEPT
+    with np.load(kept[-1], allow_pickle=False) as batch:
+        assert batch["reward"][0] == np.float32(3e38)
+        assert batch["windows"].shape == (ROWS, 1 + N_STEP, 4)
+        assert set(batch) == {
+            "keys",
+            "priority",
+            "action",
+            "reward",
+            "discount",
+            "steps",
+            "windows",
+            "broken",
+            "weights",
+        }
+    peers.close()
+    assert peers.failure is None
+    assert load(peers.directory).counters["updates"] == KEPT + 1
+
+
+def test_parameters_that_are_not_finite_end_the_run_and_spoil_no_checkpoint(make: MakePeers) -> None:
+    peers = make(learner__loss="l2", learner__max_bad_steps=4, learner__save_every=1, learner__sync_every=1)
+    peers.learn()
+    peers.learn(reward=3e38)  # skipped, once the first update has been saved
+    with torch.no_grad():
+        next(peers.learner._trainer.online.parameters()).fill_(torch.nan)
+    for _ in range(3):
+        assert len(peers.learn().keys) == 0  # no row is to blame
+    peers.thread.join()
+    assert "4 steps in a row were skipped" in str(peers.failure)
+    assert "parameters that are not finite" in str(peers.failure)
+    saved = load(peers.directory)
+    assert saved.counters["updates"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in saved.tensors["online"].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from apex_zmq import configure
 from apex_zmq.config import Config
+from apex_zmq.roles import replay
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature
@@ -19,6 +21,7 @@ from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
+    Bye,
     Hello,
     Status,
     decode_batch,
@@ -65,9 +68,16 @@ class Peers:
         self._builder = SegmentBuilder(self.frame, n_step, 0.9, LENGTH)
         self._builder.reset(np.zeros(values, np.float32))
         self._sent = 0
+        self.start()
+
+    def start(self) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=ReplayServer(self.config, 0).run, args=(self._stop,))
         self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
 
     def send(self, segments: int) -> np.ndarray[Any, Any]:
         """Ship segments of random rewards; their initial |TD|."""
@@ -80,15 +90,27 @@ class Peers:
             if (segment := self._builder.take("actor", boot=1)) is not None:
                 shipped.append(segment)
         for segment in shipped:
-            parts = encode_segment(segment, experience_signature(self.config))
+            numbered = dataclasses.replace(segment, sequence=self._sent)
+            parts = encode_segment(numbered, experience_signature(self.config))
             while not self._actor.send(parts):
                 wait([], [self._actor], 0.1)
             self._sent += 1
+            self._last = segment
         return np.concatenate([segment.td_error for segment in shipped])
 
-    def greet(self) -> None:
+    def resend(self, sequence: int) -> None:
+        """The last segment again, under another number."""
+        parts = encode_segment(dataclasses.replace(self._last, sequence=sequence), experience_signature(self.config))
+        wait([], [self._actor], PATIENCE_S)
+        assert self._actor.send(parts)
+
+    def say_bye(self, count: int) -> None:
+        wait([], [self._actor], PATIENCE_S)
+        assert self._actor.send(encode(Kind.BYE, Bye("actor", 1, count)))
+
+    def greet(self, epoch: int = 1) -> None:
         wait([], [self._learner], PATIENCE_S)
-        hello = Hello(run="run", epoch=1, rank=0, signature=experience_signature(self.config))
+        hello = Hello(run="run", epoch=epoch, rank=0, signature=experience_signature(self.config))
         assert self._learner.send(encode(Kind.HELLO, hello))
 
     def batch(self) -> Batch:
@@ -96,10 +118,12 @@ class Peers:
         assert batch is not None
         return batch
 
-    def acknowledge(self, batch: Batch) -> None:
-        none = np.zeros(0, np.uint64), np.zeros(0, np.float32)
+    def acknowledge(self, batch: Batch, td_error: dict[int, float] | None = None) -> None:
+        """td_error: of keys, not of those in the batch only."""
+        given = td_error or {}
+        rows = np.array([*given], np.uint64), np.array([*given.values()], np.float32)
         assert self._learner.send(
-            encode_priorities(PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, *none))
+            encode_priorities(PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, *rows))
         )
 
     def status(self) -> Status:
@@ -116,8 +140,7 @@ class Peers:
         return metrics
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.stop()
         for socket in (self._batches, self.statuses, self._actor, self._learner):
             socket.close()
 
@@ -211,3 +234,33 @@ def test_statuses_come_as_often_as_told(peers: MakePeers) -> None:
     shard = peers()
     times = [shard.status().time for _ in range(20)]
     assert min(np.diff(times)) < 0.5  # told 0.02; a second by default
+
+
+def test_segments_are_accounted_for_and_none_is_stored_twice(peers: MakePeers) -> None:
+    shard = peers()
+    shard.send(2)
+    for sequence in (1, 0, 5, 4, 2**62):  # 2 and 3 never come
+        shard.resend(sequence)
+    shard.say_bye(count=8)
+    metrics = shard.status_when(lambda metrics: metrics["segments_lost"] == 4)
+    counts = [metrics[f"segments_{what}"] for what in ("received", "duplicate", "refused")]
+    assert counts == [4, 2, 1]
+    assert metrics["inserts"] == 4 * LENGTH
+
+
+def test_the_newest_learner_is_dealt_to_until_it_falls_silent(
+    peers: MakePeers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner that was frozen, and a stranger who has heard of its epoch, get nothing while another one lives."""
+    shard = peers(credits=1, credit_timeout_s=1e6)
+    shard.greet(epoch=5)
+    shard.send(3)
+    assert shard.batch().epoch == 5
+    shard.greet(epoch=7)
+    assert shard.batch().epoch == 7
+    shard.greet(epoch=6)
+    shard.greet(epoch=8)
+    assert shard.batch().epoch == 8
+    monkeypatch.setattr(replay, "SILENT_S", 0.0)
+    shard.greet(epoch=5)
+    assert shard.batch().epoch == 5

@@ -13,6 +13,7 @@ from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
     Body,
+    Bye,
     Episode,
     Heartbeat,
     Hello,
@@ -20,6 +21,7 @@ from apex_zmq.wire.messages import (
     Parts,
     Status,
     decode_batch,
+    decode_bye,
     decode_heartbeat,
     decode_hello,
     decode_parameters,
@@ -123,6 +125,7 @@ def bodies() -> dict[Kind, Body]:
         Kind.HEARTBEAT: Heartbeat("run-1", 2**60, 8, 4000),
         Kind.STATUS: status,
         Kind.RELAYED_STATUS: status,
+        Kind.BYE: Bye("actor-7", 2**62, 42),
     }
 
 
@@ -155,4 +158,5 @@ def decoders() -> dict[str, Callable[[Parts], Any]]:
         "HEARTBEAT": decode_heartbeat,
         "STATUS": decode_status,
         "RELAYED_STATUS": lambda parts: decode_status(parts, Kind.RELAYED_STATUS),
+        "BYE": decode_bye,
     }

@@ -58,7 +58,7 @@ def test_parameters_may_arrive_compressed() -> None:
         (header(Kind.HELLO, 0)[:-1], "shorter than its prelude"),
         (header(Kind.HELLO, 0, version=PROTOCOL_VERSION + 1), "protocol version"),
         (header(0, 0), "unknown message kind 0"),
-        (header(9, 0), "unknown message kind 9"),
+        (header(10, 0), "unknown message kind 10"),
         (header(255, 0), "unknown message kind 255"),
         (header(Kind.HELLO, 1, flags=2) + b"a", "unknown flags"),
         (header(Kind.HELLO, 1, flags=0x80 | FLAG_LZ4) + b"a", "unknown flags"),

@@ -164,6 +164,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("SEGMENT", "td_error", patched("<f4", 1, INF), "td_error is not finite"),
     ("SEGMENT", "td_error", patched("<f4", 1, -0.5), "negative td_error"),
     ("SEGMENT", "td_error", lambda column: column + bytes(4), "td_error holds"),
+    ("SEGMENT", "window_crcs", lambda column: column[4:], "window_crcs holds"),
     ("SEGMENT/raw", "frame.shape", [4], "wrong size"),
     ("BATCH", "epoch", -1, ">= 0"),
     ("BATCH", "rows", 0, ">= 1"),

@@ -8,6 +8,7 @@ import math
 import re
 import struct
 import typing
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ STRUCTS: dict[str, type[Body]] = {
     "HEARTBEAT (6)": messages.Heartbeat,
     "STATUS (7)": messages.Status,
     "RELAYED_STATUS (8)": messages.Status,
+    "BYE (9)": messages.Bye,
     "Frame": messages.FrameBody,
     "Tensor": messages.Tensor,
     "Episode": messages.Episode,
@@ -159,7 +161,7 @@ def test_every_field_is_documented_with_its_type_and_range(heading: str) -> None
 
 def read_by_document(parts: list[bytes]) -> tuple[str, dict[str, Any]]:
     kind, version, flags, reserved, raw_size = struct.unpack_from("<BBBBI", parts[0])
-    assert (version, reserved) == (1, 0)
+    assert (version, reserved) == (PROTOCOL_VERSION, 0)
     body = parts[0][8:]
     if flags & 1:
         body = lz4.block.decompress(body, uncompressed_size=raw_size)
@@ -231,6 +233,11 @@ def test_segments_are_read_by_the_document(
         start + t for start, length in zip(starts, (9, 1, 6), strict=True) for t in range(length)
     ]
     assert body["steps"].tolist() == [min(3, length - t) for length in (9, 1, 6) for t in range(length)]
+    frame_crcs = [zlib.crc32(each).to_bytes(4, "little") for each in encoded]
+    assert body["window_crcs"].tolist() == [
+        zlib.crc32(b"".join(frame_crcs[first : first + steps + stack]))
+        for first, steps in zip(body["first"].tolist(), body["steps"].tolist(), strict=True)
+    ]
     assert (body["discount"] == 0).tolist() == [False] * 6 + [True] * 4 + [False] * 6
 
 
@@ -261,7 +268,7 @@ def test_priorities_are_read_by_the_document(update: PriorityUpdate, valid: dict
     assert_fields(body, update, body.keys() - {"rows"})
 
 
-@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.HEARTBEAT, Kind.STATUS, Kind.RELAYED_STATUS])
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.HEARTBEAT, Kind.STATUS, Kind.RELAYED_STATUS, Kind.BYE])
 def test_structs_are_read_by_the_document(kind: Kind, bodies: dict[Kind, Body], valid: dict[str, list[bytes]]) -> None:
     assert read_by_document(valid[kind.name]) == (kind.name, json.loads(msgspec.json.encode(bodies[kind])))
 

@@ -1,0 +1,58 @@
+"""Batches on which a gradient step failed, kept in the run directory for inspection."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from apex_zmq.roles.feeder import DecodedBatch
+from apex_zmq.types import Float32s
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = "bad-batches"
+KEPT = 10  # the newest
+
+
+def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s) -> None:
+    """Write `update-<update>-shard-<shard>-<number>.npz`: columns by the names of `Sample`, windows, weights, broken.
+
+    A failure is logged and costs the file, not the run.
+
+    Args:
+        directory: the run's.
+        update: gradient steps taken before.
+        decoded: the batch.
+        weights: [B] importance weights.
+    """
+    batch, sample = decoded.batch, decoded.batch.sample
+    path = directory / DIRECTORY / f"update-{update:09d}-shard-{batch.shard}-{batch.number}.npz"
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    keys=sample.keys,
+                    priority=sample.priority,
+                    action=sample.action,
+                    reward=sample.reward,
+                    discount=sample.discount,
+                    steps=sample.steps,
+                    windows=decoded.windows,
+                    broken=decoded.broken,
+                    weights=weights,
+                )
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for old in sorted(path.parent.glob("*.npz"), key=lambda found: found.stat().st_mtime_ns)[:-KEPT]:
+            old.unlink()
+    except OSError as error:
+        log.error("%s not saved, training goes on: %s", path, error)
+    else:
+        log.error("the batch is in %s", path)

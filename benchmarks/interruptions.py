@@ -1,0 +1,91 @@
+"""Does a run that is killed again and again learn as well as one that is not? python -m benchmarks.interruptions
+
+CartPole, each seed twice: left alone, and killed as a whole, launcher and all roles with SIGKILL, at random moments
+of its first nine tenths and resumed each time. The final return is the mean of the last low-epsilon episodes.
+`--seeds 1 --kills 3 --updates 3000` tries it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from apex_zmq.checkpoint import load
+from apex_zmq.episodes import EPISODES
+from apex_zmq.telemetry import LOW_EPSILON
+from benchmarks.rows import ROOT, Row, table, versus
+
+CONFIG = ROOT / "configs/cartpole.yaml"
+LAST = 100  # low-epsilon episodes that make up the final return
+BAR = 0.9
+
+
+def measure(seeds: int, kills: int, updates: int, directory: Path) -> Row:
+    interrupted, alone = [], []
+    for seed in range(1, seeds + 1):
+        moments = sorted(random.Random(seed).uniform(0.02, 0.9) * updates for _ in range(kills))
+        alone.append(final_return(seed, updates, [], directory / f"alone-{seed}"))
+        interrupted.append(final_return(seed, updates, moments, directory / f"killed-{seed}"))
+        print(f"seed {seed}: {interrupted[-1]:.1f} with {kills} kills, {alone[-1]:.1f} without", file=sys.stderr)
+    what = f"CartPole, final return after {updates:,} updates, the run killed {kills} times; peer: not killed"
+    return versus("interruptions", what, interrupted, alone, BAR, "return")
+
+
+def final_return(seed: int, updates: int, kill_at: Sequence[float], directory: Path) -> float:
+    """Train until so many updates, killed when the run first tells of each of these counts of them."""
+    command = [str(ROOT / "bin/apex-train"), "--config", str(CONFIG), "--run-dir", str(directory)]
+    command += ["--seed", str(seed), "--max-updates", str(updates), "--set", "telemetry.log_interval_s=0.5"]
+    command += ["--set", f"learner.save_every={max(1, updates // 30)}", "--set", "replay.snapshot_interval_s=10"]
+    resume: list[str] = []
+    for moment in kill_at:
+        if not killed(subprocess.Popen([*command, *resume], stdout=subprocess.PIPE, text=True), moment):
+            raise RuntimeError(f"{directory} ended before it could be killed at update {moment:.0f}")
+        resume = ["--resume"]
+    subprocess.run([*command, *resume], stdout=subprocess.DEVNULL, check=True)
+    assert load(directory).counters["updates"] == updates
+    with (directory / EPISODES).open() as file:
+        returns = [float(row["return"]) for row in csv.DictReader(file) if float(row["epsilon"]) <= LOW_EPSILON]
+    return statistics.fmean(returns[-LAST:])
+
+
+def killed(launcher: subprocess.Popen[str], moment: float) -> bool:
+    """Kill a run, all of its processes, once it tells of so many updates; False when it ended before."""
+    assert launcher.stdout is not None
+    with launcher:
+        for line in launcher.stdout:
+            found = re.search(r" updates (\d+) ", line)
+            if found is not None and int(found[1]) >= moment:
+                # The roles first: they end in good order when their launcher has died before them.
+                for process in [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]:
+                    process.kill()
+                return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each kind (default: 5)")
+    parser.add_argument("--kills", type=int, default=10, help="of each interrupted run (default: 10)")
+    parser.add_argument("--updates", type=int, default=20_000, help="of each run (default: 20000)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="apex-") as directory:
+        os.environ["TMPDIR"] = directory  # what killed launchers leave behind
+        row = measure(arguments.seeds, arguments.kills, arguments.updates, Path(directory))
+    print(json.dumps([row.as_json()], indent=1) if arguments.json else table([row]))
+
+
+if __name__ == "__main__":
+    main()

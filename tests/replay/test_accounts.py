@@ -1,0 +1,81 @@
+"""Accounts against what a plain set remembers."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apex_zmq.replay.accounts import MAX_JUMP, WINDOW, Accounts, Counts
+
+# What happens to each segment on its way: how often it comes, and how many later ones overtake it.
+journeys = st.lists(st.tuples(st.sampled_from([0, 1, 1, 1, 2, 3]), st.integers(0, 20)), min_size=1, max_size=80)
+
+
+@settings(max_examples=200)
+@given(journeys, st.integers(0, 1000), st.booleans())
+def test_every_segment_is_accounted_for_whatever_order_they_come_in(
+    journey: list[tuple[int, int]], start: int, says_goodbye: bool
+) -> None:
+    """start: of a replay that began when the actor had sent so many to its predecessor."""
+    arrivals = sorted(
+        (sequence + delay * repeat, sequence)
+        for sequence, (times, delay) in enumerate(journey, start=start)
+        for repeat in range(1, times + 1)
+    )
+    accounts, stored = Accounts(), set[int]()
+    for _, sequence in arrivals:
+        assert accounts.take("actor", 7, sequence) == (sequence not in stored)
+        stored.add(sequence)
+    sent = start + len(journey)
+    if says_goodbye:
+        counts = accounts.goodbye("actor", 7, sent)
+        assert (counts is None) == (not stored)
+    end = sent if says_goodbye else max(stored, default=0) + 1
+    span = range(min(stored), end) if stored else range(0)
+    totals = accounts.totals
+    assert totals.received == len(stored)
+    assert totals.lost == len(set(span) - stored)
+    assert totals.duplicate == len(arrivals) - len(stored)
+    assert totals.refused == 0
+
+
+def test_a_goodbye_that_comes_first_is_made_up_for() -> None:
+    accounts = Accounts()
+    assert accounts.goodbye("actor", 1, 9) is None
+    assert accounts.take("actor", 1, 0)
+    assert accounts.goodbye("actor", 1, 3) == Counts(received=1, lost=2)
+    assert accounts.take("actor", 1, 2)
+    assert not accounts.take("actor", 1, 2)
+    assert accounts.goodbye("actor", 1, 3) == Counts(received=2, lost=1, duplicate=1)
+    assert accounts.goodbye("actor", 1, 0) == accounts.totals == Counts(received=2, lost=1, duplicate=1)
+
+
+def test_numbers_far_off_disturb_nobody() -> None:
+    accounts = Accounts()
+    for sequence in range(2 * WINDOW):
+        assert accounts.take("actor", 1, sequence)
+    assert not accounts.take("actor", 1, 2**62)
+    assert not accounts.take("actor", 1, 2 * WINDOW + MAX_JUMP + 1)
+    assert accounts.goodbye("actor", 1, 2**62) == Counts(received=2 * WINDOW, refused=2)
+    assert not accounts.take("actor", 1, 0)  # too old to tell; every number this far back has come
+    assert accounts.take("actor", 1, 2 * WINDOW)
+    assert accounts.totals == Counts(received=2 * WINDOW + 1, duplicate=1, refused=2)
+
+
+def test_what_could_not_be_stored_is_refused_and_not_received() -> None:
+    accounts = Accounts()
+    assert accounts.take("actor", 1, 0)
+    accounts.refuse("actor", 1)
+    assert not accounts.take("actor", 1, 0)
+    assert accounts.totals == Counts(duplicate=1, refused=1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=60))
+def test_the_number_of_accounts_is_bounded_and_totals_stay(arrivals: list[tuple[int, int]]) -> None:
+    accounts = Accounts(max_accounts=3)
+    taken = 0
+    for boot, sequence in arrivals:
+        taken += accounts.take("actor", boot, sequence)
+        assert len(accounts) <= 3
+    assert accounts.totals.received == taken
+    assert taken + accounts.totals.duplicate == len(arrivals)

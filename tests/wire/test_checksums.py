@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apex_zmq.types import Batch
+from apex_zmq.wire import checksums
+from apex_zmq.wire.checksums import corrupted_windows, frame_crc, window_crcs
+
+
+def by_definition(blocks: list[bytes]) -> int:
+    """The CRC-32 over the ordered CRC-32s of a window's frames, computed by zlib."""
+    return zlib.crc32(b"".join(zlib.crc32(block).to_bytes(4, "little") for block in blocks))
+
+
+def test_the_check_value_of_crc_32() -> None:
+    assert frame_crc(b"123456789") == 0xCBF43926
+
+
+@pytest.mark.parametrize("kernel", [checksums._crc, checksums._crc_by_tables])
+@given(st.integers(0, 2**32), st.integers(0, 20), st.integers(0, 700))
+def test_both_kernels_compute_zlibs_crc_32(kernel: Any, seed: int, begin: int, size: int) -> None:
+    data = np.random.default_rng(seed).integers(0, 256, begin + size + 9, np.uint8)
+    register = int(kernel(data, begin, begin + size, np.empty(8, np.uint64)))
+    assert register ^ 0xFFFFFFFF == zlib.crc32(data[begin : begin + size].tobytes())
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.binary(min_size=1, max_size=70), max_size=6), min_size=1, max_size=4))
+def test_windows_are_checked_by_zlibs_polynomial(rows: list[list[bytes]]) -> None:
+    width = max(1, *map(len, rows))
+    sizes = np.array([[len(block) for block in row] + [0] * (width - len(row)) for row in rows], np.uint32)
+    expected = np.array([by_definition(row) for row in rows], np.uint32)
+    frames = b"".join(block for row in rows for block in row)
+    assert not corrupted_windows(frames, sizes, expected).any()
+    assert corrupted_windows(frames, sizes, expected ^ np.uint32(1 << 17)).all()
+
+
+def test_the_actors_checksums_are_of_whole_windows() -> None:
+    frames = [bytes([number]) * (number + 1) for number in range(9)]
+    crcs = np.array([zlib.crc32(frame) for frame in frames], np.uint32)
+    made = window_crcs(crcs, np.array([0, 1, 4]), np.array([3, 1, 2], np.uint8), stack=2)
+    assert made.tolist() == [by_definition(frames[begin:end]) for begin, end in ((0, 5), (1, 4), (4, 8))]
+
+
+def test_a_flipped_bit_a_swapped_frame_and_another_window_are_seen(batches: dict[str, Batch]) -> None:
+    sample = batches["lz4"].sample
+    sizes, crcs, frames = sample.frame_sizes, sample.window_crcs, bytearray(sample.frames)
+    assert not corrupted_windows(frames, sizes, crcs).any()
+    ends = np.cumsum(sizes.sum(axis=1))
+    frames[int(ends[2]) - 1] ^= 4
+    assert np.flatnonzero(corrupted_windows(frames, sizes, crcs)).tolist() == [2]
+    other = np.roll(crcs, 1)
+    wrong = corrupted_windows(sample.frames, sizes, other)
+    np.testing.assert_array_equal(wrong, other != crcs)
+    assert wrong.any()
