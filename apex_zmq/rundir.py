@@ -23,7 +23,7 @@ def choose(given: Path | None, config_name: str, resume: bool) -> Path:
         return given
     if not resume:
         return RUNS / f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    runs = [path for path in RUNS.glob(f"{config_name}-[0-9]*") if _holds_run(path)]
+    runs = [path for path in RUNS.glob(f"{config_name}-[0-9]*") if holds_run(path)]
     if not runs:
         raise ConfigError(f"--resume found no run {RUNS}/{config_name}-*; name one with --run-dir")
     return max(runs, key=lambda path: path.stat().st_mtime)
@@ -35,10 +35,10 @@ def check(path: Path, resume: bool) -> None:
     Raises:
         ConfigError: in use, holding another run (when not resuming), holding none (when resuming).
     """
-    holds_run = _holds_run(path)
-    if resume and not holds_run:
+    held = holds_run(path)
+    if resume and not held:
         raise ConfigError(f"run directory {path} holds no checkpoint to resume; leave --resume out or name another")
-    if not resume and holds_run:
+    if not resume and held:
         raise ConfigError(f"run directory {path} holds a run already; --resume it or choose another --run-dir")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run directory {path} is a file; choose another --run-dir")
@@ -46,7 +46,8 @@ def check(path: Path, resume: bool) -> None:
         RunDirectory(path).release()
 
 
-def _holds_run(path: Path) -> bool:
+def holds_run(path: Path) -> bool:
+    """Whether there is a checkpoint to resume."""
     return any(path.glob("*.safetensors"))
 
 
