@@ -55,8 +55,10 @@ setup(
         "window": ["pygame-ce>=2.5"],
         "dev": [
             "ale-py>=0.11",
+            "check-jsonschema>=0.30",  # holds the schema of compose files
             "hypothesis>=6.100",
             "imageio-ffmpeg>=0.5",
+            "kubernetes-validate>=1.33",
             "matplotlib>=3.8",
             "msgpack>=1.0",
             "mypy>=1.10",

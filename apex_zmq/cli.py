@@ -95,11 +95,11 @@ def learner(argv: Sequence[str] | None = None) -> int:
     options.add_run_options(parser)
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
-        directory = _run_directory(arguments, config)
+        directory, resume = _run_directory(arguments, config)
         stop = _prepare("learner", config, config.learner.threads, arguments.log_format, arguments.log_dir)
         from apex_zmq.roles.learner import Learner
 
-        Learner(config, directory, resume=arguments.resume, init_from=arguments.init_from).run(stop)
+        Learner(config, directory, resume=resume, init_from=arguments.init_from).run(stop)
         return 0
 
     return _main(parser, run, argv, options.address_overrides)
@@ -143,7 +143,7 @@ def train(argv: Sequence[str] | None = None) -> int:
             from apex_zmq.window import Window
 
             Window(1, 1).close()  # before anything starts
-        directory = _run_directory(arguments, config)
+        directory, resume = _run_directory(arguments, config)
         check_memory(config, config.replay.shards)
         if arguments.init_from is not None:
             from apex_zmq.checkpoint import load
@@ -153,7 +153,7 @@ def train(argv: Sequence[str] | None = None) -> int:
             config,
             directory,
             tcp=arguments.tcp,
-            resume=arguments.resume,
+            resume=resume,
             init_from=arguments.init_from,
             log_format=arguments.log_format,
             render=arguments.render,
@@ -298,14 +298,19 @@ def _ready_to_play(arguments: argparse.Namespace) -> None:
         video.check(arguments.video)
 
 
-def _run_directory(arguments: argparse.Namespace, config: Config) -> Path:
-    """Where the run goes, once it and the checkpoint it starts from are known to be usable."""
+def _run_directory(arguments: argparse.Namespace, config: Config) -> tuple[Path, bool]:
+    """Where the run goes, once it and the checkpoint it starts from are known to be usable; whether it is resumed."""
     if arguments.resume and arguments.init_from:
         raise ConfigError("--resume and --init-from exclude each other; give one")
     given = arguments.run_dir or (Path(config.run.dir) if config.run.dir else None)
-    directory = rundir.choose(given, arguments.config.stem if arguments.config else "default", arguments.resume)
-    rundir.check(directory, arguments.resume)
-    return directory
+    resume = arguments.resume == "always"
+    if arguments.resume == "auto":
+        if given is None:
+            raise ConfigError("--resume auto needs --run-dir, which must be the same each time")
+        resume = rundir.holds_run(given)
+    directory = rundir.choose(given, arguments.config.stem if arguments.config else "default", resume)
+    rundir.check(directory, resume)
+    return directory, resume
 
 
 def _main(

@@ -144,7 +144,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--run-dir", type=Path, metavar="DIR", help="run directory (default: checkpoints/<config name>-<time>)"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --run-dir (default: the config's newest run)"
+        "--resume",
+        nargs="?",
+        const="always",
+        choices=("always", "auto"),
+        help="go on with the run in --run-dir (default: the config's newest run); auto: where --run-dir holds none "
+        "yet, begin one, so that one command serves to start and to start again",
     )
     parser.add_argument(
         "--init-from", type=Path, metavar="CHECKPOINT", help="start from the parameters of a checkpoint (default: none)"

@@ -116,6 +116,7 @@ BAD = {
     ),
     "run directory that is a file": Case("apex-train --run-dir {foreign}", "{foreign} is a file", "choose another"),
     "nothing to resume": Case("apex-train --resume", "checkpoints/default-*", "name one with --run-dir"),
+    "a run to resume or begin without a name": Case("apex-learner --resume auto", "--resume auto", "needs --run-dir"),
     "no such run to resume": Case(
         "apex-learner --resume --run-dir {nowhere}",
         "{nowhere} holds no checkpoint",

@@ -172,7 +172,7 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
 ) -> None:
     monkeypatch.setenv("APEX_PARAMETERS", "tcp://127.0.0.1:9")  # of another run, over several machines
     common = ("--config", CARTPOLE, "--run-dir", "run", "--set", "replay.min_size=200")
-    first = start("train", *common, "--tcp")
+    first = start("train", *common, "--tcp", "--resume", "auto")  # where there is no run it begins one
     first.wait_for(r"waiting for parameters from tcp://127\.0\.0\.1:\d\d")
     first.wait_for(r"updates [1-9]\d")
     first.interrupt()
@@ -183,7 +183,7 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
     assert len(stored.store.priority) >= 200
 
     target = int(saved.counters["updates"]) + 40
-    second = start("train", *common, "--resume", "--max-updates", str(target))
+    second = start("train", *common, "--resume", "auto", "--max-updates", str(target))
     assert second.wait() == 0, second.output
     assert "waiting for parameters from ipc:///" in second.output
     assert re.search(
