@@ -185,15 +185,20 @@ class Inbox(Generic[T]):
         decoders: dict[Kind, Callable[[Parts], T]],
         *,
         hwm: int,
+        kernel_bytes: int | None = None,
         insecure: bool = False,
         keys: ServerKeys | None = None,
     ) -> Inbox[T]:
         """A bound PULL.
 
+        kernel_bytes: of each connection that the kernel holds before they are read; None: as many as it likes.
+
         Raises:
             AddressInUseError, ConfigError: the address cannot be bound.
         """
         socket = _socket(zmq.PULL, hwm=hwm, max_bytes=max_message_bytes(decoders))
+        if kernel_bytes is not None:
+            socket.setsockopt(zmq.RCVBUF, kernel_bytes)
         return cls(_Bound(socket, address, insecure, keys), decoders)
 
     @classmethod
@@ -285,16 +290,26 @@ class Outbox:
 
     patient: the peer may take nothing for long and be well. TCP_MAXRT ends a connection whose window stays closed,
         and what was on the way with it; without, only one whose host is gone is ended, in the kernel's own time.
+    kernel_bytes: that the kernel holds before the peer's has them; None: as many as it likes.
     """
 
     def __init__(
-        self, address: str, *, hwm: int, linger_s: float = 0.0, patient: bool = False, keys: ClientKeys | None = None
+        self,
+        address: str,
+        *,
+        hwm: int,
+        linger_s: float = 0.0,
+        patient: bool = False,
+        kernel_bytes: int | None = None,
+        keys: ClientKeys | None = None,
     ) -> None:
         def make() -> zmq.Socket[bytes]:
             socket = _socket(zmq.PUSH, hwm=hwm, max_bytes=-1)
             socket.setsockopt(zmq.IMMEDIATE, 1)
             if patient:
                 socket.setsockopt(zmq.TCP_MAXRT, 0)
+            if kernel_bytes is not None:
+                socket.setsockopt(zmq.SNDBUF, kernel_bytes)
             return socket
 
         self._end = _Connected(make, address, keys)

@@ -60,11 +60,13 @@ def test_socket_options_are_those_of_the_protocol(address: str, opened: Callable
     inbox = opened(Inbox.bind(address, decoders, hwm=4))
     assert inbox.socket.type == zmq.PULL
     assert_options(inbox.socket, COMMON | {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: (256 << 20) + 4096})
+    small = opened(Inbox.bind(free_tcp_address(), decoders, hwm=4, kernel_bytes=4096))
+    assert_options(small.socket, COMMON | {zmq.RCVBUF: 4096})
     outbox = opened(Outbox(address, hwm=7))
     assert outbox.socket.type == zmq.PUSH
     assert_options(outbox.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1})
-    patient = opened(Outbox(address, hwm=7, patient=True))
-    assert_options(patient.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1, zmq.TCP_MAXRT: 0})
+    patient = opened(Outbox(address, hwm=7, patient=True, kernel_bytes=4096))
+    assert_options(patient.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1, zmq.TCP_MAXRT: 0, zmq.SNDBUF: 4096})
     follower = opened(subscriber(free_tcp_address()))
     assert follower.socket.type == zmq.SUB
     assert_options(follower.socket, COMMON | {zmq.RCVHWM: 8, zmq.MAXMSGSIZE: (1 << 30) + 4096, zmq.CONFLATE: 0})

@@ -33,6 +33,7 @@ from apex_zmq.wire.messages import Bye, Episode, encode, encode_segment
 log = logging.getLogger(__name__)
 
 EXPERIENCE_HWM = 4  # segments per shard; the same on both ends
+EXPERIENCE_KERNEL_BYTES = 1 << 18  # likewise; by itself the kernel would let megabytes grow old between the queues
 QUEUED_SEGMENTS = 64  # wait for a shard with actor.when_blocked=drop_oldest
 FAREWELL_S = 0.5
 LINGER_S = 1.0
@@ -77,7 +78,15 @@ class Shipper:
         self.waited_s = 0.0
         self.sent = self.dropped = 0
         self._outboxes = [
-            Outbox(address, hwm=EXPERIENCE_HWM, linger_s=LINGER_S, patient=True, keys=keys) for address in addresses
+            Outbox(
+                address,
+                hwm=EXPERIENCE_HWM,
+                linger_s=LINGER_S,
+                patient=True,
+                kernel_bytes=EXPERIENCE_KERNEL_BYTES,
+                keys=keys,
+            )
+            for address in addresses
         ]
         self._sequences = [0] * len(addresses)
         self._signature = signature

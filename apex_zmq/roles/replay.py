@@ -36,6 +36,7 @@ from apex_zmq.wire.messages import (
 log = logging.getLogger(__name__)
 
 EXPERIENCE_HWM = 4  # segments per actor; the same on both ends
+EXPERIENCE_KERNEL_BYTES = 1 << 18  # likewise
 PRIORITY_HWM = 256
 SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
 SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
@@ -107,6 +108,7 @@ class ReplayServer:
                 Kind.BYE: decode_bye,
             },
             hwm=EXPERIENCE_HWM,
+            kernel_bytes=EXPERIENCE_KERNEL_BYTES,
             insecure=addresses.insecure,
             keys=server_keys(addresses, "experience"),
         )
