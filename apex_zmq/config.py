@@ -203,6 +203,10 @@ class Learner(Section, frozen=True):
         "adam"
     )
     learning_rate: Annotated[Positive, doc("Step size.")] = 2.5e-4
+    learning_rate_decay: Annotated[
+        Count | None,
+        doc("Updates after which the step size is half: it is divided by 1 + updates / this; null: constant."),
+    ] = None
     optimizer_eps: Annotated[Positive, doc("Epsilon of the optimizer.")] = 1.5e-4
     rmsprop_decay: Annotated[Probability, doc("Decay of RMSProp's averages.")] = 0.95
     loss: Annotated[Literal["l2", "huber"], doc("Loss on the TD error; huber's threshold is 1.")] = "huber"

@@ -75,6 +75,14 @@ class Trainer:
         """Importance-sampling exponent of the next step."""
         return beta_at(self._config.beta, self._config.beta_annealing, self.updates)
 
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the next step (inverse-time decay: Robbins and Monro 1951)."""
+        config = self._config
+        if config.learning_rate_decay is None:
+            return config.learning_rate
+        return config.learning_rate / (1 + self.updates / config.learning_rate_decay)
+
     def step(self, windows: npt.NDArray[Any], sample: Sample, weights: Float32s) -> StepResult:
         """One gradient step (Horgan 2018, algorithm 2).
 
@@ -112,9 +120,11 @@ class Trainer:
             "train/q_mean": float(q.detach().mean()),
             "train/td_error_mean": float(td_error.detach().abs().mean()),
             "train/grad_norm": norm_value,
-            "train/learning_rate": config.learning_rate,
+            "train/learning_rate": self.learning_rate,
             "train/beta": self.beta,
         }
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate
         self._optimizer.step()
         self.updates += 1
         if self.average is not None and config.average_updates is not None:

@@ -100,7 +100,7 @@ ABLATIONS: dict[str, dict[str, str]] = {
 }
 STAGES = ("1-2", "1-3", "1-4", "2-1")
 QUEUE = [
-    *(Run(f"headline-{seed}", "headline", seed, 45.0) for seed in (1, 2, 3)),
+    *(Run(f"headline-{seed}", "headline", seed, 60.0) for seed in (1, 2, 3)),
     Run("ppo-1", "peer", 1, 75.0, algorithm="ppo"),
     Run("dqn-1", "peer", 1, 75.0, algorithm="dqn"),
     Run("ppo-2", "peer", 2, 75.0, algorithm="ppo"),

@@ -210,6 +210,22 @@ def test_the_target_is_copied_every_so_many_updates() -> None:
         assert (update % 3 == 0) == equal({"": target}, {"": trainer.state()["online"]})
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_the_learning_rate_decays_with_the_updates(optimizer: str) -> None:
+    settings = make_config(optimizer=optimizer, learning_rate=0.01, learning_rate_decay=2, average_updates=None)
+    decaying = Trainer(settings, VECTORS)
+    windows, sample = made_up(8)
+    for update in range(5):
+        constant = Trainer(configure.replace(settings, {"learner.learning_rate_decay": None}), VECTORS)
+        constant.restore(copy_of(decaying), update)
+        before, metrics = decaying.parameters(), decaying.step(windows, sample, ones(sample)).metrics
+        constant.step(windows, sample, ones(sample))
+        assert metrics["train/learning_rate"] == pytest.approx(0.01 / (1 + update / 2))
+        for name, start in before.items():
+            moved, full = decaying.parameters()[name] - start, constant.parameters()[name] - start
+            np.testing.assert_allclose(moved, full / (1 + update / 2), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("average_updates", [2, 1000])
 def test_the_average_is_over_the_last_updates(average_updates: int) -> None:
     trainer = Trainer(make_config(average_updates=average_updates), VECTORS)
