@@ -324,7 +324,7 @@ def doctor(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps({"failures": count["fail"], "checks": [check._asdict() for check in checks]}))
         else:
-            print(f"{len(checks)} checks: {count['fail']} failed, {count['warn']} warnings")
+            print(f"{len(checks)} checks: {count['ok']} ok, {count['warn']} warn, {count['fail']} FAIL")
         return 1 if count["fail"] else 0
 
     return _main(parser, run, argv, options.address_overrides, addressed=False)

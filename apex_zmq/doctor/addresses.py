@@ -77,28 +77,19 @@ def check_link(config: Config, link: Link, holder: Holder | None, *, here: bool,
 
     holder: who has bound it. here: a role of this host binds it. opens: one of this host connects to it.
     """
-    name, address, tcp = link.name, link.address, link.address.startswith("tcp://")
-    if tcp and not links.resolves(address):
+    name, address = link.name, link.address
+    if not links.resolves(address):
         found = f"{address}: no IPv4 address is known of {links.host_of(address)}"
         return Check(name, "fail", found, "write its number, or name it in DNS or /etc/hosts")
-    port = links.port_of(address) if tcp else 0
     if here and holder is None:
-        why = links.why_not_bound(address)
-        if why:
-            remedy = f"give an address of this host, as tcp://0.0.0.0:{port}" if tcp else "make it, or choose another"
-            return Check(name, "fail", f"{address} cannot be bound: {why}", remedy)
-        if tcp and not is_local(address) and (number := links.resolve(links.host_of(address))).startswith("127."):
-            found = f"{address} is free, but {number} here, where no other host gets in"
-            return Check(name, "warn", found, f"bind tcp://0.0.0.0:{port}, or the number that others connect to")
-        return Check(name, "ok", f"{address} is free; no {link.server} is up")
+        return _check_free(link)
     state = "answers"
     if holder is not None:
         state = f"is held by pid {holder.pid or 'unknown'}: {holder.command[:COMMAND_LENGTH] or 'of another user'}"
         if holder.pid is not None and holder.role != link.server:
             return Check(name, "fail", f"{address} {state}", "stop it, or choose another address")
-        opens = opens or holder.pid is None
-    if not opens:
-        return Check(name, "ok", f"{address} {state}")
+        if holder.pid is not None and not opens:
+            return Check(name, "ok", f"{address} {state}")
     try:
         keys = client_keys(config.addresses, link.channel)
     except ConfigError as error:
@@ -106,12 +97,33 @@ def check_link(config: Config, link: Link, holder: Holder | None, *, here: bool,
     refusal = knock(links.target(address), keys, publishes=link.channel == "parameters", timeout_s=HANDSHAKE_S)
     if refusal is None:
         return Check(name, "ok", f"{address} {state}")
-    if refusal != NOBODY:
-        return Check(name, "fail", f"{address} {state}; no access: {refusal}", REMEDIES[refusal])
+    if refusal == NOBODY:
+        return _check_absent(link)
+    return Check(name, "fail", f"{address} {state}; no access: {refusal}", REMEDIES[refusal])
+
+
+def _check_free(link: Link) -> Check:
+    """Of an address that nobody holds: whether its role can bind it here, and others will find it."""
+    name, address, tcp = link.name, link.address, link.address.startswith("tcp://")
+    anywhere = f"tcp://0.0.0.0:{links.port_of(address)}" if tcp else ""
+    why = links.why_not_bound(address)
+    if why:
+        remedy = f"give an address of this host, as {anywhere}" if tcp else "make it, or choose another"
+        return Check(name, "fail", f"{address} cannot be bound: {why}", remedy)
+    if not is_local(address) and (number := links.resolve(links.host_of(address))).startswith("127."):
+        found = f"{address} is free, but {number} here, where no other host gets in"
+        return Check(name, "warn", found, f"bind {anywhere}, or the number that others connect to")
+    return Check(name, "ok", f"{address} is free; no {link.server} is up")
+
+
+def _check_absent(link: Link) -> Check:
+    """Of an address where nobody answers: whether its role is not up yet, or cannot be reached."""
+    name, address = link.name, link.address
     error = links.why_not_reached(address)
-    if isinstance(error, ConnectionRefusedError):
-        return Check(
-            name, "warn", f"{address}: no {link.server} is up", f"start apex-{link.server}, or mend the address"
-        )
-    found = f"{address} cannot be reached: {error.strerror or error}"
-    return Check(name, "fail", found, f"see that its host is up, and that firewalls let port {port} through")
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        found = f"{address}: no {link.server} is up"
+        return Check(name, "warn", found, f"start apex-{link.server}, or mend the address")
+    remedy = "run this as the user of the run"
+    if address.startswith("tcp://"):
+        remedy = f"see that its host is up, and that firewalls let port {links.port_of(address)} through"
+    return Check(name, "fail", f"{address} cannot be reached: {error.strerror or error}", remedy)

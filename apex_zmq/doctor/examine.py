@@ -42,13 +42,13 @@ def examine(config: Config, given: Sequence[str] = ()) -> Iterator[Check]:
     yield check_python()
     yield check_libraries()
     network: dict[str, npt.NDArray[Any]] = {}
-    if {"actor", "learner"} & {*roles}:
+    if {"actor", "evaluator", "learner"} & {*roles}:
         try:
             network = make_arrays(config)
             yield check_network(config, network)
         except (UserError, ImportError) as error:
             yield failed("network", error)
-    if "actor" in roles and config.env.id in WORLDS:
+    if {"actor", "evaluator"} & {*roles} and config.env.id in WORLDS:
         yield check_emulator(config.env.emulator, config.env.id)
     if "learner" in roles:
         yield check_gpu(config.learner.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import socket
@@ -155,13 +154,14 @@ def find_holder(address: str) -> Holder | None:
     """Who has bound an address on this machine; None: nobody."""
     if address.startswith("ipc://"):
         path = address.removeprefix("ipc://")
-        pids = [each.pid for each in psutil.net_connections("unix") if each.laddr == path]
+        pids = [each.pid for each in psutil.net_connections("unix") if str(each.laddr) == path]
     else:
         host, port = resolve(host_of(address)), port_of(address)
         pids = [
             each.pid
             for each in psutil.net_connections("tcp")
             if each.status == psutil.CONN_LISTEN
+            and each.laddr
             and each.laddr.port == port
             and (each.laddr.ip == host or host in ANYWHERE or each.laddr.ip in ANYWHERE)
         ]
@@ -204,10 +204,12 @@ def why_not_bound(address: str) -> str:
 
 def why_not_reached(address: str) -> OSError:
     """The error of connecting to an address where nobody answers."""
-    if address.startswith("ipc://"):
-        return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     try:
-        socket.create_connection((resolve(host_of(address)), port_of(address)), REACH_S).close()
+        if address.startswith("ipc://"):
+            with socket.socket(socket.AF_UNIX) as attempt:
+                attempt.connect(address.removeprefix("ipc://"))
+        else:
+            socket.create_connection((resolve(host_of(address)), port_of(address)), REACH_S).close()
     except OSError as error:
         return error
-    return ConnectionRefusedError(errno.ECONNREFUSED, "it was not there a moment ago")
+    return ConnectionRefusedError("it has come up since")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from apex_zmq.config import Config, ConfigError, Telemetry
+from apex_zmq.config import Config, ConfigError
 from apex_zmq.doctor import links
 from apex_zmq.doctor.addresses import HANDSHAKE_S
 from apex_zmq.doctor.check import Check, Level
@@ -69,7 +69,7 @@ def check_run(config: Config, network: str | None) -> Iterator[Check]:
         found = f"{mine}; no learner is up to compare with"
         yield Check("signatures", "warn", found, "ask again once it is, for protocol and clocks too")
         return
-    heard = listen(links.target(address), keys, config.telemetry)
+    heard = listen(links.target(address), keys, config)
     yield check_protocol(heard)
     if heard.parameters is not None:
         yield check_signatures(heard.parameters, heard.network, experience, network)
@@ -78,12 +78,12 @@ def check_run(config: Config, network: str | None) -> Iterator[Check]:
         yield check_peers(heard, config.replay.shards)
 
 
-def listen(address: str, keys: ClientKeys | None, telemetry: Telemetry) -> Heard:
-    """Listen to the learner until it and all who are up have told how they are, or none has for too long."""
+def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
+    """Listen to the learner until all roles have told how they are, or what is missing has had its time."""
+    telemetry = config.telemetry
     parameters, network = None, ""
     statuses: dict[int, tuple[Status, Status]] = {}
     behind_s: dict[int, float] = {}
-    has_learner = False
     started = time.monotonic()
     deadline = started + SILENT_S
     inbox: Inbox[tuple[Parameters, dict[str, npt.NDArray[Any]]] | Heartbeat | Status] = Inbox.subscribe(
@@ -97,7 +97,8 @@ def listen(address: str, keys: ClientKeys | None, telemetry: Telemetry) -> Heard
     )
     with closing(inbox):
         while (now := time.monotonic()) < deadline:
-            if has_learner and parameters and now - started > ROUNDS * telemetry.status_interval_s:
+            rounds = (now - started) / telemetry.status_interval_s
+            if rounds > ROUNDS and parameters is not None and not _missing(statuses, config.replay.shards):
                 break
             message = inbox.receive(min(TURN_S, deadline - now))
             if message is None:
@@ -108,7 +109,6 @@ def listen(address: str, keys: ClientKeys | None, telemetry: Telemetry) -> Heard
                 statuses[message.boot] = first, message
                 age_s = time.time() - message.time
                 behind_s[message.boot] = min(age_s, behind_s.get(message.boot, age_s))
-                has_learner |= message.role == "learner"
             elif not isinstance(message, Heartbeat):
                 parameters, network = message[0], network_signature(message[1])
         return Heard(parameters, network, statuses, behind_s, inbox.complaint)
@@ -165,7 +165,7 @@ def check_peers(heard: Heard, shards: int) -> Check:
     """Whether every role is up, and the roles take what they hear from each other."""
     counts = Counter(status.role for status, _ in heard.statuses.values())
     found = ", ".join(f"{count} {role}" for role, count in sorted(counts.items()))
-    missing = [role for role, least in (("replay", shards), ("actor", 1)) if counts[role] < least]
+    missing = _missing(heard.statuses, shards)
     complaints = [
         f"{last.name} on {last.host} {what}"
         for first, last in heard.statuses.values()
@@ -179,3 +179,9 @@ def check_peers(heard: Heard, shards: int) -> Check:
             "peers", "warn", f"{found}; too few are heard: {', '.join(missing)}", "start them, or read their logs"
         )
     return Check("peers", "ok", found)
+
+
+def _missing(statuses: Mapping[int, tuple[Status, Status]], shards: int) -> list[str]:
+    """The roles of which fewer were heard than a run has."""
+    counts: Counter[str] = Counter(status.role for status, _ in statuses.values())
+    return [role for role, least in (("learner", 1), ("replay", shards), ("actor", 1)) if counts[role] < least]

@@ -87,7 +87,7 @@ def up(learner: Learner, address: str) -> Iterator[None]:
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Check]]:
     """Plays a learner and asks, of one shard unless told; the checks by name."""
-    monkeypatch.setattr(peers, "SILENT_S", 0.5)
+    monkeypatch.setattr(peers, "SILENT_S", 1.0)
 
     def ask(learner: Learner, network: str | None = NETWORK, shards: int = 1) -> dict[str, Check]:
         address = free_tcp_address()
@@ -99,7 +99,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Check]]:
                 "addresses.priorities": ["ipc:///tmp/priorities"] * shards,
                 "addresses.parameters": address,
                 "telemetry.status_interval_s": 0.04,
-                "telemetry.log_interval_s": 0.5,
+                "telemetry.log_interval_s": 0.1,
             },
         )
         with up(learner, address):
@@ -173,7 +173,8 @@ def test_who_is_missing_or_refuses_others_is_named(ask: Ask) -> None:
     assert found.remedy
 
 
-def test_a_learner_that_is_silent_or_away_cannot_be_compared_with(ask: Ask) -> None:
+def test_a_learner_that_is_silent_or_away_cannot_be_compared_with(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "SILENT_S", 0.1)
     found = ask(Learner(publishes=False))
     assert {name: check.level for name, check in found.items()} == {"protocol": "warn"}
     (found_away,) = check_run(configure.replace(Config(), {"addresses.parameters": free_tcp_address()}), None)
