@@ -164,7 +164,7 @@ def _offset(behind_s: float) -> str:
 def check_peers(heard: Heard, shards: int) -> Check:
     """Whether every role is up, and the roles take what they hear from each other."""
     counts = Counter(status.role for status, _ in heard.statuses.values())
-    found = ", ".join(f"{count} {role}" for role, count in sorted(counts.items()))
+    found = ", ".join(f"{count} {role}{'s' if count > 1 else ''}" for role, count in sorted(counts.items()))
     missing = _missing(heard.statuses, shards)
     complaints = [
         f"{last.name} on {last.host} {what}"
