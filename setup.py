@@ -16,6 +16,7 @@ PROGRAMS = {
     "eval": "evaluate",
     "play": "play",
     "keys": "keys",
+    "doctor": "doctor",
 }
 
 setup(
@@ -32,6 +33,7 @@ setup(
         "lz4>=4.3",
         "msgspec>=0.18",
         "numba>=0.60",
+        "packaging>=23",
         "pillow>=10.1",
         "psutil>=5.9",
         "pyyaml>=6.0",

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,49 @@ def keys(argv: Sequence[str] | None = None) -> int:
     return _main(parser, run, argv)
 
 
+def doctor(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-doctor."""
+    parser = options.settings_parser(
+        "apex-doctor",
+        "Checks a host before a run, and a run before you blame it: a line for each check, and what to do about what "
+        "is not ok. Give it the options of the roles that run here. Ends with 1 when a check has failed.",
+    )
+    options.add_address_options(parser)
+    parser.add_argument(
+        "--role",
+        action="append",
+        choices=("actor", "replay", "learner", "evaluator", "forwarder", "train"),
+        default=[],
+        help="what runs on this host; may be repeated; train: all roles of a run, started by apex-train (default: the "
+        "role of the keys, else the roles whose addresses are this host's, else actor)",
+    )
+    parser.add_argument("--json", action="store_true", help="print all checks as one line of JSON")
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        if "train" not in arguments.role:
+            settings.validate(config)
+        logging.basicConfig(handlers=[logging.NullHandler()])  # what is wrong the checks will say
+        from apex_zmq.doctor.check import INSTALL, line_of
+
+        try:
+            from apex_zmq.doctor.examine import examine
+        except ImportError as error:
+            raise UserError(f"nothing can run here: {error}; {INSTALL}") from None
+        checks = []
+        for check in examine(config, arguments.role):
+            checks.append(check)
+            if not arguments.json:
+                print(line_of(check), flush=True)
+        count = Counter(check.level for check in checks)
+        if arguments.json:
+            print(json.dumps({"failures": count["fail"], "checks": [check._asdict() for check in checks]}))
+        else:
+            print(f"{len(checks)} checks: {count['ok']} ok, {count['warn']} warn, {count['fail']} FAIL")
+        return 1 if count["fail"] else 0
+
+    return _main(parser, run, argv, options.address_overrides, addressed=False)
+
+
 def _ready_to_play(arguments: argparse.Namespace) -> None:
     """Check what a file cannot tell; one thread, as an actor; remarks beside the figures on standard output."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -364,6 +408,7 @@ PROGRAMS = {
     "eval": evaluate,
     "play": play,
     "keys": keys,
+    "doctor": doctor,
 }
 
 if __name__ == "__main__":

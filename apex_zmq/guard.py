@@ -32,11 +32,18 @@ HANDSHAKE_MS = 5_000  # one that libzmq leaves hanging is begun anew then; its o
 POLL_MS = 100
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 GONE = "an address that was gone at once"
+NOT_LISTED = "its allow-list does not name our key"
+NO_CURVE = "it does not speak CURVE"
+HUNG_UP = "it hung up; its key may be another than our list of servers says"
 REASONS: dict[int, str] = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "its allow-list does not name our key",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it does not speak CURVE",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it hung up; its key may be another than our list of servers says",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: NOT_LISTED,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: NO_CURVE,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: HUNG_UP,
 }
+NOBODY = "nobody answers"
+MUTE = "it says nothing: it is frozen, or no ZeroMQ"
+WANTS_KEYS = "it wants keys, or is no ZeroMQ"
+WRONG_KIND = "it hung up, as another link of the run does, or no ZeroMQ"
 # Of this process, since its start: connections turned away, and handshakes of its own that failed.
 counts: Counter[str] = Counter(refused_peers=0, failed_handshakes=0)
 
@@ -44,11 +51,12 @@ counts: Counter[str] = Counter(refused_peers=0, failed_handshakes=0)
 class Complaints:
     """Counts complaints and logs those about each peer at a limited rate.
 
-    what: how the line begins, up to the peer.
+    what: how the line begins, up to the peer. newest: the reason of the last one; empty before the first.
     """
 
     def __init__(self, what: str) -> None:
         self.total = 0
+        self.newest = ""
         self._what = what
         self._suppressed: Counter[str] = Counter()
         self._next_log: dict[str, float] = {}
@@ -56,6 +64,7 @@ class Complaints:
     def add(self, peer: str, reason: str) -> None:
         """One more, about this peer."""
         self.total += 1
+        self.newest = reason
         now = time.monotonic()
         if now < self._next_log.get(peer, 0.0):
             self._suppressed[peer] += 1
@@ -308,9 +317,49 @@ def admit_by(socket: zmq.Socket[bytes], keys: ServerKeys) -> Guard:
 def identify_by(socket: zmq.Socket[bytes], keys: ClientKeys, address: str, complaints: Complaints) -> Line:
     """Give a socket, before it connects, its own keys and that of the server it trusts."""
     line = Line(address, complaints)
+    _show(socket, keys)
+    _watch(socket, line)
+    return line
+
+
+def _show(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    _watch(socket, line)
-    return line
+
+
+def knock(address: str, keys: ClientKeys | None, *, publishes: bool, timeout_s: float) -> str | None:
+    """Make one handshake with the server at an address, send nothing, and leave.
+
+    publishes: whether one subscribes there; else one pushes.
+
+    Returns:
+        None when it lets us in, else why it does not; `NOBODY` when nothing answers there.
+    """
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB if publishes else zmq.PUSH)
+    socket.setsockopt(zmq.LINGER, 0)
+    if keys is not None:
+        _show(socket, keys)
+    monitor = socket.get_monitor_socket(Line.events | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    deadline = time.monotonic() + timeout_s
+    outcome = NOBODY
+    try:
+        socket.connect(address)
+        while monitor.poll(max(0, round(1000 * (deadline - time.monotonic())))):
+            event = recv_monitor_message(monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return None
+            if event in REASONS:
+                return REASONS[event] if keys is not None else WANTS_KEYS
+            if event == zmq.EVENT_CONNECTED:
+                outcome = MUTE
+            elif event == zmq.EVENT_DISCONNECTED:
+                return WRONG_KIND
+            elif event != zmq.EVENT_CONNECT_DELAYED:
+                break
+    finally:
+        socket.disable_monitor()
+        monitor.close()
+        socket.close()
+    return outcome

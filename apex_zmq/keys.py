@@ -107,6 +107,16 @@ def read_allowed(path: Path) -> tuple[dict[str, str], list[int]]:
     return {key: name for name, key in entries}, broken
 
 
+def role_of(directory: Path) -> str | None:
+    """The role that keys were made for, by what they open and serve; None: of no role, or not to be read."""
+    try:
+        opens = {channel for channel, _ in _read_list(directory / "servers")[0]}
+        serves = {path.name for path in (directory / "allowed").glob("[!.]*")}
+    except OSError:
+        return None
+    return next((role for role in OPENS if {*OPENS[role]} == opens and {*SERVES.get(role, ())} == serves), None)
+
+
 def _read_list(path: Path) -> tuple[list[tuple[str, str]], list[int]]:
     found, broken = [], []
     try:

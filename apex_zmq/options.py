@@ -37,8 +37,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
-def role_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Options that all roles share, and the settings below them."""
+def settings_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Options of every program that takes settings, and the settings below them."""
     lines = [
         f"  {setting.name} ({setting.type}; default {_plain(setting.default)})\n      {setting.description}"
         for setting in settings.settings()
@@ -64,6 +64,12 @@ def role_parser(program: str, description: str) -> argparse.ArgumentParser:
         dest="overrides",
         help="change one setting; may be repeated, wins over all else",
     )
+    return parser
+
+
+def role_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Options that all roles share."""
+    parser = settings_parser(program, description)
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
@@ -109,6 +115,14 @@ def _plain(value: Any) -> str:
 
 def add_role_options(parser: argparse.ArgumentParser) -> None:
     """Options of a role that is started alone; apex-train chooses addresses and log directory itself."""
+    add_address_options(parser)
+    parser.add_argument(
+        "--log-dir", type=Path, metavar="DIR", help="log to DIR/<role>.log too, in rotated files (default: none)"
+    )
+
+
+def add_address_options(parser: argparse.ArgumentParser) -> None:
+    """Where the roles of a run meet, and the keys to their doors."""
     described = {setting.name: setting for setting in settings.settings()}
     for name in ADDRESSES:
         setting = described[f"addresses.{name}"]
@@ -123,13 +137,10 @@ def add_role_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
     )
-    parser.add_argument(
-        "--log-dir", type=Path, metavar="DIR", help="log to DIR/<role>.log too, in rotated files (default: none)"
-    )
 
 
 def address_overrides(arguments: argparse.Namespace) -> list[str]:
-    """What `add_role_options` sets: flags win over the environment."""
+    """What `add_address_options` sets: flags win over the environment."""
     flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
     return [
         *configure.from_environment(),

@@ -225,6 +225,11 @@ class Inbox(Generic[T]):
         """Messages dropped for breaking the protocol, or because their sender has been struck off."""
         return self._complaints.total
 
+    @property
+    def complaint(self) -> str:
+        """Why the last of them was; empty before the first."""
+        return self._complaints.newest
+
     def receive(self, timeout_s: float = 0.0) -> T | None:
         """The next good message, or None when there is none in time.
 

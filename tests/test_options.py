@@ -72,6 +72,8 @@ ELSEWHERE = {
     "keys --behind": "test_keys.py::test_secrets_are_for_their_owner_alone_and_lists_name_whom_a_role_lets_in",
     "keys --remove": "test_keys.py::test_a_removed_client_stands_on_no_list",
     "eval --every": "test_following.py::test_versions_that_come_too_soon_are_left_out",
+    "doctor --role": "doctor/test_examine.py::test_a_run_of_apex_train_is_checked_without_addresses",
+    "doctor --json": "doctor/test_examine.py::test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with",
     "play --checkpoint": "test_player.py::test_play_writes_a_video_of_the_whole_picture",
     "play --episodes": "test_player.py::test_options_reach_the_games_that_are_shown",
     "play --protocol": "test_player.py::test_options_reach_the_games_that_are_shown",
@@ -150,7 +152,7 @@ def changes(section: config.Section, default: config.Section, prefix: str = "") 
     return found
 
 
-@pytest.mark.parametrize("program", ["actor", "replay", "learner", "forwarder", "train"])
+@pytest.mark.parametrize("program", ["actor", "replay", "learner", "forwarder", "train", "doctor"])
 def test_an_option_changes_its_setting_alone(program: str, parse: Callable[..., Parsed]) -> None:
     for flag in dict(options(parse(program).parser)).keys() & SETTINGS.keys():
         typed, name, value = SETTINGS[flag]
@@ -161,7 +163,7 @@ def test_an_option_changes_its_setting_alone(program: str, parse: Callable[..., 
         assert flag == "--config" or changed.keys() == {name}
 
 
-@pytest.mark.parametrize("program", ["actor", "replay", "learner"])
+@pytest.mark.parametrize("program", ["actor", "replay", "learner", "doctor"])
 def test_flags_win_over_the_environment_and_set_over_flags(
     program: str, parse: Callable[..., Parsed], monkeypatch: pytest.MonkeyPatch
 ) -> None:

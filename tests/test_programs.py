@@ -29,6 +29,7 @@ PROGRAMS = (
     "apex-eval",
     "apex-play",
     "apex-keys",
+    "apex-doctor",
 )
 CARTPOLE = f"--config {ROOT}/configs/cartpole.yaml"
 SMALL_REPLAY = "--set replay.arena_bytes=2_000_000 --set replay.capacity=10_000 --set replay.min_size=1000"
@@ -94,6 +95,10 @@ BAD = {
         f"apex-learner {CARTPOLE} --run-dir run --parameters tcp://127.0.0.1:{{taken}}",
         "tcp://127.0.0.1:{taken} is in use",
         "stop the other process or choose another",
+    ),
+    "a host of no role": Case("apex-doctor --role pilot", "'pilot' (choose from", "see --help"),
+    "checking no config": Case(
+        "apex-doctor --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"
     ),
     "missing checkpoint": Case(
         "apex-eval --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"

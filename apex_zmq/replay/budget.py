@@ -8,21 +8,32 @@ from apex_zmq.config import Config, ConfigError
 
 # Beside the arena: a slot's record offset and its share of the tree, with a margin.
 INDEX_BYTES_PER_TRANSITION = 24
+SNAPSHOT_BYTES_PER_TRANSITION = 24  # in three files while the third is written
 
 
-def check_memory(config: Config, shards: int) -> int:
+def check_memory(config: Config, shards: int, resident: int = 0) -> int:
     """Bytes that so many shards of this config need on one machine.
+
+    resident: bytes that they hold already, where they run.
 
     Raises:
         ConfigError: more than the machine has available.
     """
-    replay = config.replay
-    total = replay.arena_bytes + INDEX_BYTES_PER_TRANSITION * replay.capacity
-    needed = total * shards // replay.shards
-    available = psutil.virtual_memory().available
+    needed = _share(config, shards, INDEX_BYTES_PER_TRANSITION)
+    available = psutil.virtual_memory().available + resident
     if needed > available:
         raise ConfigError(
             f"replay needs {needed / 1e9:.1f} GB and this machine has {available / 1e9:.1f} GB available; "
             "lower replay.arena_bytes or replay.capacity, or spread replay.shards over hosts"
         )
     return needed
+
+
+def disk_bytes(config: Config, shards: int) -> int:
+    """Bytes that the files of so many shards take at most (`replay.snapshot_dir`)."""
+    return _share(config, shards, SNAPSHOT_BYTES_PER_TRANSITION)
+
+
+def _share(config: Config, shards: int, bytes_per_transition: int) -> int:
+    replay = config.replay
+    return (replay.arena_bytes + bytes_per_transition * replay.capacity) * shards // replay.shards

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.replay import snapshot
+from apex_zmq.replay.budget import disk_bytes
 from apex_zmq.replay.governor import Governor
 from apex_zmq.replay.snapshot import Snapshot, SnapshotError
 from apex_zmq.replay.store import Store
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT_BYTES_PER_TRANSITION = 24  # in three files while the third is written
 ARENA, SNAPSHOT, PREVIOUS, LOCK = "arena", "snapshot", "snapshot.previous", ".lock"
 
 
@@ -33,7 +33,7 @@ def keeper_of(config: Config, shard: int, signature: str) -> Keeper | None:
         return None
     directory = Path(replay.snapshot_dir) / f"replay-{shard}"
     keeper = Keeper(directory, signature, replay.snapshot_interval_s)
-    needed = (replay.arena_bytes + SNAPSHOT_BYTES_PER_TRANSITION * replay.capacity) // replay.shards
+    needed = disk_bytes(config, shards=1)
     free = shutil.disk_usage(directory).free + sum(file.stat().st_blocks * 512 for file in directory.iterdir())
     log.log(
         logging.WARNING if needed > free else logging.INFO,
