@@ -16,6 +16,7 @@ PROGRAMS = {
     "eval": "evaluate",
     "play": "play",
     "keys": "keys",
+    "top": "top",
 }
 
 setup(
@@ -33,9 +34,11 @@ setup(
         "msgspec>=0.18",
         "numba>=0.60",
         "pillow>=10.1",
+        "prometheus-client>=0.21",
         "psutil>=5.9",
         "pyyaml>=6.0",
         "pyzmq>=26",
+        "rich>=13.7",
         "safetensors>=0.4",
         "tensorboard>=2.15",
         "torch>=2.4",

@@ -286,6 +286,39 @@ def keys(argv: Sequence[str] | None = None) -> int:
     return _main(parser, run, argv)
 
 
+def top(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-top."""
+    parser = options.settings_parser(
+        "apex-top", "Shows a run while it goes: who does what, who waits for whom, and what to change."
+    )
+    options.add_address_options(parser, ("parameters", "keys"))
+    parser.add_argument(
+        "--once", action="store_true", help="print one picture, once every role has been heard, and end"
+    )
+    parser.add_argument("--json", action="store_true", help="with --once: as one JSON object in one line")
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="with --once: seconds to wait for all roles (default: 20)"
+    )
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        if not arguments.once and (arguments.json or arguments.timeout is not None):
+            raise ConfigError("--json and --timeout go with --once; give it too, or neither")
+        if not arguments.once and not sys.stdout.isatty():
+            raise ConfigError("standard output is no terminal; give --once, or --once --json")
+        address = config.addresses.parameters
+        settings.check_address(address)
+        from apex_zmq import keys, top
+
+        with contextlib.closing(top.Listener(address, keys.client_keys(config.addresses, "parameters"))) as listener:
+            if arguments.once:
+                timeout_s = 20.0 if arguments.timeout is None else arguments.timeout
+                return top.once(listener, timeout_s, as_json=arguments.json)
+            top.live(listener)
+        return 0
+
+    return _main(parser, run, argv, options.address_overrides, addressed=False)
+
+
 def _ready_to_play(arguments: argparse.Namespace) -> None:
     """Check what a file cannot tell; one thread, as an actor; remarks beside the figures on standard output."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -364,6 +397,7 @@ PROGRAMS = {
     "eval": evaluate,
     "play": play,
     "keys": keys,
+    "top": top,
 }
 
 if __name__ == "__main__":

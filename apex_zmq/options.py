@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,8 +38,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
-def role_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Options that all roles share, and the settings below them."""
+def settings_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Options for settings, and the settings below them."""
     lines = [
         f"  {setting.name} ({setting.type}; default {_plain(setting.default)})\n      {setting.description}"
         for setting in settings.settings()
@@ -64,6 +65,12 @@ def role_parser(program: str, description: str) -> argparse.ArgumentParser:
         dest="overrides",
         help="change one setting; may be repeated, wins over all else",
     )
+    return parser
+
+
+def role_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Options that all roles share."""
+    parser = settings_parser(program, description)
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
@@ -107,10 +114,10 @@ def _plain(value: Any) -> str:
     return json.dumps(value).strip('"')
 
 
-def add_role_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a role that is started alone; apex-train chooses addresses and log directory itself."""
+def add_address_options(parser: argparse.ArgumentParser, names: Iterable[str] = ADDRESSES) -> None:
+    """An option for each of some addresses."""
     described = {setting.name: setting for setting in settings.settings()}
-    for name in ADDRESSES:
+    for name in names:
         setting = described[f"addresses.{name}"]
         many, default = "", setting.default or "none"
         if not isinstance(default, str):
@@ -120,6 +127,11 @@ def add_role_options(parser: argparse.ArgumentParser) -> None:
             metavar="DIR" if name == "keys" else "ADDRESS",
             help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {default})",
         )
+
+
+def add_role_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a role that is started alone; apex-train chooses addresses and log directory itself."""
+    add_address_options(parser)
     parser.add_argument(
         "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
     )
@@ -129,12 +141,12 @@ def add_role_options(parser: argparse.ArgumentParser) -> None:
 
 
 def address_overrides(arguments: argparse.Namespace) -> list[str]:
-    """What `add_role_options` sets: flags win over the environment."""
-    flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
+    """What `add_address_options` and `add_role_options` set: flags win over the environment."""
+    flags = [(name, getattr(arguments, name, None)) for name in ADDRESSES]
     return [
         *configure.from_environment(),
         *(configure.address_override(name, value) for name, value in flags if value),
-        *(["addresses.insecure=true"] if arguments.insecure else []),
+        *(["addresses.insecure=true"] if getattr(arguments, "insecure", False) else []),
     ]
 
 
