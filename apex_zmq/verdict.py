@@ -128,7 +128,7 @@ def _starved_learner(view: View) -> str | None:
     if waited < WAITS:
         return None
     held = mean(shards, "link_blocked") >= waited / 2
-    if held and not total(shards, "samples_per_s"):
+    if held and not total(shards, "in_flight") and not total(shards, "samples_per_s"):
         return (
             f"learner waits {waited:.0%} of the time: {_names(shards)} cannot send it batches; --batches and "
             "--priorities must lead both to each other"
@@ -167,24 +167,24 @@ def _stale_parameters(view: View) -> str | None:
 
 
 def _throttled_actors(view: View) -> str | None:
-    shards, actors = view.live("replay"), view.live("actor")
-    blocked = mean(actors, "blocked")
-    if not _held(view) or mean(shards, "insert_blocked") < blocked / 2:
+    shards = view.live("replay")
+    held = mean(shards, "insert_blocked")  # and not that of actors, who first fill what the network holds
+    if held < WAITS:
         return None
     inserts, target = total(shards, "inserts_per_s"), mean(shards, "samples_per_insert_target")
     return (
-        f"actors wait {blocked:.0%} of the time: the learner takes {_count(_updates(view))} batches/s, at {target:g} "
-        f"samples per insert no more than {_count(inserts)} transitions/s; a faster learner, fewer actors, or a lower "
-        "replay.samples_per_insert"
+        f"experience is held back {held:.0%} of the time, actors wait {mean(view.live('actor'), 'blocked'):.0%}: the "
+        f"learner takes {_count(_updates(view))} batches/s, at {target:g} samples per insert no more than "
+        f"{_count(inserts)} transitions/s; a faster learner, fewer actors, or a lower replay.samples_per_insert"
     )
 
 
 def _slow_inserts(view: View) -> str | None:
-    if not _held(view):
+    shards, actors = view.live("replay"), view.live("actor")
+    if mean(actors, "blocked") < WAITS and not total(actors, "dropped_segments_per_s"):
         return None
-    shards = view.live("replay")
     return (
-        f"actors wait {mean(view.live('actor'), 'blocked'):.0%} of the time, and not for the learner: "
+        f"actors wait {mean(actors, 'blocked'):.0%} of the time, and not for the learner: "
         f"{_names(shards)} stores {_count(total(shards, 'inserts_per_s'))} transitions/s at {mean(shards, 'cpu'):.0%} "
         "CPU; add a shard (replay.shards), or look at the link to the replay"
     )
@@ -230,12 +230,6 @@ def _told(view: View, setting: str) -> float:
 
 def _busy(shard: Process) -> float:
     return 1 - shard.numbers.get("idle", 1.0)
-
-
-def _held(view: View) -> bool:
-    """Whether actors wait, or would with actor.when_blocked=block."""
-    actors = view.live("actor")
-    return mean(actors, "blocked") >= WAITS or total(actors, "dropped_segments_per_s") > 0
 
 
 def _refused_per_s(process: Process) -> float:

@@ -166,11 +166,15 @@ def _growth(first: Status, last: Status) -> dict[str, float]:
     elapsed = last.time - first.time
     if elapsed <= 0:
         return {}
-    return {
-        name.removesuffix("_s") if name.endswith("_s") else f"{name}_per_s": (value - first.metrics[name]) / elapsed
+    grown = {
+        name: (value - first.metrics[name]) / elapsed
         for name, value in last.metrics.items()
         if name in GROWING and name in first.metrics
     }
+    shares = {name.removesuffix("_s"): rate for name, rate in grown.items() if name.endswith("_s")}
+    rates = {f"{name}_per_s": rate for name, rate in grown.items() if not name.endswith("_s")}
+    # A share is a little more than the whole when a wait began before the first of the two was sent.
+    return rates | {name: rate if name == "cpu" else min(1.0, rate) for name, rate in shares.items()}
 
 
 def _state(status: Status, numbers: Mapping[str, float]) -> State:

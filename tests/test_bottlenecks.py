@@ -114,8 +114,8 @@ def test_a_missing_shard_throttled_actors_and_too_few_are_told_apart(
     seen = json.loads(once.lines[-1])
     assert seen["verdict"]["rule"] == "throttled actors"
     assert [process["name"] for process in seen["processes"]][:3] == ["learner", "replay-0", "replay-1"]
-    assert seen["processes"][3]["state"] == "throttled"
-    assert seen["processes"][3]["pid"] == run.actor.process.pid
+    actor = seen["processes"][3]
+    assert (actor["role"], actor["pid"]) == ("actor", run.actor.process.pid)
     for shard in (0, 1):
         run.give(shard, "replay.samples_per_insert=0.5")
     assert "at 0.5 samples per insert" in run.await_verdict("too few actors")

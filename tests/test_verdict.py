@@ -118,11 +118,10 @@ CASES = {
     "a throttled actor's parameters are not late": Case(
         {"actor": {"blocked": 1.0, "parameter_age_s": 90}, "replay": {"insert_blocked": 0.9}}, "throttled actors", ()
     ),
-    "experience dropped": Case(
-        {"actor": {"blocked": 0.0, "dropped_segments_per_s": 2}, "replay": {"insert_blocked": 0.6}},
-        "throttled actors",
-        (),
+    "experience held back, and in the network still": Case(
+        {"actor": {"blocked": 0.0}, "replay": {"insert_blocked": 0.6}}, "throttled actors", ("held back 60%",)
     ),
+    "experience dropped": Case({"actor": {"blocked": 0.0, "dropped_segments_per_s": 2}}, "slow inserts", ()),
     "slow inserts": Case(
         {"actor": {"blocked": 0.6}, "replay": {"cpu": 1.0}},
         "slow inserts",
