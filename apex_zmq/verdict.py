@@ -92,9 +92,10 @@ def _slow_replay(view: View) -> str | None:
     if _waited(view) < WAITS or not busy:
         return None
     batches = total(busy, "samples_per_s") / _told(view, "batch_size")
+    where = " on another host: its own has no core left" if _full(busy) else ""
     return (
         f"learner waits {_waited(view):.0%} of the time: {_names(busy)} sends {_count(batches)} batches/s at "
-        f"{mean(busy, 'cpu'):.0%} CPU; add a shard (replay.shards)"
+        f"{mean(busy, 'cpu'):.0%} CPU; add a shard (replay.shards){where}"
     )
 
 
@@ -104,8 +105,7 @@ def _too_few_actors(view: View) -> str | None:
         return None
     target, inserts = mean(shards, "samples_per_insert_target"), total(shards, "inserts_per_s")
     wanted = f"about {math.ceil(round(len(actors) / max(1 - waited, 0.05), 1))} in place of {len(actors)}"
-    full = all(actor.numbers.get("host_cpu", 0.0) >= FULL for actor in actors)
-    where = ", on other hosts: those they are on have no core left" if full else ""
+    where = ", on other hosts: those they are on have no core left" if _full(actors) else ""
     return (
         f"learner waits {waited:.0%} of the time: actors bring {_count(inserts)} transitions/s, at {target:g} samples "
         f"per insert enough for {_count(inserts * target / _told(view, 'batch_size'))} batches/s; add actors, {wanted}"
@@ -230,6 +230,11 @@ def _told(view: View, setting: str) -> float:
 
 def _busy(shard: Process) -> float:
     return 1 - shard.numbers.get("idle", 1.0)
+
+
+def _full(processes: Sequence[Process]) -> bool:
+    """Whether their hosts have no core left."""
+    return all(process.numbers.get("host_cpu", 0.0) >= FULL for process in processes)
 
 
 def _refused_per_s(process: Process) -> float:

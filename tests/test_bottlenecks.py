@@ -1,4 +1,4 @@
-"""The verdict over a real run whose bottleneck is put there: a replay that is slow, held back, frozen, killed."""
+"""The verdict over a real run whose bottleneck is put there: a replay that is slow, held back, cut off, killed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from apex_zmq.top import Listener
 from apex_zmq.verdict import judge
 
 from .conftest import ROOT, Program, StartProgram
+from .test_faults import Proxy
 
 CARTPOLE = str(ROOT / "configs" / "cartpole.yaml")
 STEADY = 5  # verdicts in a row, 0.2 s apart
@@ -62,8 +63,8 @@ class Run:
         quick = (f"replay.shards={shards}", "replay.min_size=200", "telemetry.status_interval_s=0.1")
         self._common = ["--config", CARTPOLE, *flags, *_set(quick)]
         self._start = start
-        self.parameters = addresses["parameters"]
-        self.listener: Listener = opened(Listener(self.parameters, None))
+        self.addresses = addresses
+        self.listener: Listener = opened(Listener(addresses["parameters"], None))
         self.shards: dict[int, Program] = {}
         self.learner = start("learner", *self._common, *_set(settings), "--run-dir", "run")
         self.actor = start("actor", *self._common, *_set(settings))
@@ -109,7 +110,7 @@ def test_a_missing_shard_throttled_actors_and_too_few_are_told_apart(
     assert "replay-1 has been silent" in run.await_verdict("lost shard")
     run.give(1, "replay.samples_per_insert=1000")
     assert "at 1000 samples per insert" in run.await_verdict("throttled actors")
-    once = start("top", "--parameters", run.parameters, "--once", "--json")
+    once = start("top", "--parameters", run.addresses["parameters"], "--once", "--json")
     assert once.wait() == 0, once.output
     seen = json.loads(once.lines[-1])
     assert seen["verdict"]["rule"] == "throttled actors"
@@ -134,15 +135,15 @@ def test_a_slow_replay_is_named(start: StartProgram, opened: Callable[[Any], Any
 
 
 @contextmanager
-def slowed(program: Program, run_s: float, stop_s: float) -> Iterator[None]:
-    """A process that has its host only now and then."""
+def hardly_open(proxy: Proxy) -> Iterator[None]:
+    """A link over which something comes three times a second."""
     done = threading.Event()
 
     def alternate() -> None:
-        while not done.wait(run_s):
-            program.process.send_signal(signal.SIGSTOP)
-            done.wait(stop_s)
-            program.process.send_signal(signal.SIGCONT)
+        while not done.wait(0.02):
+            proxy.open.clear()
+            done.wait(0.3)
+            proxy.open.set()
 
     thread = threading.Thread(target=alternate)
     thread.start()
@@ -154,13 +155,13 @@ def slowed(program: Program, run_s: float, stop_s: float) -> Iterator[None]:
 
 
 @pytest.mark.long
-def test_a_learner_is_starved_by_a_replay_that_hardly_runs(start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_a_learner_is_starved_by_its_link_to_the_replay(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened)
-    run.give(0, "replay.samples_per_insert=null")
+    proxy: Proxy = opened(Proxy(run.addresses["batches"]))
+    run.give(0, "replay.samples_per_insert=null", f"addresses.batches={proxy.address}")
     run.await_verdict("balanced")
-    with slowed(run.shards[0], run_s=0.02, stop_s=0.3):
-        text = run.await_verdict("starved learner")
-    assert "learner waits" in text
+    with hardly_open(proxy):
+        assert "learner waits" in run.await_verdict("starved learner")
     run.await_verdict("balanced")
 
 

@@ -59,6 +59,11 @@ CASES = {
         "slow replay",
         ("learner waits 62% of the time", "replay-0 sends 9 batches/s at 100% CPU", "add a shard"),
     ),
+    "slow replay, on a crowded host": Case(
+        {"learner": {"waited": 0.8}, "replay": {"idle": 0.0, "cpu": 0.3, "host_cpu": 1.0}},
+        "slow replay",
+        ("at 30% CPU", "on another host"),
+    ),
     "a busy replay that suffices": Case({"replay": {"idle": 0.05, "cpu": 1.0}}, "balanced", ()),
     "too few actors": Case(
         {"learner": {"waited": 0.6}, "replay": {"sample_blocked": 0.7, "inserts_per_s": 128}},
