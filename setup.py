@@ -17,6 +17,7 @@ PROGRAMS = {
     "play": "play",
     "keys": "keys",
     "doctor": "doctor",
+    "top": "top",
 }
 
 setup(
@@ -35,9 +36,11 @@ setup(
         "numba>=0.60",
         "packaging>=23",
         "pillow>=10.1",
+        "prometheus-client>=0.21",
         "psutil>=5.9",
         "pyyaml>=6.0",
         "pyzmq>=26",
+        "rich>=13.7",
         "safetensors>=0.4",
         "tensorboard>=2.15",
         "torch>=2.4",

@@ -295,6 +295,7 @@ def doctor(argv: Sequence[str] | None = None) -> int:
         "is not ok. Give it the options of the roles that run here. Ends with 1 when a check has failed.",
     )
     options.add_address_options(parser)
+    options.add_insecure_option(parser)
     parser.add_argument(
         "--role",
         action="append",
@@ -326,6 +327,39 @@ def doctor(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"{len(checks)} checks: {count['ok']} ok, {count['warn']} warn, {count['fail']} FAIL")
         return 1 if count["fail"] else 0
+
+    return _main(parser, run, argv, options.address_overrides, addressed=False)
+
+
+def top(argv: Sequence[str] | None = None) -> int:
+    """bin/apex-top."""
+    parser = options.settings_parser(
+        "apex-top", "Shows a run while it goes: who does what, who waits for whom, and what to change."
+    )
+    options.add_address_options(parser, ("parameters", "keys"))
+    parser.add_argument(
+        "--once", action="store_true", help="print one picture, once every role has been heard, and end"
+    )
+    parser.add_argument("--json", action="store_true", help="with --once: as one JSON object in one line")
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="with --once: seconds to wait for all roles (default: 20)"
+    )
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        if not arguments.once and (arguments.json or arguments.timeout is not None):
+            raise ConfigError("--json and --timeout go with --once; give it too, or neither")
+        if not arguments.once and not sys.stdout.isatty():
+            raise ConfigError("standard output is no terminal; give --once, or --once --json")
+        address = config.addresses.parameters
+        settings.check_address(address)
+        from apex_zmq import keys, top
+
+        with contextlib.closing(top.Listener(address, keys.client_keys(config.addresses, "parameters"))) as listener:
+            if arguments.once:
+                timeout_s = 20.0 if arguments.timeout is None else arguments.timeout
+                return top.once(listener, timeout_s, as_json=arguments.json)
+            top.live(listener)
+        return 0
 
     return _main(parser, run, argv, options.address_overrides, addressed=False)
 
@@ -409,6 +443,7 @@ PROGRAMS = {
     "play": play,
     "keys": keys,
     "doctor": doctor,
+    "top": top,
 }
 
 if __name__ == "__main__":

@@ -236,6 +236,16 @@ class Telemetry(Section, frozen=True):
     status_interval_s: Annotated[Positive, doc("Seconds between a role's status messages.")] = 1.0
     log_interval_s: Annotated[Positive, doc("Seconds between TensorBoard points and progress lines.")] = 10.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], doc("Lowest level logged.")] = "info"
+    metrics_port: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)] | None,
+        doc(
+            "First port on which a role looks for a free one to serve its metrics to Prometheus; apex-train: the "
+            "learner's, the shards' and actors' follow; null: not served."
+        ),
+    ] = None
+    metrics_host: Annotated[
+        str, doc("Address of this host to serve metrics on; keys do not protect them: others than loopback are open.")
+    ] = "127.0.0.1"
 
 
 class Addresses(Section, frozen=True):

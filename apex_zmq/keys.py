@@ -74,7 +74,11 @@ def client_keys(addresses: Addresses, channel: str) -> ClientKeys | None:
     entries, broken = _read_list(path)
     servers = dict(entries)
     if broken or channel not in servers:
-        raise ConfigError(f"{path} must hold a line `{channel} PUBLIC-KEY`; apex-keys writes it")
+        *most, last = [role for role, channels in OPENS.items() if channel in channels]
+        holders = f"{', '.join(most)} or {last}" if most else last
+        raise ConfigError(
+            f"{path} must hold a line `{channel} PUBLIC-KEY`, which apex-keys writes into the keys of {holders}"
+        )
     return ClientKeys(public=public, secret=secret, server=servers[channel].encode())
 
 

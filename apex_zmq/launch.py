@@ -154,6 +154,10 @@ def launch(
         path.write_text(configure.to_yaml(config))
         common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]
         roles = _roles(config, common, directory, resume, init_from, terminal)
+        if config.telemetry.metrics_port is not None:
+            # The learner keeps the first; each role has its own after every restart.
+            for port, role in enumerate(roles[1:], config.telemetry.metrics_port + 1):
+                role.arguments = [*role.arguments, "--set", f"telemetry.metrics_port={port}"]
         if render:
             # An actor that has died, with its display perhaps, goes on without a window.
             last = roles[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def settings_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Options of every program that takes settings, and the settings below them."""
+    """Options for settings, and the settings below them."""
     lines = [
         f"  {setting.name} ({setting.type}; default {_plain(setting.default)})\n      {setting.description}"
         for setting in settings.settings()
@@ -116,15 +117,16 @@ def _plain(value: Any) -> str:
 def add_role_options(parser: argparse.ArgumentParser) -> None:
     """Options of a role that is started alone; apex-train chooses addresses and log directory itself."""
     add_address_options(parser)
+    add_insecure_option(parser)
     parser.add_argument(
         "--log-dir", type=Path, metavar="DIR", help="log to DIR/<role>.log too, in rotated files (default: none)"
     )
 
 
-def add_address_options(parser: argparse.ArgumentParser) -> None:
-    """Where the roles of a run meet, and the keys to their doors."""
+def add_address_options(parser: argparse.ArgumentParser, names: Iterable[str] = ADDRESSES) -> None:
+    """An option for each of some addresses."""
     described = {setting.name: setting for setting in settings.settings()}
-    for name in ADDRESSES:
+    for name in names:
         setting = described[f"addresses.{name}"]
         many, default = "", setting.default or "none"
         if not isinstance(default, str):
@@ -134,18 +136,22 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
             metavar="DIR" if name == "keys" else "ADDRESS",
             help=f"{setting.description} Also: APEX_{name.upper()}{many} (default: {default})",
         )
+
+
+def add_insecure_option(parser: argparse.ArgumentParser) -> None:
+    """Doors that open without keys."""
     parser.add_argument(
         "--insecure", action="store_true", help="allow binding to addresses that other hosts can reach, without keys"
     )
 
 
 def address_overrides(arguments: argparse.Namespace) -> list[str]:
-    """What `add_address_options` sets: flags win over the environment."""
-    flags = [(name, getattr(arguments, name)) for name in ADDRESSES]
+    """What `add_address_options` and `add_insecure_option` set: flags win over the environment."""
+    flags = [(name, getattr(arguments, name, None)) for name in ADDRESSES]
     return [
         *configure.from_environment(),
         *(configure.address_override(name, value) for name, value in flags if value),
-        *(["addresses.insecure=true"] if arguments.insecure else []),
+        *(["addresses.insecure=true"] if getattr(arguments, "insecure", False) else []),
     ]
 
 

@@ -1,16 +1,20 @@
-"""The directory of a run: checkpoints, TensorBoard events, and the lock of its learner."""
+"""The directory of a run: checkpoints, TensorBoard events, settings, and the lock of its learner."""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
 
 from apex_zmq.config import ConfigError
 
+log = logging.getLogger(__name__)
+
 RUNS = Path("checkpoints")
 LOCK = ".lock"
+SETTINGS = "config.yaml"
 
 
 def choose(given: Path | None, config_name: str, resume: bool) -> Path:
@@ -49,6 +53,16 @@ def check(path: Path, resume: bool) -> None:
 def holds_run(path: Path) -> bool:
     """Whether there is a checkpoint to resume."""
     return any(path.glob("*.safetensors"))
+
+
+def keep_settings(path: Path, settings: str) -> None:
+    """Write down what a run is set to, YAML, for programs that want to find it. A full disk costs it, not the run."""
+    temporary = path / f".{SETTINGS}.tmp"
+    try:
+        temporary.write_text(settings)
+        os.replace(temporary, path / SETTINGS)
+    except OSError as error:
+        log.error("%s not written, training goes on: %s", path / SETTINGS, error)
 
 
 class RunDirectory:

@@ -20,7 +20,8 @@ LOW_EPSILON_WINDOW = 20
 # Returns are averaged per bucket of epsilon too, over the last episodes of each: up to 0.001, up to 0.01, ...
 EPSILON_BOUNDS = (0.001, 0.01, 0.1, 1.0)
 EPSILON_WINDOW = 20
-# Metrics that only grow while their process lives; the others are momentary.
+BY_EPSILON = {"rollout/ep_rew_mean", "rollout/clear_rate", "rollout/episodes"}
+# Metrics that only grow while their process lives, and of which the run's sums are made.
 COUNTERS = (
     "decisions",
     "blocked_s",
@@ -37,6 +38,26 @@ COUNTERS = (
     "corrupted_windows",
     "bad_steps",
 )
+# All that only grow; the other metrics are momentary.
+GROWING = {
+    *COUNTERS,
+    "cpu_s",
+    "segments",
+    "segments_received",
+    "idle_s",
+    "link_blocked_s",
+    "decode_s",
+    "refused_messages",
+    "refused_batches",
+    "refused_statuses",
+    "refused_peers",
+    "failed_handshakes",
+    "stale_updates",
+    "evicted_updates",
+    "retired",
+    "snapshots",
+    "forwarded",
+}
 # Counters of what should stay 0, or nearly, shown as they stand.
 FAULTS = {
     "actors/dropped_segments": "dropped_segments",
@@ -75,9 +96,10 @@ class RunStats:
     _summary_time: float = field(default_factory=time.monotonic)
     _recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
     _recent_low: deque[Episode] = field(default_factory=lambda: deque(maxlen=LOW_EPSILON_WINDOW))
-    _by_epsilon: dict[float, deque[float]] = field(
+    _by_epsilon: dict[float, deque[Episode]] = field(
         default_factory=lambda: {bound: deque(maxlen=EPSILON_WINDOW) for bound in EPSILON_BOUNDS}
     )
+    _count_by_epsilon: dict[float, int] = field(default_factory=lambda: dict.fromkeys(EPSILON_BOUNDS, 0))
     _ends: dict[str, deque[int]] = field(default_factory=dict)
 
     def hear(self, status: Status, now: float) -> None:
@@ -106,7 +128,8 @@ class RunStats:
             if episode.epsilon <= LOW_EPSILON:
                 self._recent_low.append(episode)
             bucket = next(bound for bound in EPSILON_BOUNDS if episode.epsilon <= bound)
-            self._by_epsilon[bucket].append(episode.episode_return)
+            self._by_epsilon[bucket].append(episode)
+            self._count_by_epsilon[bucket] += 1
             known = episode.stage in self._ends or len(self._ends) < MAX_SOURCES
             if episode.stage and known and not episode.cleared:
                 self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.max_x)
@@ -165,9 +188,12 @@ class RunStats:
             numbers["wait/replay_sample"] = min(1.0, rate["sample_blocked_s"] / len(shards))
         numbers |= _rollout("rollout", self._recent)
         numbers |= _rollout("rollout/low_epsilon", self._recent_low)
-        for bound, returns in self._by_epsilon.items():
-            if returns:
-                numbers[f"rollout/ep_rew_mean_by_epsilon/to_{bound:g}"] = float(np.mean(returns))
+        for bound, recent in self._by_epsilon.items():
+            bucket = _rollout("rollout", recent)
+            if bucket:
+                bucket["rollout/episodes"] = self._count_by_epsilon[bound]
+            for tag in BY_EPSILON & bucket.keys():
+                numbers[f"{tag}_by_epsilon/to_{bound:g}"] = bucket[tag]
         for role in ROLES:
             if alive := self.live(role, now):
                 numbers[f"memory/{role}_bytes"] = _total(alive, "rss_bytes")

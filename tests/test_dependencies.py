@@ -36,6 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     "signature": {"config", "envs"},
     "segments": {"types", "nstep", "wire"},
     "telemetry": {"wire"},
+    "metrics": {"config", "telemetry", "wire"},
+    "view": {"telemetry", "wire"},
+    "verdict": {"view"},
     "episodes": {"wire"},
     "board": {"config", "configure"},
     "training": {
@@ -51,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "keys": {"config"},
     "guard": {"keys"},
     "transport": {"types", "config", "wire", "keys", "guard"},
+    "top": {"keys", "telemetry", "transport", "verdict", "view", "wire"},
     "roles": {
         "types",
         "errors",
@@ -67,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         "signature",
         "segments",
         "telemetry",
+        "metrics",
         "board",
         "episodes",
         "logs",
@@ -109,6 +114,7 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
         "roles",
         "launch",
+        "top",
         "video",
         "window",
     },
@@ -127,6 +133,8 @@ ONLY_IN: dict[str, set[str]] = {
     "PIL": {"picture", "video"},
     "imageio_ffmpeg": {"video"},
     "pygame": {"window"},
+    "rich": {"top"},
+    "prometheus_client": {"metrics"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -184,6 +192,12 @@ def test_the_graph_has_no_cycle_but_that_of_launcher_and_programs() -> None:
         leaves = {part for part, below in graph.items() if not below & graph.keys()}
         assert leaves, f"a cycle among {sorted(graph)}"
         graph = {part: below for part, below in graph.items() if part not in leaves}
+
+
+def test_what_serves_prometheus_is_imported_by_those_who_serve_it() -> None:
+    tree = ast.parse((PACKAGE / "metrics.py").read_text())
+    at_start = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not any(str(module).startswith("prometheus_client") for module in at_start)
 
 
 def test_roles_that_need_no_torch_do_not_import_it() -> None:

@@ -58,6 +58,9 @@ ELSEWHERE = {
     "--shard": "test_runs.py::test_two_shards_share_experience_and_batches",
     "--actor-index": "roles/test_actor.py::test_the_program_takes_its_place_among_the_actors",
     "--num-lanes": "roles/test_actor.py::test_the_program_takes_its_place_among_the_actors",
+    "--once": "test_top.py::test_a_run_is_shown_once_by_options_flag_and_environment",
+    "--timeout": "test_top.py::test_without_a_learner_the_program_says_so",
+    "top --json": "test_top.py::test_a_run_is_shown_once_by_options_flag_and_environment",
     "--render": "test_rendering.py::test_a_run_is_shown_and_goes_on_without_window_or_display",
     "eval --checkpoint": "test_runs.py::test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
     "eval --episodes": "test_player.py::test_options_reach_the_games",
@@ -152,7 +155,7 @@ def changes(section: config.Section, default: config.Section, prefix: str = "") 
     return found
 
 
-@pytest.mark.parametrize("program", ["actor", "replay", "learner", "forwarder", "train", "doctor"])
+@pytest.mark.parametrize("program", ["actor", "replay", "learner", "forwarder", "train", "doctor", "top"])
 def test_an_option_changes_its_setting_alone(program: str, parse: Callable[..., Parsed]) -> None:
     for flag in dict(options(parse(program).parser)).keys() & SETTINGS.keys():
         typed, name, value = SETTINGS[flag]

@@ -30,6 +30,7 @@ PROGRAMS = (
     "apex-play",
     "apex-keys",
     "apex-doctor",
+    "apex-top",
 )
 CARTPOLE = f"--config {ROOT}/configs/cartpole.yaml"
 SMALL_REPLAY = "--set replay.arena_bytes=2_000_000 --set replay.capacity=10_000 --set replay.min_size=1000"
@@ -148,6 +149,9 @@ BAD = {
     "video in no directory": Case(
         "apex-play --checkpoint {nowhere} --video {nowhere}/out.gif", "no directory {nowhere}", "make it first"
     ),
+    "watching without a terminal": Case("apex-top", "standard output is no terminal", "give --once"),
+    "an object without end": Case("apex-top --json", "--json and --timeout go with --once", "give it too"),
+    "no address to watch": Case("apex-top --once --parameters host:1", "address host:1", "write tcp://host:port"),
 }
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 ANSWERED = [f"{program} {flag}" for program in PROGRAMS for flag in ("--help", "--version")]

@@ -71,13 +71,19 @@ def visit_tensorboard(command: str, clone: Path) -> None:
         program.end()
 
 
-def follow_a_run(command: str, clone: Path) -> None:
-    """Start a run, follow it until something has been evaluated, stop both."""
-    run = "bin/apex-train --config configs/cartpole.yaml --run-dir checkpoints/followed --set replay.min_size=500"
+def watch_a_run(command: str, clone: Path) -> None:
+    """Start a run; follow it until something has been evaluated, or look at it once; stop both."""
+    directory = f"checkpoints/watched-{len(list((clone / 'checkpoints').glob('watched-*')))}"
+    run = f"bin/apex-train --config configs/cartpole.yaml --run-dir {directory} --set replay.min_size=500"
     train = Program(run.split(), clone)
     try:
         train.wait_for("progress")
-        follow = Program(bounded(command, 0, "checkpoints/followed").split(), clone)
+        if command.startswith("bin/apex-top"):
+            look = Program([*command.replace("checkpoints/RUN", directory).split(), "--once"], clone)
+            assert look.wait() == 0, look.output
+            assert "verdict: " in look.output
+            return
+        follow = Program(bounded(command, 0, directory).split(), clone)
         try:
             follow.wait_for("mean_return")
             follow.interrupt()
@@ -98,8 +104,8 @@ def test_a_reader_gets_through_the_readme(clone: Path) -> None:
         if command.startswith("tensorboard"):
             visit_tensorboard(command, clone)
             continue
-        if "--follow" in command:
-            follow_a_run(command, clone)
+        if "--follow" in command or command.startswith("bin/apex-top"):
+            watch_a_run(command, clone)
             continue
         runs += command.startswith(("make train", "bin/apex-train"))
         command = bounded(command, runs, newest)

@@ -221,6 +221,19 @@ def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
     }
 
 
+def test_episodes_and_clears_by_epsilon() -> None:
+    stats = RunStats()
+    stats.hear(status(episodes=(episode(1, epsilon=0.5),)), 0)
+    assert not any("clear_rate_by_epsilon" in tag for tag in stats.summary(1, update=0))  # no Mario
+    for turn in range(EPSILON_WINDOW + 5):
+        stats.hear(status(episodes=(episode(1, epsilon=0.001, max_x=100, cleared=turn >= EPSILON_WINDOW),)), 2)
+    numbers = stats.summary(3, update=0)
+    assert numbers["rollout/episodes_by_epsilon/to_0.001"] == EPSILON_WINDOW + 5
+    assert numbers["rollout/episodes_by_epsilon/to_1"] == 1
+    assert numbers["rollout/clear_rate_by_epsilon/to_0.001"] == 5 / EPSILON_WINDOW
+    assert "rollout/episodes_by_epsilon/to_0.1" not in numbers
+
+
 def test_returns_by_epsilon_stay_when_the_crowd_changes() -> None:
     stats = RunStats()
     stats.hear(status("actor-0", 1, tuple(episode(100.0, epsilon=0.005) for _ in range(EPISODE_WINDOW))), 0)

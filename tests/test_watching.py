@@ -19,7 +19,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+from apex_zmq import configure
 from apex_zmq.board import EVALUATION
+from apex_zmq.launch import free_ports
+from apex_zmq.rundir import SETTINGS
 
 from .conftest import ROOT, StartProgram
 
@@ -92,6 +95,7 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     options = ["--num-actors", "1", "--max-updates", "1500", "--run-dir", "run", "--log-format", log_format]
     options += ["--set", "replay.min_size=200", "--set", "telemetry.log_interval_s=0.5"]
+    options += ["--set", f"telemetry.metrics_port={free_ports(1)[0]}"]
     process = subprocess.Popen(
         [ROOT / "bin" / "apex-train", "--config", ROOT / "configs" / "cartpole.yaml", *options],
         cwd=directory,
@@ -146,6 +150,19 @@ def test_every_role_has_a_log_file_of_the_format_asked_for(watched: Watched) -> 
             assert all(re.match(rf"\d{{4}}-\d\d-\d\d \S+ +[A-Z]+ +{role} \S", line) for line in lines)
     if watched.log_format == "json":
         assert {json.loads(row)["role"] for row in watched.screen.rows[:-2]} == ROLES
+
+
+def test_every_role_serves_its_metrics_on_a_port_of_its_own(watched: Watched) -> None:
+    logged = "\n".join(line for role in ("learner", "replay-0", "actor-0") for line in watched.messages(role))
+    ports = [int(port) for port in re.findall(r"metrics at http://127\.0\.0\.1:(\d+)/metrics", logged)]
+    assert len(ports) == 3
+    assert ports == sorted(set(ports))  # the learner has the first
+
+
+def test_the_run_directory_says_where_the_run_is_to_be_found(watched: Watched) -> None:
+    config = configure.load(watched.directory / SETTINGS)
+    assert config.addresses.parameters.startswith("ipc://")
+    assert config.env.id == "CartPole-v1"
 
 
 def points(directory: Path) -> list[dict[str, float]]:

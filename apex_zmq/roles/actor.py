@@ -103,6 +103,11 @@ class Shipper:
             self.dropped += 1
 
     @property
+    def queued(self) -> int:
+        """Segments that wait for a shard."""
+        return len(self._queue)
+
+    @property
     def blocked(self) -> bool:
         """Whether to `wait` before anything else is shipped."""
         return bool(self._queue) and not self._drop_oldest
@@ -217,14 +222,7 @@ class Actor:
         self._returns = np.zeros(count)
         self._lengths = np.zeros(count, np.int64)
         self._decisions = 0
-        self._reporter = StatusReporter(
-            "actor",
-            name,
-            boot,
-            config.addresses.status,
-            config.telemetry.status_interval_s,
-            client_keys(config.addresses, "status"),
-        )
+        self._reporter = StatusReporter("actor", name, boot, config)
 
     def run(self, stop: threading.Event) -> None:
         """Play until told to stop.
@@ -372,6 +370,7 @@ class Actor:
         self._reporter.metrics = {
             "decisions": self._decisions,
             "segments": self._shipper.sent,
+            "queued_segments": self._shipper.queued,
             "dropped_segments": self._shipper.dropped,
             "blocked_s": self._shipper.waited_s,
             "parameter_version": newest.version,

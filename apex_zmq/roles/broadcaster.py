@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy.typing as npt
 
+from apex_zmq import metrics
 from apex_zmq.board import Board
 from apex_zmq.config import Config, ConfigError
+from apex_zmq.configure import to_yaml
 from apex_zmq.episodes import EpisodeLog
-from apex_zmq.guard import counts
 from apex_zmq.keys import server_keys
 from apex_zmq.logs import PROGRESS
 from apex_zmq.roles.parameters import ParameterPublisher
-from apex_zmq.roles.status import rss_bytes
-from apex_zmq.telemetry import Meter, RunStats, progress_line
+from apex_zmq.roles.status import process_metrics
+from apex_zmq.rundir import keep_settings
+from apex_zmq.telemetry import ROLES, Meter, RunStats, progress_line
 from apex_zmq.transport import Inbox, wait
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Parameters, Status, decode_status, encode
@@ -41,7 +43,7 @@ class Broadcaster(threading.Thread):
     meter: the training thread's numbers go in here.
     update, waited_s, progress_time: set by the training thread: gradient steps of the
     run, seconds spent waiting for batches, unix seconds of its last progress.
-    faults: set by the training thread: counters of what went wrong, by metric.
+    faults, feed: set by the training thread: counters of what went wrong, and what its batches do, by metric.
     newest: set by the training thread: arrays of the newest batch, by tag, whose
     histograms are taken at the log interval.
 
@@ -71,6 +73,7 @@ class Broadcaster(threading.Thread):
         self.update = self.first_update = 0
         self.waited_s = 0.0
         self.faults: Mapping[str, float] = {}
+        self.feed: Mapping[str, float] = {}
         self.newest: Mapping[str, npt.NDArray[Any]] = {}
         self._start_time = self.progress_time = time.time()
         self._config = config
@@ -78,6 +81,9 @@ class Broadcaster(threading.Thread):
         self._boot = secrets.randbits(63)
         self._lock = threading.Lock()
         self._pending: Parameters | None = None
+        self._summary: dict[str, float] = {}
+        self._last = self._status({})
+        self._endpoint: metrics.Endpoint | None = None
         self._closing = threading.Event()
 
     def publish(self, parameters: Parameters) -> None:
@@ -85,12 +91,23 @@ class Broadcaster(threading.Thread):
         with self._lock:
             self._pending = parameters
 
+    def start(self) -> None:
+        """Begin.
+
+        Raises:
+            ConfigError: as `metrics.serve`.
+        """
+        self._endpoint = metrics.serve(self._config.telemetry, lambda: self._last)
+        super().start()
+
     def run(self) -> None:
         """Serve until closed."""
+        keep_settings(self._directory, to_yaml(self._config))
         board = Board(self._directory, self._config, self.stats.decisions)
         episodes = EpisodeLog(self._directory)
-        interval_s = self._config.telemetry.log_interval_s
-        next_summary = time.monotonic() + min(interval_s, FIRST_SUMMARY_S)
+        telemetry = self._config.telemetry
+        next_status = time.monotonic()
+        next_summary = next_status + min(telemetry.log_interval_s, FIRST_SUMMARY_S)
         while not self._closing.is_set():
             wait([self._statuses], [], SERVE_S)
             self._publisher.serve()
@@ -104,8 +121,13 @@ class Broadcaster(threading.Thread):
                 self._publisher.send(encode(Kind.RELAYED_STATUS, status))
             if now >= next_summary:
                 self._summarize(board, now)
-                next_summary = now + interval_s
-        self._summarize(board, time.monotonic())
+                next_summary = now + telemetry.log_interval_s
+            if now >= next_status:
+                self._tell(now)
+                next_status = now + telemetry.status_interval_s
+        now = time.monotonic()
+        self._summarize(board, now)
+        self._tell(now)
         board.close()
         episodes.close()
         self._publisher.close()
@@ -118,20 +140,40 @@ class Broadcaster(threading.Thread):
             self._publisher.publish(parameters)
 
     def _summarize(self, board: Board, now: float) -> None:
-        own = {
-            "updates": self.update - self.first_update,
-            "waited_s": self.waited_s,
-            "rss_bytes": rss_bytes(),
-            **self.faults,
-        }
-        self.stats.hear(self._learner_status(own), now)
+        self.stats.hear(self._status(self._own()), now)
         numbers = self.stats.summary(now, self.update) | self.meter.take()
         board.write(numbers, {**self.newest, **self.stats.ends()}, self.stats.decisions)
-        relayed = self._learner_status(numbers | {"decisions": self.stats.decisions, **counts})
-        self._publisher.send(encode(Kind.RELAYED_STATUS, relayed))
+        self._summary = numbers | {"decisions": self.stats.decisions}
         log.info("%s%s", PROGRESS, progress_line(numbers))
 
-    def _learner_status(self, metrics: dict[str, float]) -> Status:
+    def _tell(self, now: float) -> None:
+        """Relay a status of its own: the process, the newest summary, who is there, what the run is set to."""
+        config = self._config
+        self._last = self._status(
+            self._summary
+            | self._own()
+            | {"train/updates": self.update}
+            | {f"live_{role}": len(self.stats.live(role, now)) for role in ROLES if role != "learner"}
+            | {
+                "shards": config.replay.shards,
+                "batch_size": config.learner.batch_size,
+                "sync_every": config.learner.sync_every,
+            }
+        )
+        self._publisher.send(encode(Kind.RELAYED_STATUS, self._last))
+
+    def _own(self) -> dict[str, float]:
+        """Metrics of the learner's process."""
+        return {
+            "updates": self.update - self.first_update,
+            "waited_s": self.waited_s,
+            "refused_statuses": self._statuses.refused,
+            **self.faults,
+            **self.feed,
+            **process_metrics(),
+        }
+
+    def _status(self, numbers: dict[str, float]) -> Status:
         return Status(
             role="learner",
             name="learner",
@@ -141,12 +183,14 @@ class Broadcaster(threading.Thread):
             start_time=self._start_time,
             time=time.time(),
             progress_time=self.progress_time,
-            metrics=metrics,
+            metrics=numbers,
         )
 
     def close(self) -> None:
         """Write the last point and end the thread."""
         self._closing.set()
+        if self._endpoint is not None:
+            self._endpoint.close()
         if self.is_alive():
             self.join()
         else:

@@ -33,14 +33,7 @@ class Forwarder:
             address, insecure=addresses.insecure, keys=server_keys(addresses, "parameters")
         )
         self._follower = ParameterFollower(addresses.parameters, None, experience_signature(config), upstream)
-        self._reporter = StatusReporter(
-            "forwarder",
-            name,
-            secrets.randbits(63),
-            addresses.status,
-            config.telemetry.status_interval_s,
-            client_keys(addresses, "status"),
-        )
+        self._reporter = StatusReporter("forwarder", name, secrets.randbits(63), config)
         log.info("forwarding %s to %s", addresses.parameters, address)
 
     def run(self, stop: threading.Event) -> None:

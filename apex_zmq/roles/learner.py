@@ -170,6 +170,11 @@ class Learner:
         if result.td_error is None:
             self._skip(decoded, weights, result.reason)
         self._broadcaster.faults = {"bad_steps": self._bad_steps, "corrupted_windows": self._feeder.corrupted}
+        self._broadcaster.feed = {
+            "decoded": self._feeder.decoded,
+            "decode_s": self._feeder.decode_s,
+            "refused_batches": self._feeder.refused,
+        }
         self._feeder.recycle(decoded)
 
     def _skip(self, decoded: DecodedBatch, weights: Float32s, reason: str) -> None:

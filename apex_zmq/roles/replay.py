@@ -64,6 +64,11 @@ class Credits:
             self.lost += 1
         return len(self._in_flight) < self.limit
 
+    @property
+    def in_flight(self) -> int:
+        """Batches on their way, or being learned from."""
+        return len(self._in_flight)
+
     def deal(self, now: float) -> int:
         """Spend a credit; the number of the batch."""
         number = self.next_number
@@ -141,17 +146,11 @@ class ReplayServer:
             self._keeper.recover(self._store, self._governor)
         self._recovered_counts = self._governor.inserts, self._governor.samples
         self._dealing: Dealing | None = None
-        self._reporter = StatusReporter(
-            "replay",
-            f"replay-{shard}",
-            secrets.randbits(63),
-            addresses.status,
-            config.telemetry.status_interval_s,
-            client_keys(addresses, "status"),
-        )
+        self._reporter = StatusReporter("replay", f"replay-{shard}", secrets.randbits(63), config)
         self._accounts = Accounts()
         self._counts = {"stale_updates": 0, "retired": 0, "evicted_updates": 0}
-        self._wait_s = {"insert_blocked_s": 0.0, "sample_blocked_s": 0.0}
+        self._wait_s = {"idle_s": 0.0, "insert_blocked_s": 0.0, "sample_blocked_s": 0.0, "link_blocked_s": 0.0}
+        self._sample_age = 0.0
         log.info(
             "shard %d holds up to %d transitions in %.2f GB; signature %s",
             shard,
@@ -262,25 +261,29 @@ class ReplayServer:
 
     def _deal(self) -> None:
         assert self._dealing is not None
+        sample = self._store.sample(self._batch_size)
         batch = Batch(
             epoch=self._dealing.hello.epoch,
             rank=self._dealing.hello.rank,
             shard=self._shard,
             generation=self._store.generation,
             number=self._dealing.credits.next_number,
-            sample=self._store.sample(self._batch_size),
+            sample=sample,
         )
         if self._batches.send(encode_batch(batch)):
             self._dealing.credits.deal(time.monotonic())
             self._governor.samples += self._batch_size
+            self._sample_age = self._store.next_key - float(sample.keys.mean())
             self._reporter.progress()
 
     def _account_waiting(self, elapsed_s: float, may_insert: bool) -> None:
-        """Time in which the governor held one side back: the price of its ratio."""
+        """Time in which the governor held one side back, the price of its ratio, or the learner took no batch."""
+        self._wait_s["idle_s"] += elapsed_s
         if not may_insert:
             self._wait_s["insert_blocked_s"] += elapsed_s
-        if self._governor.inserts >= self._governor.min_size and not self._governor.may_sample():
-            self._wait_s["sample_blocked_s"] += elapsed_s
+        if self._governor.inserts >= self._governor.min_size:
+            held_back_by = "link_blocked_s" if self._governor.may_sample() else "sample_blocked_s"
+            self._wait_s[held_back_by] += elapsed_s
 
     def _report(self) -> None:
         store, governor = self._store, self._governor
@@ -291,6 +294,10 @@ class ReplayServer:
             "inserts": governor.inserts - self._recovered_counts[0],
             "samples": governor.samples - self._recovered_counts[1],
             "surplus": governor.surplus,
+            "samples_per_insert_target": governor.samples_per_insert or 0.0,
+            "min_size_left": max(0, governor.min_size - governor.inserts),
+            "sample_age": self._sample_age,
+            "in_flight": self._dealing.credits.in_flight if self._dealing else 0,
             "lost_batches": self._dealing.credits.lost if self._dealing else 0,
             "refused_messages": self._experience.refused + self._priorities.refused,
             **{f"segments_{what}": count for what, count in asdict(self._accounts.totals).items()},

@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
 
 import psutil
 
+from apex_zmq import metrics
+from apex_zmq.config import Config
 from apex_zmq.guard import counts
-from apex_zmq.keys import ClientKeys
+from apex_zmq.keys import client_keys
 from apex_zmq.transport import Outbox
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Episode, Role, Status, encode
@@ -22,38 +23,36 @@ log = logging.getLogger(__name__)
 MAX_PENDING_EPISODES = 4096
 
 
-def rss_bytes() -> float:
-    """Resident memory of this process."""
-    return float(psutil.Process().memory_info().rss)
+def process_metrics() -> dict[str, float]:
+    """What every role says of its process: memory, CPU time, share of all the host's cores in use, who was refused."""
+    return {
+        "rss_bytes": float(psutil.Process().memory_info().rss),
+        "cpu_s": time.process_time(),
+        "host_cpu": psutil.cpu_percent() / 100,
+        **counts,
+    }
 
 
 class StatusReporter(threading.Thread):
     """Sends the role's numbers to the learner at an interval.
 
-    The main loop writes into `metrics` and calls `progress` and `episode`;
-    while the learner is away, the newest episodes wait.
+    The main loop writes into `metrics` and calls `progress` and `episode`; while the learner is away, the newest
+    episodes wait. The same numbers are served to Prometheus where that is asked for.
     """
 
-    def __init__(
-        self,
-        role: Role,
-        name: str,
-        boot: int,
-        address: str,
-        interval_s: float,
-        keys: ClientKeys | None = None,
-    ) -> None:
+    def __init__(self, role: Role, name: str, boot: int, config: Config) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
         self._role: Role = role
         self._name = name
         self._boot = boot
-        self._address = address
-        self._interval_s = interval_s
-        self._keys = keys
+        self._telemetry = config.telemetry
+        self._address, self._keys = config.addresses.status, client_keys(config.addresses, "status")
+        self._endpoint: metrics.Endpoint | None = None
         self._episodes: list[Episode] = []
         self._lock = threading.Lock()
         self._start_time = self._progress_time = time.time()
+        self._last = self._status(())
         self._closing = threading.Event()
 
     def progress(self) -> None:
@@ -66,18 +65,25 @@ class StatusReporter(threading.Thread):
             self._episodes.append(episode)
             del self._episodes[:-MAX_PENDING_EPISODES]
 
+    def start(self) -> None:
+        """Begin.
+
+        Raises:
+            ConfigError: as `metrics.serve`.
+        """
+        self._endpoint = metrics.serve(self._telemetry, lambda: self._last)
+        super().start()
+
     def run(self) -> None:
         """Report until closed, and once more then."""
         outbox = Outbox(self._address, hwm=16, linger_s=1.0, keys=self._keys)
-        while not self._closing.wait(self._interval_s):
+        while not self._closing.wait(self._telemetry.status_interval_s):
             self._send(outbox)
         self._send(outbox)
         outbox.close()
 
-    def _send(self, outbox: Outbox) -> None:
-        with self._lock:
-            episodes: Sequence[Episode] = tuple(self._episodes)
-        status = Status(
+    def _status(self, episodes: tuple[Episode, ...]) -> Status:
+        return Status(
             role=self._role,
             name=self._name,
             host=socket.gethostname(),
@@ -86,10 +92,15 @@ class StatusReporter(threading.Thread):
             start_time=self._start_time,
             time=time.time(),
             progress_time=self._progress_time,
-            metrics=self.metrics | {"rss_bytes": rss_bytes(), **counts},
-            episodes=tuple(episodes),
+            metrics=self.metrics | process_metrics(),
+            episodes=episodes,
         )
-        if outbox.send(encode(Kind.STATUS, status)):
+
+    def _send(self, outbox: Outbox) -> None:
+        with self._lock:
+            episodes = tuple(self._episodes)
+        self._last = self._status(episodes)
+        if outbox.send(encode(Kind.STATUS, self._last)):
             with self._lock:
                 del self._episodes[: len(episodes)]
 
@@ -97,3 +108,5 @@ class StatusReporter(threading.Thread):
         """Send the last numbers and end the thread."""
         self._closing.set()
         self.join()
+        if self._endpoint is not None:
+            self._endpoint.close()

@@ -51,6 +51,9 @@ def test_roles_know_their_options_and_meet(resolve: Resolve) -> None:
         command = [word.replace("$(SHARD)", "0") for word in container["command"]]
         command = [word.replace("/config/run.yaml", str(ROOT / "configs/mario-gpu.yaml")) for word in command]
         configs[role] = resolve(command, addresses)
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert configs[role].telemetry.metrics_port == ports["metrics"]
+        assert configs[role].telemetry.metrics_host == "0.0.0.0"  # or the probes would not reach it
     assert configs["replay"].replay.snapshot_dir == "/snapshots"
     meet(configs)
 
@@ -64,11 +67,12 @@ def test_services_probes_and_addresses_name_the_same_ports(role: str) -> None:
     (container,) = pod(role)["containers"]
     served = {port["name"]: port["port"] for port in service["spec"]["ports"]}
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == served
-    for name, port in served.items():
+    for name, port in served.items() - {("metrics", 9100)}:
         assert f"--{name}=tcp://0.0.0.0:{port}" in container["command"]
         address = MANIFESTS["ConfigMap", "apex-addresses"]["data"][f"APEX_{name.upper()}"]
         assert address == f"tcp://apex-{role}-0.apex-{role}:{port}"
-    assert {container[probe]["tcpSocket"]["port"] for probe in ("startupProbe", "livenessProbe")} <= served.keys()
+    for probe in ("startupProbe", "livenessProbe"):  # over TCP they would count as peers without a key
+        assert container[probe]["httpGet"] == {"path": "/metrics", "port": "metrics"}
 
 
 @pytest.mark.parametrize("role", WORKLOADS)
@@ -80,5 +84,5 @@ def test_what_is_mounted_is_there(role: str) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys() | claims
         assert container["securityContext"]["readOnlyRootFilesystem"]
     keys = {item["path"] for item in volumes["secret"]["secret"]["items"]}
-    channels = {port["name"] for port in pod(role)["containers"][0].get("ports", [])}
+    channels = {port["name"] for port in pod(role)["containers"][0]["ports"]} - {"metrics"}
     assert keys == {"identity.key_secret", "servers"} | {f"allowed/{channel}" for channel in channels}

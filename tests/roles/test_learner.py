@@ -18,6 +18,7 @@ import torch
 from apex_zmq import configure
 from apex_zmq.checkpoint import load
 from apex_zmq.config import Config
+from apex_zmq.logs import PROGRESS
 from apex_zmq.roles.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner import DivergenceError, Learner
 from apex_zmq.transport import Inbox, Outbox, wait
@@ -213,21 +214,44 @@ def test_a_run_ends_with_its_budget(
     assert re.fullmatch(f"budget spent: {spent}", line)
 
 
-def test_the_learner_reports_as_often_as_told(make: MakePeers) -> None:
-    peers = make(telemetry__log_interval_s=0.05)
-    statuses = [peers.relayed.receive(PATIENCE_S) for _ in range(10)]
-    times = [status.time for status in statuses if status is not None]
-    assert len(times) == 10
-    assert min(np.diff(times)) < 5  # told 0.05; ten seconds by default
+def test_the_learner_reports_as_often_as_told(make: MakePeers, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    peers = make(telemetry__log_interval_s=0.05, telemetry__status_interval_s=0.05)
+    statuses = [heard(peers).time for _ in range(20)]
+    assert min(np.diff(statuses)) < 0.5  # a second by default
+    lines = [record.created for record in caplog.records if record.getMessage().startswith(PROGRESS)]
+    assert min(np.diff(lines)) < 5  # ten by default
+
+
+def test_the_learner_tells_what_apex_top_wants_to_know(make: MakePeers) -> None:
+    peers = make(telemetry__status_interval_s=0.02, learner__sync_every=7)
+    peers.tell(decisions=10, episodes=0)
+    peers.learn()
+    while not (status := heard(peers)).metrics.get("live_actor") or not status.metrics["updates"]:
+        pass
+    told = {"shards": 1, "batch_size": ROWS, "sync_every": 7, "live_actor": 1, "live_replay": 0, "train/updates": 1}
+    assert told.items() <= status.metrics.items()
+    assert status.metrics["waited_s"] > 0
+    assert status.metrics["cpu_s"] > 0
+    assert status.metrics["decode_s"] > 0
+    assert status.metrics["rss_bytes"] > 1e6
+    assert (status.metrics["decoded"], status.metrics["refused_batches"]) == (0, 0)
+    assert 0 <= status.metrics["host_cpu"] <= 1
+
+
+def heard(peers: Peers) -> Status:
+    """The learner's own next status."""
+    while True:
+        status = peers.relayed.receive(PATIENCE_S)
+        assert status is not None
+        if status.role == "learner":
+            return status
 
 
 def await_count(peers: Peers, metric: str, count: float) -> None:
     """Hear the learner's own statuses until one says so; the test times out when none does."""
-    while True:
-        status = peers.relayed.receive(PATIENCE_S)
-        assert status is not None
-        if status.role == "learner" and status.metrics.get(metric) == count:
-            return
+    while heard(peers).metrics.get(metric) != count:
+        pass
 
 
 def test_rows_that_are_not_what_their_actor_sent_are_retired_and_counted(make: MakePeers) -> None:

@@ -166,7 +166,7 @@ def test_the_pace_is_that_of_the_settings(peers: MakePeers) -> None:
     shard = peers(samples_per_insert=2, tolerance=40, credits=64)
     shard.send(5)
     waiting = shard.status_when(lambda metrics: metrics["insert_blocked_s"] > 0)
-    assert (waiting["inserts"], waiting["samples"]) == (40, 0)
+    assert (waiting["inserts"], waiting["samples"], waiting["samples_per_insert_target"]) == (40, 0, 2)
     shard.greet()
     batches = [shard.batch() for _ in range(12)]
     assert {len(batch.sample.keys) for batch in batches} == {BATCH}
@@ -234,6 +234,20 @@ def test_statuses_come_as_often_as_told(peers: MakePeers) -> None:
     shard = peers()
     times = [shard.status().time for _ in range(20)]
     assert min(np.diff(times)) < 0.5  # told 0.02; a second by default
+
+
+def test_a_status_says_what_holds_the_shard_up(peers: MakePeers) -> None:
+    shard = peers(min_size=40, credits=2, credit_timeout_s=1e6)
+    shard.send(3)
+    filling = shard.status_when(lambda metrics: metrics["inserts"] == 30)
+    assert (filling["min_size_left"], filling["in_flight"], filling["link_blocked_s"]) == (10, 0, 0)
+    assert filling["samples_per_insert_target"] == 0  # free-running
+    shard.send(1)
+    shard.greet()
+    dealt = shard.status_when(lambda metrics: metrics["in_flight"] == 2 and metrics["link_blocked_s"] > 0)
+    assert (dealt["min_size_left"], dealt["sample_blocked_s"]) == (0, 0)
+    assert dealt["idle_s"] >= dealt["link_blocked_s"]
+    assert 1 <= dealt["sample_age"] <= 40
 
 
 def test_segments_are_accounted_for_and_none_is_stored_twice(peers: MakePeers) -> None:
