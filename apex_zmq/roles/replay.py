@@ -44,7 +44,7 @@ IDLE_S = 0.1
 
 @dataclass
 class Credits:
-    """Batches in flight to one learner: what may still be dealt, and what got lost (DESIGN: credits).
+    """Batches in flight to one rank of the learner: what may still be dealt, and what got lost (DESIGN: credits).
 
     A batch is in flight from dealing until a priority message acknowledges its
     number or a later one, or until it is older than the timeout.
@@ -61,7 +61,12 @@ class Credits:
         while self._in_flight and now - self._in_flight[0][1] > self.timeout_s:
             self._in_flight.popleft()
             self.lost += 1
-        return len(self._in_flight) < self.limit
+        return self.in_flight < self.limit
+
+    @property
+    def in_flight(self) -> int:
+        """Batches on their way, or being learned from."""
+        return len(self._in_flight)
 
     def deal(self, now: float) -> int:
         """Spend a credit; the number of the batch."""
@@ -78,11 +83,15 @@ class Credits:
 
 @dataclass
 class Dealing:
-    """The learner process that batches are dealt to, and when it was last heard (monotonic seconds)."""
+    """The learner that batches are dealt to.
 
-    hello: Hello
-    credits: Credits
+    heard: when any of its ranks last greeted (monotonic seconds).
+    credits: of the ranks that have greeted.
+    """
+
+    epoch: int
     heard: float
+    credits: dict[int, Credits] = field(default_factory=dict)
 
 
 class ReplayServer:
@@ -117,7 +126,10 @@ class ReplayServer:
             insecure=addresses.insecure,
             keys=server_keys(addresses, "priorities"),
         )
-        self._batches = Outbox(addresses.batches, hwm=replay.credits, keys=client_keys(addresses, "batches"))
+        keys = client_keys(addresses, "batches")
+        self._batches = [
+            Outbox(address, hwm=replay.credits, keys=keys) for address in settings.batch_addresses(addresses)
+        ]
         self._keeper = keeper_of(config, shard, self._signature)
         self._store = Store(
             capacity=replay.capacity // replay.shards,
@@ -163,11 +175,10 @@ class ReplayServer:
         self._reporter.start()
         while not stop.is_set():
             may_insert = self._governor.may_insert()
-            may_deal = self._may_deal()
             started = time.monotonic()
             wait(
                 [self._priorities, self._experience] if may_insert else [self._priorities],
-                [self._batches] if may_deal else [],
+                [self._batches[rank] for rank in self._ranks_to_deal_to()],
                 IDLE_S,
             )
             self._account_waiting(time.monotonic() - started, may_insert)
@@ -177,8 +188,10 @@ class ReplayServer:
                 self._hear_learner(message)
             if may_insert:
                 self._insert_waiting()
-            if may_deal and self._batches.ready:
-                self._deal()
+            for rank in self._ranks_to_deal_to():
+                if self._batches[rank].ready:
+                    self._deal(rank)
+                    break
             if self._keeper is not None:
                 self._keeper.turn(self._store, self._governor)
             self._report()
@@ -187,7 +200,8 @@ class ReplayServer:
             self._keeper.close(self._store, self._governor)
         self._experience.close()
         self._priorities.close()
-        self._batches.close()
+        for outbox in self._batches:
+            outbox.close()
 
     def _decode_hello(self, parts: Parts) -> Hello:
         hello = decode_hello(parts)
@@ -195,6 +209,11 @@ class ReplayServer:
             raise WireError(
                 f"learner of run {hello.run} has experience signature {hello.signature}, ours is {self._signature}: "
                 "start it with this run's config"
+            )
+        if hello.rank >= len(self._batches):
+            raise WireError(
+                f"rank {hello.rank} of run {hello.run}, but addresses.batches lists {len(self._batches)}; "
+                "list one per rank"
             )
         return hello
 
@@ -206,8 +225,8 @@ class ReplayServer:
         if update.generation != self._store.generation:
             self._counts["stale_updates"] += 1
             return
-        if self._dealing is not None and update.epoch == self._dealing.hello.epoch:
-            self._dealing.credits.acknowledge(update.number)
+        if self._dealing is not None and update.epoch == self._dealing.epoch and update.rank in self._dealing.credits:
+            self._dealing.credits[update.rank].acknowledge(update.number)
         if (update.td_error < 0).any():
             broken = update.keys[update.td_error < 0]
             log.warning("%d transitions nobody can learn from, by %s", len(broken), self._store.actors_of(broken))
@@ -216,13 +235,16 @@ class ReplayServer:
         self._counts["retired"] += counts.retired
 
     def _greet(self, hello: Hello, now: float) -> None:
-        """The highest epoch is dealt to; one that has fallen silent holds up no other."""
+        """The highest epoch is dealt to, each rank of it that greets; one that has fallen silent holds up no other."""
         current = self._dealing
-        if current is not None and hello.epoch == current.hello.epoch:
-            current.heard = now
-        elif current is None or hello.epoch > current.hello.epoch or now - current.heard > SILENT_S:
+        if current is None or hello.epoch != current.epoch:
+            if current is not None and hello.epoch < current.epoch and now - current.heard <= SILENT_S:
+                return
             log.info("dealing to learner of run %s, epoch %d", hello.run, hello.epoch)
-            self._dealing = Dealing(hello, Credits(self._credit_limit, self._credit_timeout_s), now)
+            current = self._dealing = Dealing(hello.epoch, now)
+        current.heard = now
+        if hello.rank not in current.credits:
+            current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
     def _insert_waiting(self) -> None:
         for _ in range(SEGMENTS_PER_TURN):
@@ -250,26 +272,27 @@ class ReplayServer:
         self._governor.inserts += segment.num_transitions
         self._reporter.progress()
 
-    def _may_deal(self) -> bool:
-        return (
-            self._dealing is not None
-            and self._dealing.credits.available(time.monotonic())
-            and self._store.mass > 0
-            and self._governor.may_sample()
+    def _ranks_to_deal_to(self) -> list[int]:
+        """Those with a credit left, the one with the fewest batches in flight first."""
+        if self._dealing is None or self._store.mass <= 0 or not self._governor.may_sample():
+            return []
+        credits, now = self._dealing.credits, time.monotonic()
+        return sorted(
+            (rank for rank in credits if credits[rank].available(now)), key=lambda rank: credits[rank].in_flight
         )
 
-    def _deal(self) -> None:
+    def _deal(self, rank: int) -> None:
         assert self._dealing is not None
         batch = Batch(
-            epoch=self._dealing.hello.epoch,
-            rank=self._dealing.hello.rank,
+            epoch=self._dealing.epoch,
+            rank=rank,
             shard=self._shard,
             generation=self._store.generation,
-            number=self._dealing.credits.next_number,
+            number=self._dealing.credits[rank].next_number,
             sample=self._store.sample(self._batch_size),
         )
-        if self._batches.send(encode_batch(batch)):
-            self._dealing.credits.deal(time.monotonic())
+        if self._batches[rank].send(encode_batch(batch)):
+            self._dealing.credits[rank].deal(time.monotonic())
             self._governor.samples += self._batch_size
             self._reporter.progress()
 
@@ -289,7 +312,7 @@ class ReplayServer:
             "inserts": governor.inserts - self._recovered_counts[0],
             "samples": governor.samples - self._recovered_counts[1],
             "surplus": governor.surplus,
-            "lost_batches": self._dealing.credits.lost if self._dealing else 0,
+            "lost_batches": sum(each.lost for each in self._dealing.credits.values()) if self._dealing else 0,
             "refused_messages": self._experience.refused + self._priorities.refused,
             **{f"segments_{what}": count for what, count in asdict(self._accounts.totals).items()},
             **self._counts,
