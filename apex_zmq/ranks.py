@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from apex_zmq.config import ConfigError
@@ -48,14 +50,21 @@ class Ranks:
         missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
         if missing:
             raise ConfigError(f"WORLD_SIZE is {size} and {missing[0]} is not set; start the learner with torchrun")
-        if environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]:
-            # On one host nobody else need reach what gloo listens on, nor need the host's name resolve.
+        on_one_host = environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
+        if on_one_host:
+            # Nobody else need reach what gloo listens on, nor need the host's name resolve.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         # A rank that waits for one that will never come must end when torchrun tells it to.
         handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, _ = next(rendezvous("env://"))
+        if on_one_host:
+            # torchrun's store outlives a restart, and holds where the ranks listened before it (pytorch #135712).
+            # Hosts count restarts each for itself, so it would not do over several.
+            store = PrefixStore(environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
         signal.signal(signal.SIGTERM, handler)
-        return cls(int(environ["RANK"]), size, int(environ["LOCAL_RANK"]))
+        return cls(rank, size, int(environ["LOCAL_RANK"]))
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, which must be JSON; the others' are dropped.
@@ -108,7 +117,7 @@ class Ranks:
             return network
         device = next(network.parameters()).device
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(network, device_ids=devices)
 
     def leave(self) -> None:
         """Free what the ranks talk through; does not wait for the others."""
