@@ -213,7 +213,10 @@ class Learner(Section, frozen=True):
     target_period: Annotated[Count, doc("Updates between copies to the target network.")] = 2500
     average_updates: Annotated[
         Count | None,
-        doc("Updates over which checkpoints average the parameters that evaluations play; null: they play the newest."),
+        doc(
+            "Updates over which checkpoints average the parameters that evaluations play, or a tenth of all so far "
+            "while that is less; null: they play the newest."
+        ),
     ] = None
     max_bad_steps: Annotated[
         Count, doc("Steps in a row whose loss, gradient or parameters are not finite, after which the learner ends.")

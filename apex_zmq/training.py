@@ -24,6 +24,8 @@ from apex_zmq.types import Float32s, Sample
 
 log = logging.getLogger(__name__)
 
+AVERAGE_POWER = 10  # of time, with which a step weighs more than the one before: about a tenth of a run counts
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -59,8 +61,9 @@ class Trainer:
 
     ranks: of the learner; each takes its steps on rows of its own, and all parameters stay the same on all.
     updates: gradient steps taken so far.
-    average: the online parameters averaged exponentially over `learner.average_updates` steps, over all steps while
-        there are fewer (Polyak and Juditsky 1992; in deep networks: Izmailov et al. 2018, arXiv 1803.05407), or None.
+    average: the online parameters averaged, or None: with polynomial decay over about the last tenth of all steps
+        (Shamir and Zhang 2013, arXiv 1212.1824, sec. 4), exponentially over `learner.average_updates` once that is less
+        (Polyak and Juditsky 1992; in deep networks: Izmailov et al. 2018, arXiv 1803.05407).
     """
 
     def __init__(self, config: Config, spec: EnvSpec, ranks: Ranks = ALONE) -> None:
@@ -129,7 +132,7 @@ class Trainer:
         self._optimizer.step()
         self.updates += 1
         if self.average is not None and config.average_updates is not None:
-            share = 1 / min(self.updates, config.average_updates)
+            share = max(1 / config.average_updates, AVERAGE_POWER / (self.updates + AVERAGE_POWER - 1))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.online.parameters()), share)
         if self.updates % config.target_period == 0:
             self.target.load_state_dict(self.online.state_dict())

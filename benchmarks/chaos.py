@@ -107,11 +107,14 @@ def report(running: Cluster, kills: list[Kill], at_start: dict[str, int], at_end
     )
     corrupted = running.members["learner"].total("train/corrupted_windows")
     well &= corrupted == 0
-    print(f"\nsegments sent      {sum(member.total('segments') for member in actors):.0f}")
+    sent = sum(member.total("segments") for member in actors)
+    print(f"\nsegments sent      {sent:.0f}")
     print(f"         received  {received:.0f}")
     print(f"         lost      {lost:.0f}")
     print(f"         refused   {refused:.0f}")
     print(f"         duplicate {duplicate:.0f}")
+    # A new shard cannot know what its predecessor received, so it cannot count as lost what that one left unread.
+    print(f"         unread    {sent - received - lost - refused:.0f}, on the way to a shard when it was killed")
     print(f"corrupted windows  {corrupted:.0f}")
     print(f"gradient steps     {running.updates:.0f}")
     print(f"resident memory    {sum(at_start.values()) / 1e6:.0f} MB at start, {sum(at_end.values()) / 1e6:.0f} at end")

@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "replay.arena_bytes": 60_000_000,
     "replay.min_size": 1_000,
     "replay.credit_timeout_s": 5,
+    "replay.snapshot_interval_s": 10,
     "learner.sync_every": 20,
     "learner.save_every": 100,
     "learner.keep_checkpoints": 3,
@@ -83,6 +84,7 @@ class Cluster:
             configure.load(ROOT / "configs/mario-cpu.yaml"),
             {
                 **SETTINGS,
+                "replay.snapshot_dir": str(directory / "snapshots"),
                 "addresses.experience": addresses[:2],
                 "addresses.priorities": addresses[2:4],
                 "addresses.batches": addresses[4],

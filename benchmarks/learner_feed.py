@@ -22,7 +22,7 @@ from apex_zmq.roles.learner import Learner
 from benchmarks import synthetic
 from benchmarks.rows import ROOT, Row, main, versus
 
-ROUNDS = 3
+ROUNDS = 5
 WARM_UP_S = 5.0
 SECONDS = 20.0
 SETTINGS: dict[str, Any] = {

@@ -104,6 +104,7 @@ QUEUE = [
     Run("ppo-1", "peer", 1, 75.0, algorithm="ppo"),
     Run("dqn-1", "peer", 1, 75.0, algorithm="dqn"),
     Run("ppo-2", "peer", 2, 75.0, algorithm="ppo"),
+    Run("sweep-epsilon-alpha-4", "sweep", 1, 45.0, {"actor.epsilon_alpha": "4.1"}),
     *_one_seed("sweep", SWEEP),
     *_one_seed("ablation", ABLATIONS),
     *(Run(f"stage-{stage}", "stage", 1, 45.0, {"env.stages": f"[{stage}]"}) for stage in STAGES),

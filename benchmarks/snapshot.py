@@ -22,7 +22,7 @@ from benchmarks import mario_frames, synthetic
 from benchmarks.replay_to_learner_while_inserting import INSERTS_PER_S
 from benchmarks.rows import Row, table, versus
 
-STORED = 200_000
+STORED = 1_000_000
 ROUNDS = 5
 WARM_UP_S = 2.0
 SECONDS = 6.0

@@ -210,13 +210,14 @@ def test_the_target_is_copied_every_so_many_updates() -> None:
         assert (update % 3 == 0) == equal({"": target}, {"": trainer.state()["online"]})
 
 
-def test_the_average_is_over_the_last_updates() -> None:
-    trainer = Trainer(make_config(average_updates=3), VECTORS)
+@pytest.mark.parametrize("average_updates", [2, 1000])
+def test_the_average_is_over_the_last_updates(average_updates: int) -> None:
+    trainer = Trainer(make_config(average_updates=average_updates), VECTORS)
     windows, sample = made_up(8)
     expected: dict[str, npt.NDArray[np.float64]] = {}
-    for update in range(1, 9):
+    for update in range(1, 15):
         trainer.step(windows, sample, ones(sample))
-        share = 1 / min(update, 3)
+        share = max(1 / average_updates, 10 / (update + 9))
         for name, array in trainer.parameters().items():
             expected[name] = expected.get(name, np.zeros_like(array)) * (1 - share) + share * array
     assert not equal({"": trainer.state()["average"]}, {"": trainer.state()["online"]})

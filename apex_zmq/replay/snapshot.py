@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +27,8 @@ MAGIC = b"APEXSNAP"
 FORMAT_VERSION = 1
 _PRELUDE = struct.Struct("<8sII")
 _CRC_AT = _PRELUDE.size - 4  # all behind the field
+_PIECE_BYTES = 1 << 18
+_BYTES_PER_S = 32e6  # slower than disks, so that sampling keeps its processor
 
 
 class SnapshotError(Exception):
@@ -119,7 +122,10 @@ def write(path: Path, snapshot: Snapshot, previous: Path) -> None:
     try:
         with temporary.open("wb") as file:
             for part in encode(snapshot):
-                file.write(part)
+                for start in range(0, len(part), _PIECE_BYTES):
+                    piece = part[start : start + _PIECE_BYTES]
+                    file.write(piece)
+                    time.sleep(len(piece) / _BYTES_PER_S)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
