@@ -174,7 +174,7 @@ def test_ranks_count_the_batches_of_all() -> None:
         weights = [rank.weigh(draws, number, np.ones(1), 1.0, 0.0) for number, rank in enumerate(ranks)]
     for rank, draw in zip(ranks, draws, strict=True):
         assert rank.unnormalized(draw, np.ones(1), 1.0) == pytest.approx(1 / (400 * 0.5))
-    np.testing.assert_array_equal(*weights)
+    np.testing.assert_array_equal(weights[0], weights[1])
 
 
 def test_beta_rises_to_one() -> None:

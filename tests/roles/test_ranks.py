@@ -116,10 +116,9 @@ class Shard:
                 return status.metrics
 
     def close(self) -> None:
-        for inbox in (self._priorities, self._statuses):
-            inbox.close()
-        for outbox in self._batches:
-            outbox.close()
+        sockets: list[Any] = [self._priorities, self._statuses, *self._batches]
+        for socket in sockets:
+            socket.close()
 
 
 @pytest.fixture

@@ -142,10 +142,9 @@ class Peers:
 
     def close(self) -> None:
         self.stop()
-        for inbox in (*self._batches, self.statuses):
-            inbox.close()
-        for outbox in (self._actor, self._learner):
-            outbox.close()
+        sockets: list[Any] = [*self._batches, self.statuses, self._actor, self._learner]
+        for socket in sockets:
+            socket.close()
 
 
 MakePeers = Callable[..., Peers]
