@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test test-long lint docs bench bench-long bench-peers clean
+.PHONY: train demo test test-long lint docs bench bench-long bench-peers clean
 
 train: $(INSTALLED)
 	bin/apex-train --config configs/mario-cpu.yaml $(ARGS)
+
+demo: $(INSTALLED)
+	$(BIN)/python -m benchmarks.demo build/demo $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)

@@ -96,11 +96,20 @@ def learner(argv: Sequence[str] | None = None) -> int:
     options.add_run_options(parser)
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
-        directory, resume = _run_directory(arguments, config)
-        stop = _prepare("learner", config, config.learner.threads, arguments.log_format, arguments.log_dir)
+        rank = int(os.environ.get("RANK", "0"))  # torchrun's
+        place = _run_directory(arguments, config) if rank == 0 else None
+        name = "learner" if rank == 0 else f"learner-{rank}"
+        stop = _prepare(name, config, config.learner.threads, arguments.log_format, arguments.log_dir)
+        from apex_zmq.ranks import RankLostError, Ranks
         from apex_zmq.roles.learner import Learner
 
-        Learner(config, directory, resume=resume, init_from=arguments.init_from).run(stop)
+        ranks = Ranks.join()
+        try:
+            directory, resume = ranks.share(place and (str(place[0]), place[1]))
+            Learner(config, Path(directory), resume=resume, init_from=arguments.init_from, ranks=ranks).run(stop)
+        except RankLostError as error:
+            logging.getLogger(__name__).error("%s", error)
+            return 1
         return 0
 
     return _main(parser, run, argv, options.address_overrides)

@@ -177,7 +177,7 @@ class Replay(Section, frozen=True):
     tolerance: Annotated[
         Positive | None, doc("Samples the ratio may be off by, each way; null: 4 (batch + ratio x segment).")
     ] = None
-    credits: Annotated[int, Meta(ge=1, le=64), doc("Batches in flight to a learner per shard.")] = 4
+    credits: Annotated[int, Meta(ge=1, le=64), doc("Batches in flight to a rank of the learner per shard.")] = 4
     credit_timeout_s: Annotated[
         Positive, doc("Seconds after which an unacknowledged batch counts as lost and its credit returns.")
     ] = 30.0
@@ -198,7 +198,9 @@ class Learner(Section, frozen=True):
 
     device: Annotated[Literal["auto", "cpu", "cuda"], doc("auto: cuda where there is one.")] = "auto"
     threads: Annotated[Count, doc("Torch threads of the learner on the CPU.")] = 1
-    batch_size: Annotated[int, Meta(ge=1, le=65536), doc("Transitions per gradient step.")] = 512
+    batch_size: Annotated[
+        int, Meta(ge=1, le=65536), doc("Transitions per gradient step; of each rank, where there are several.")
+    ] = 512
     optimizer: Annotated[Literal["adam", "rmsprop"], doc("adam, or centered rmsprop with eps inside the root.")] = (
         "adam"
     )
@@ -257,7 +259,9 @@ class Addresses(Section, frozen=True):
     priorities: Annotated[tuple[str, ...], Meta(min_length=1), doc("[replay] One per shard.")] = (
         "tcp://127.0.0.1:5552",
     )
-    batches: Annotated[str, doc("[learner] Batches from all shards.")] = "tcp://127.0.0.1:5553"
+    batches: Annotated[
+        str | tuple[str, ...], doc("[learner] Batches from all shards; under torchrun a list, one per rank.")
+    ] = "tcp://127.0.0.1:5553"
     parameters: Annotated[str, doc("[learner] Parameters, heartbeats, relayed status.")] = "tcp://127.0.0.1:5554"
     status: Annotated[str, doc("[learner] Status of every role.")] = "tcp://127.0.0.1:5555"
     keys: Annotated[
@@ -414,12 +418,17 @@ def validate(config: Config, *, addressed: bool = True) -> None:
                 )
 
 
+def batch_addresses(addresses: Addresses) -> tuple[str, ...]:
+    """Where each rank of the learner takes its batches, in the order of ranks."""
+    return (addresses.batches,) if isinstance(addresses.batches, str) else addresses.batches
+
+
 def all_addresses(addresses: Addresses) -> tuple[str, ...]:
     """Every address of a run."""
     return (
         *addresses.experience,
         *addresses.priorities,
-        addresses.batches,
+        *batch_addresses(addresses),
         addresses.parameters,
         addresses.status,
     )

@@ -119,6 +119,6 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def address_override(field: str, value: str) -> str:
-    """`--set` form of an address given by flag or environment; commas separate shards."""
-    listed = field in ("experience", "priorities")
+    """`--set` form of an address given by flag or environment; commas separate shards, and ranks."""
+    listed = field in ("experience", "priorities") or (field == "batches" and "," in value)
     return f"addresses.{field}={json.dumps(value.split(',') if listed else value)}"  # JSON is YAML

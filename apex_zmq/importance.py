@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,17 @@ MAXIMUM_DECAY = 0.99
 def beta_at(beta0: float, annealing: float, updates: int) -> float:
     """The importance-sampling exponent after so many updates: linear from beta0 up to 1."""
     return min(1.0, beta0 + annealing * updates)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A batch as far as other batches' weights depend on it."""
+
+    shard: int  # s, which shard sampled it
+    generation: int  # of that shard
+    mass: float  # M_s, sum of all stored priorities of the shard then
+    num_transitions: int  # N_s, transitions in the shard then
+    least: float  # smallest p_i of its rows, > 0
 
 
 @dataclass(slots=True)
@@ -41,6 +53,9 @@ class ImportanceWeights:
     from s, whose true share is q_s, and E[1 / f_s] = E[1,000 / (1 + C)] = (1 - (1 - q_s)^1000) / q_s.
 
     A mean of maxima instead of each batch's own maximum: the latter would cancel f_s.
+
+    Where several ranks train, a step has a batch of each. All ranks account for all of them, so that
+    they divide by one number, and count as if one had trained on the rows of all.
     """
 
     def __init__(self, shard_timeout_s: float = 30.0) -> None:
@@ -53,53 +68,38 @@ class ImportanceWeights:
         self._counts: Counter[int] = Counter()
         self._maximum: float | None = None
 
-    def unnormalized(
-        self,
-        shard: int,
-        generation: int,
-        priorities: Float64s,
-        mass: float,
-        num_transitions: int,
-        beta: float,
-        now: float,
-    ) -> Float64s:
-        """Account for one batch and return its (N P(i))^-beta, float64 [B]; arguments as for `weigh`."""
-        self._hear(shard, generation, num_transitions, now)
-        self._count(shard)
+    def account(self, draws: Sequence[Draw], now: float) -> None:
+        """Count the batches of a step; now: clock in seconds, never running backwards."""
+        for draw in draws:
+            self._hear(draw.shard, draw.generation, draw.num_transitions, now)
+        for draw in draws:
+            self._count(draw.shard)
+
+    def unnormalized(self, draw: Draw, priorities: Float64s, beta: float) -> Float64s:
+        """(N P(i))^-beta, float64 [B], of a batch that has been counted; arguments as for `weigh`."""
         total = sum(live.num_transitions for live in self._live.values())
         counted = len(self._recent)
         prior = PRIOR_BATCHES * (1 - counted / COUNTED_BATCHES)
-        share = (self._counts[shard] + prior * num_transitions / total) / (counted + prior)
-        weights: Float64s = (total * share / mass * priorities) ** -beta
+        share = (self._counts[draw.shard] + prior * self._live[draw.shard].num_transitions / total) / (counted + prior)
+        weights: Float64s = (total * share / draw.mass * priorities) ** -beta
         return weights
 
-    def weigh(
-        self,
-        shard: int,
-        generation: int,
-        priorities: Float64s,
-        mass: float,
-        num_transitions: int,
-        beta: float,
-        now: float,
-    ) -> Float32s:
-        """Account for one batch and return its weights, float32 [B].
+    def weigh(self, draws: Sequence[Draw], rank: int, priorities: Float64s, beta: float, now: float) -> Float32s:
+        """Account for the batches of a step and return the weights of one of them, float32 [B].
 
         Args:
-            shard: s, which shard sampled the batch.
-            generation: of that shard.
-            priorities: p_i, float64 [B], > 0, as stored when the batch was sampled.
-            mass: M_s, sum of all stored priorities of the shard then.
-            num_transitions: N_s, transitions in the shard then.
+            draws: all of the step's batches, by rank.
+            rank: whose weights are wanted.
+            priorities: p_i of its batch, float64 [B], > 0, as stored when it was sampled.
             beta: exponent, in [0, 1].
-            now: clock in seconds, never running backwards.
+            now: clock in seconds, never running backwards; the same on all ranks.
         """
-        weights = self.unnormalized(shard, generation, priorities, mass, num_transitions, beta, now)
-        maximum = float(weights.max())
+        self.account(draws, now)
+        maximum = max(float(self.unnormalized(draw, np.array([draw.least]), beta)[0]) for draw in draws)
         if self._maximum is None:
             self._maximum = maximum
         self._maximum += (1 - MAXIMUM_DECAY) * (maximum - self._maximum)
-        return (weights / self._maximum).astype(np.float32)
+        return (self.unnormalized(draws[rank], priorities, beta) / self._maximum).astype(np.float32)
 
     def _hear(self, shard: int, generation: int, num_transitions: int, now: float) -> None:
         before = {name: live.generation for name, live in self._live.items()}

@@ -128,7 +128,7 @@ def add_address_options(parser: argparse.ArgumentParser, names: Iterable[str] = 
     described = {setting.name: setting for setting in settings.settings()}
     for name in names:
         setting = described[f"addresses.{name}"]
-        many, default = "", setting.default or "none"
+        many, default = ", commas between ranks" if name == "batches" else "", setting.default or "none"
         if not isinstance(default, str):
             many, default = ", commas between shards", ",".join(default)
         parser.add_argument(

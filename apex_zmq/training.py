@@ -19,6 +19,7 @@ from apex_zmq.importance import beta_at
 from apex_zmq.losses import double_q_td_error, split_windows, td_loss
 from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.optimizers import make_optimizer
+from apex_zmq.ranks import ALONE, Ranks
 from apex_zmq.types import Float32s, Sample
 
 log = logging.getLogger(__name__)
@@ -39,33 +40,43 @@ class StepResult:
     hopeless: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of a `learner.device` setting.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The torch device of a `learner.device` setting, for one rank of a host.
 
     Raises:
-        ConfigError: cuda asked for and not there.
+        ConfigError: cuda asked for and not there, or not so many.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("learner.device is cuda and torch finds no GPU; set learner.device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ConfigError(f"no GPU for local rank {local_rank}; start torchrun with --nproc-per-node {count} at most")
+    return torch.device("cuda", local_rank)
 
 
 class Trainer:
     """Online and target network and their optimizer.
 
+    ranks: of the learner; each takes its steps on rows of its own, and all parameters stay the same on all.
     updates: gradient steps taken so far.
     average: the online parameters averaged, or None: with polynomial decay over about the last tenth of all steps
         (Shamir and Zhang 2013, arXiv 1212.1824, sec. 4), exponentially over `learner.average_updates` once that is less
         (Polyak and Juditsky 1992; in deep networks: Izmailov et al. 2018, arXiv 1803.05407).
     """
 
-    def __init__(self, config: Config, spec: EnvSpec) -> None:
+    def __init__(self, config: Config, spec: EnvSpec, ranks: Ranks = ALONE) -> None:
         learner = config.learner
-        self.device = choose_device(learner.device)
+        self.device = choose_device(learner.device, ranks.local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # for what names no device, pinned memory among it
         self.updates = 0
         self._config = learner
         self._stack = spec.frame.stack
         self.online = make_network(config.agent.network, spec.frame, spec.num_actions, config.run.seed).to(self.device)
+        self._ranks = ranks
+        self._parallel = ranks.parallel(self.online)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.average = copy.deepcopy(self.target) if learner.average_updates is not None else None
         self._optimizer = make_optimizer(learner, self.online.parameters())
@@ -84,7 +95,7 @@ class Trainer:
         return config.learning_rate / (1 + self.updates / config.learning_rate_decay)
 
     def step(self, windows: npt.NDArray[Any], sample: Sample, weights: Float32s) -> StepResult:
-        """One gradient step (Horgan 2018, algorithm 2).
+        """One gradient step (Horgan 2018, algorithm 2); that of all ranks' rows together where there are several.
 
         Args:
             windows: [B, W, *frame] decoded frames.
@@ -92,14 +103,17 @@ class Trainer:
             weights: [B] importance weights; 0 leaves a row out.
 
         Returns:
-            |TD| before the step. What is not finite, loss, gradient or parameters, skips the step.
+            |TD| before the step. What is not finite, loss, gradient or parameters, of whichever rank, skips the step.
+
+        Raises:
+            RankLostError
         """
         config, put = self._config, self._to_device
         obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
         with torch.no_grad():
             target_q = self.target(next_obs)
             selector_q = self.online(next_obs) if config.double else target_q
-        q = self.online(obs)
+        q = self._parallel(obs)
         td_error = double_q_td_error(
             q,
             put(sample.action.astype(np.int64)),
@@ -112,7 +126,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
-        loss_value, norm_value = float(loss.detach()), float(grad_norm)
+        loss_value, norm_value = float(self._ranks.mean(loss.detach())), float(grad_norm)
         if not (np.isfinite(loss_value) and np.isfinite(norm_value)):
             return self._skip(td_error.detach(), f"loss {loss_value:g}, gradient norm {norm_value:g}")
         metrics = {

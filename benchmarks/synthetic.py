@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from apex_zmq import configure
-from apex_zmq.config import Config
+from apex_zmq.config import Config, batch_addresses
 from apex_zmq.envs.make import env_spec
 from apex_zmq.roles.feeder import DecodedBatch, Feeder
 from apex_zmq.signature import experience_signature
@@ -173,7 +173,7 @@ class SyntheticLearner:
     def __init__(self, config: Config) -> None:
         spec = env_spec(config.env)
         self._feeder = Feeder(
-            config.addresses.batches,
+            batch_addresses(config.addresses)[0],
             insecure=False,
             frame=spec.frame,
             n_step=config.agent.n_step,

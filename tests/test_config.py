@@ -150,6 +150,7 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
         (["env.actions=[[right, jump]]"], "env.actions: ['right', 'jump'] names jump; buttons are A B NOOP"),
         (["addresses.batches=host"], "address host: write tcp://host:port"),
         (["addresses.batches=tcp://host"], "address tcp://host: write tcp://host:port"),
+        (["addresses.batches=[tcp://host:1, tcp://host]"], "address tcp://host: write tcp://host:port"),
         (["addresses.status=tcp://:1"], "address tcp://:1: write tcp://host:port"),
         (["addresses.status=tcp://host:0"], "(port 1 to 65535)"),
         (["addresses.status=tcp://host:65536"], "(port 1 to 65535)"),

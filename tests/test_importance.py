@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apex_zmq.importance import ImportanceWeights, beta_at
+from apex_zmq.importance import Draw, ImportanceWeights, beta_at
 from apex_zmq.replay.sum_tree import SumTree
 
 
@@ -17,7 +17,8 @@ def weigh(
     beta: float = 0.5,
     now: float = 0.0,
 ) -> list[float]:
-    weights = importance.weigh(shard, generation, np.array(priorities), mass, num_transitions, beta, now)
+    draw = Draw(shard, generation, mass, num_transitions, min(priorities))
+    weights = importance.weigh([draw], 0, np.array(priorities), beta, now)
     assert weights.dtype == np.float32
     return [float(weight) for weight in weights]
 
@@ -61,7 +62,9 @@ def test_sizes_stand_in_for_counts_while_those_are_few() -> None:
     found = {}
     for number in range(1, 1001):
         shard = 1 if number in (2, 3) else 0  # the second batch restarts the counts
-        weights = importance.unnormalized(shard, 1, np.ones(1), 1.0, 300 - 200 * shard, 1.0, 0.0)
+        draw = Draw(shard, 1, 1.0, 300 - 200 * shard, 1.0)
+        importance.account([draw], 0.0)
+        weights = importance.unnormalized(draw, np.ones(1), 1.0)
         found[number - 1] = shard, 1 / (400 * float(weights[0]))
     for count, (shard, counted) in {1: (1, 1), 2: (1, 2), 3: (0, 1), 500: (0, 498), 999: (0, 997)}.items():
         prior = 100 - count / 10
@@ -113,7 +116,10 @@ def test_weighted_means_over_unequal_shards_are_the_uniform_mean(rates: tuple[fl
     weighted, unweighted, ones = [], [], []
     for number, shard in enumerate(rng.choice(3, 41_000, p=rates).tolist()):
         tree, rows = trees[shard], trees[shard].stratified(8, rng)
-        weights = importance.unnormalized(shard, 1, tree.get(rows), tree.total, SIZES[shard], 1.0, number / 1000)
+        p = tree.get(rows)
+        draw = Draw(shard, 1, tree.total, SIZES[shard], p.min())
+        importance.account([draw], number / 1000)
+        weights = importance.unnormalized(draw, p, 1.0)
         weighted.append(weights @ values[shard][rows] / 8)
         unweighted.append(values[shard][rows].mean())
         ones.append(weights.mean())
@@ -146,6 +152,29 @@ def test_a_shard_may_die_and_return() -> None:
     fresh = ImportanceWeights()
     assert weights(fresh, [(0, 7, 300, 63.9)])  # heard of, so that it is live from the first batch on
     assert weights(importance, again) == weights(fresh, again)
+
+
+def test_ranks_weigh_their_batches_as_one_would_weigh_the_joined_one() -> None:
+    rng = np.random.default_rng(5)
+    ranks, joined = [ImportanceWeights(), ImportanceWeights()], ImportanceWeights()
+    for step in range(20):
+        mine = [rng.gamma(1.0, 1.0, 8) + 0.1, rng.gamma(1.0, 1.0, 8) + 0.1]
+        draws = [Draw(0, 1, 50.0 + step, 100, p.min()) for p in mine]
+        found = [rank.weigh(draws, number, mine[number], 0.6, float(step)) for number, rank in enumerate(ranks)]
+        together = np.concatenate(mine)
+        wanted = joined.weigh([Draw(0, 1, 50.0 + step, 100, together.min())], 0, together, 0.6, float(step))
+        np.testing.assert_allclose(np.concatenate(found), wanted, rtol=1e-6)
+
+
+def test_ranks_count_the_batches_of_all() -> None:
+    """Each is dealt to by a shard of its own, one of them three times as large: shares are halves."""
+    ranks = ImportanceWeights(), ImportanceWeights()
+    draws = [Draw(0, 1, 1.0, 300, 1.0), Draw(1, 1, 1.0, 100, 1.0)]
+    for _ in range(500):
+        weights = [rank.weigh(draws, number, np.ones(1), 1.0, 0.0) for number, rank in enumerate(ranks)]
+    for rank, draw in zip(ranks, draws, strict=True):
+        assert rank.unnormalized(draw, np.ones(1), 1.0) == pytest.approx(1 / (400 * 0.5))
+    np.testing.assert_array_equal(weights[0], weights[1])
 
 
 def test_beta_rises_to_one() -> None:

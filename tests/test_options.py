@@ -170,7 +170,7 @@ def test_an_option_changes_its_setting_alone(program: str, parse: Callable[..., 
 def test_flags_win_over_the_environment_and_set_over_flags(
     program: str, parse: Callable[..., Parsed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def batches(*arguments: str) -> str:
+    def batches(*arguments: str) -> object:
         resolved = parse(program, "--set", "env.noop_max=7", *arguments).config
         assert resolved is not None
         return resolved.addresses.batches
@@ -180,6 +180,12 @@ def test_flags_win_over_the_environment_and_set_over_flags(
     assert batches() == "tcp://environment:1"
     assert batches(*flag) == "tcp://flag:1"
     assert batches(*setting, *flag) == "tcp://set:1"
+
+
+def test_batches_may_have_an_address_for_each_rank(parse: Callable[..., Parsed]) -> None:
+    resolved = parse("replay", "--batches", "tcp://host:1,tcp://host:2").config
+    assert resolved is not None
+    assert resolved.addresses.batches == ("tcp://host:1", "tcp://host:2")
 
 
 def test_apex_train_chooses_addresses_itself(parse: Callable[..., Parsed], monkeypatch: pytest.MonkeyPatch) -> None:

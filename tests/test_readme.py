@@ -37,6 +37,8 @@ def bounded(command: str, runs: int, newest: str) -> str:
     command = command.replace("checkpoints/RUN", newest)
     if command.startswith("make train"):
         return f"make train ARGS='{budget}'"
+    if command.startswith("make demo"):
+        return "make demo ARGS='--minutes 0.5'"
     if command.startswith("bin/apex-train"):
         return f"{command} {budget}"
     if command.startswith("bin/apex-eval"):

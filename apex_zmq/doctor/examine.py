@@ -54,7 +54,7 @@ def examine(config: Config, given: Sequence[str] = ()) -> Iterator[Check]:
         yield check_gpu(config.learner.device)
     bound = [] if TRAIN in given else links.bound_here(config, roles)
     holders = {link: links.find_holder(link.address) for link in bound if links.resolves(link.address)}
-    shards = config.replay.shards if TRAIN in given else len({link.shard for link in bound} - {None})
+    shards = config.replay.shards if TRAIN in given else len({link.number for link in bound if link.server == "replay"})
     if "replay" in roles:
         yield check_memory(config, shards, _resident_bytes(holders.values()))
     yield from check_disks(config, roles, shards, sum(array.nbytes for array in network.values()))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from apex_zmq.config import Addresses, Config, all_addresses
+from apex_zmq.config import Addresses, Config, all_addresses, batch_addresses
 from apex_zmq.keys import OPENS, SERVERS, SERVES, role_of
 from apex_zmq.transport import is_local
 
@@ -20,17 +20,17 @@ REACH_S = 3.0
 
 
 class Link(NamedTuple):
-    """One address of a run and the role that binds it. shard: of the replay; None: the learner's."""
+    """One address of a run and the role that binds it. number: of the shard or the rank; None: the only one."""
 
     channel: str
-    shard: int | None
+    number: int | None
     address: str
     server: str
 
     @property
     def name(self) -> str:
         """As a line calls it."""
-        return self.channel if self.shard is None else f"{self.channel} {self.shard}"
+        return self.channel if self.number is None else f"{self.channel} {self.number}"
 
 
 class Holder(NamedTuple):
@@ -49,7 +49,7 @@ def links(addresses: Addresses) -> Iterator[Link]:
             if isinstance(found, str):
                 yield Link(channel, None, found, server)
             else:
-                yield from (Link(channel, shard, address, server) for shard, address in enumerate(found))
+                yield from (Link(channel, number, address, server) for number, address in enumerate(found))
 
 
 def host_of(address: str) -> str:
@@ -131,7 +131,8 @@ def roles_here(config: Config) -> list[str]:
     if addresses.keys is not None and (role := role_of(Path(addresses.keys))) is not None:
         return [role]
     roles = ["replay"] if shards_here(addresses) else []
-    if all(is_here(getattr(addresses, channel)) for channel in SERVES["learner"]):
+    ranks = any(map(is_here, batch_addresses(addresses)))
+    if ranks and is_here(addresses.parameters) and is_here(addresses.status):
         roles.append("learner")
     if not roles or all(map(is_local, all_addresses(addresses))):
         roles.append("actor")
@@ -141,7 +142,12 @@ def roles_here(config: Config) -> list[str]:
 def bound_here(config: Config, roles: Sequence[str]) -> list[Link]:
     """The links that these roles bind on this machine."""
     shards = shards_here(config.addresses) or list(range(config.replay.shards))
-    return [link for link in links(config.addresses) if link.server in roles and link.shard in (None, *shards)]
+    return [
+        link
+        for link in links(config.addresses)
+        if link.server in roles
+        and (link.number is None or (link.number in shards if link.server == "replay" else is_here(link.address)))
+    ]
 
 
 def opened_here(config: Config, roles: Sequence[str]) -> list[Link]:

@@ -14,11 +14,11 @@ from apex_zmq.types import Float32s
 log = logging.getLogger(__name__)
 
 DIRECTORY = "bad-batches"
-KEPT = 10  # the newest
+KEPT = 10  # the newest of each rank
 
 
 def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s) -> None:
-    """Write `update-<update>-shard-<shard>-<number>.npz`: columns by the names of `Sample`, windows, weights, broken.
+    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: columns by the names of `Sample`, and the rest.
 
     A failure is logged and costs the file, not the run.
 
@@ -29,7 +29,8 @@ def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s)
         weights: [B] importance weights.
     """
     batch, sample = decoded.batch, decoded.batch.sample
-    path = directory / DIRECTORY / f"update-{update:09d}-shard-{batch.shard}-{batch.number}.npz"
+    name = f"update-{update:09d}-rank-{batch.rank}-shard-{batch.shard}-{batch.number}.npz"
+    path = directory / DIRECTORY / name
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
@@ -50,7 +51,8 @@ def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        for old in sorted(path.parent.glob("*.npz"), key=lambda found: found.stat().st_mtime_ns)[:-KEPT]:
+        own = path.parent.glob(f"*-rank-{batch.rank}-*.npz")
+        for old in sorted(own, key=lambda found: found.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
     except OSError as error:
         log.error("%s not saved, training goes on: %s", path, error)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from apex_zmq import metrics
@@ -26,6 +27,7 @@ from apex_zmq.roles.status import process_metrics
 from apex_zmq.rundir import keep_settings
 from apex_zmq.telemetry import ROLES, Meter, RunStats, progress_line
 from apex_zmq.transport import Inbox, wait
+from apex_zmq.types import Float64s
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Parameters, Status, decode_status, encode
 
@@ -43,7 +45,8 @@ class Broadcaster(threading.Thread):
     meter: the training thread's numbers go in here.
     update, waited_s, progress_time: set by the training thread: gradient steps of the
     run, seconds spent waiting for batches, unix seconds of its last progress.
-    faults, feed: set by the training thread: counters of what went wrong, and what its batches do, by metric.
+    rank_waited_s: set likewise: [R] seconds that each rank spent waiting for its own batches.
+    counters: set by the training thread: of what went wrong and of the batches decoded, by metric.
     newest: set by the training thread: arrays of the newest batch, by tag, whose
     histograms are taken at the log interval.
 
@@ -72,12 +75,13 @@ class Broadcaster(threading.Thread):
         self.meter = Meter()
         self.update = self.first_update = 0
         self.waited_s = 0.0
-        self.faults: Mapping[str, float] = {}
-        self.feed: Mapping[str, float] = {}
+        self.rank_waited_s: Float64s = np.zeros(1)
+        self.counters: Mapping[str, float] = {}
         self.newest: Mapping[str, npt.NDArray[Any]] = {}
         self._start_time = self.progress_time = time.time()
         self._config = config
         self._directory = directory
+        self._at_summary: tuple[float, Float64s] = time.monotonic(), np.zeros(1)
         self._boot = secrets.randbits(63)
         self._lock = threading.Lock()
         self._pending: Parameters | None = None
@@ -141,7 +145,7 @@ class Broadcaster(threading.Thread):
 
     def _summarize(self, board: Board, now: float) -> None:
         self.stats.hear(self._status(self._own()), now)
-        numbers = self.stats.summary(now, self.update) | self.meter.take()
+        numbers = self.stats.summary(now, self.update) | self.meter.take() | self._rank_waits(now)
         board.write(numbers, {**self.newest, **self.stats.ends()}, self.stats.decisions)
         self._summary = numbers | {"decisions": self.stats.decisions}
         log.info("%s%s", PROGRESS, progress_line(numbers))
@@ -168,10 +172,18 @@ class Broadcaster(threading.Thread):
             "updates": self.update - self.first_update,
             "waited_s": self.waited_s,
             "refused_statuses": self._statuses.refused,
-            **self.faults,
-            **self.feed,
+            **self.counters,
             **process_metrics(),
         }
+
+    def _rank_waits(self, now: float) -> dict[str, float]:
+        """Where there are several ranks, the share of time that each has waited for batches since the last summary."""
+        (before, waited_before_s), waited_s = self._at_summary, self.rank_waited_s
+        self._at_summary = now, waited_s
+        if len(waited_s) == 1:
+            return {}
+        shares = (waited_s - waited_before_s) / max(now - before, 1e-9)
+        return {f"wait/rank_{rank}": float(share) for rank, share in enumerate(shares.clip(max=1.0))}
 
     def _status(self, numbers: dict[str, float]) -> Status:
         return Status(

@@ -45,7 +45,7 @@ IDLE_S = 0.1
 
 @dataclass
 class Credits:
-    """Batches in flight to one learner: what may still be dealt, and what got lost (DESIGN: credits).
+    """Batches in flight to one rank of the learner: what may still be dealt, and what got lost (DESIGN: credits).
 
     A batch is in flight from dealing until a priority message acknowledges its
     number or a later one, or until it is older than the timeout.
@@ -62,7 +62,7 @@ class Credits:
         while self._in_flight and now - self._in_flight[0][1] > self.timeout_s:
             self._in_flight.popleft()
             self.lost += 1
-        return len(self._in_flight) < self.limit
+        return self.in_flight < self.limit
 
     @property
     def in_flight(self) -> int:
@@ -84,11 +84,15 @@ class Credits:
 
 @dataclass
 class Dealing:
-    """The learner process that batches are dealt to, and when it was last heard (monotonic seconds)."""
+    """The learner that batches are dealt to.
 
-    hello: Hello
-    credits: Credits
+    heard: when any of its ranks last greeted (monotonic seconds).
+    credits: of the ranks that have greeted.
+    """
+
+    epoch: int
     heard: float
+    credits: dict[int, Credits] = field(default_factory=dict)
 
 
 class ReplayServer:
@@ -124,7 +128,10 @@ class ReplayServer:
             insecure=addresses.insecure,
             keys=server_keys(addresses, "priorities"),
         )
-        self._batches = Outbox(addresses.batches, hwm=replay.credits, keys=client_keys(addresses, "batches"))
+        keys = client_keys(addresses, "batches")
+        self._batches = [
+            Outbox(address, hwm=replay.credits, keys=keys) for address in settings.batch_addresses(addresses)
+        ]
         self._keeper = keeper_of(config, shard, self._signature)
         self._store = Store(
             capacity=replay.capacity // replay.shards,
@@ -164,11 +171,10 @@ class ReplayServer:
         self._reporter.start()
         while not stop.is_set():
             may_insert = self._governor.may_insert()
-            may_deal = self._may_deal()
             started = time.monotonic()
             wait(
                 [self._priorities, self._experience] if may_insert else [self._priorities],
-                [self._batches] if may_deal else [],
+                [self._batches[rank] for rank in self._ranks_to_deal_to()],
                 IDLE_S,
             )
             self._account_waiting(time.monotonic() - started, may_insert)
@@ -178,8 +184,10 @@ class ReplayServer:
                 self._hear_learner(message)
             if may_insert:
                 self._insert_waiting()
-            if may_deal and self._batches.ready:
-                self._deal()
+            for rank in self._ranks_to_deal_to():
+                if self._batches[rank].ready:
+                    self._deal(rank)
+                    break
             if self._keeper is not None:
                 self._keeper.turn(self._store, self._governor)
             self._report()
@@ -188,7 +196,8 @@ class ReplayServer:
             self._keeper.close(self._store, self._governor)
         self._experience.close()
         self._priorities.close()
-        self._batches.close()
+        for outbox in self._batches:
+            outbox.close()
 
     def _decode_hello(self, parts: Parts) -> Hello:
         hello = decode_hello(parts)
@@ -196,6 +205,11 @@ class ReplayServer:
             raise WireError(
                 f"learner of run {hello.run} has experience signature {hello.signature}, ours is {self._signature}: "
                 "start it with this run's config"
+            )
+        if hello.rank >= len(self._batches):
+            raise WireError(
+                f"rank {hello.rank} of run {hello.run}, but addresses.batches lists {len(self._batches)}; "
+                "list one per rank"
             )
         return hello
 
@@ -207,8 +221,8 @@ class ReplayServer:
         if update.generation != self._store.generation:
             self._counts["stale_updates"] += 1
             return
-        if self._dealing is not None and update.epoch == self._dealing.hello.epoch:
-            self._dealing.credits.acknowledge(update.number)
+        if self._dealing is not None and update.epoch == self._dealing.epoch and update.rank in self._dealing.credits:
+            self._dealing.credits[update.rank].acknowledge(update.number)
         if (update.td_error < 0).any():
             broken = update.keys[update.td_error < 0]
             log.warning("%d transitions nobody can learn from, by %s", len(broken), self._store.actors_of(broken))
@@ -217,13 +231,16 @@ class ReplayServer:
         self._counts["retired"] += counts.retired
 
     def _greet(self, hello: Hello, now: float) -> None:
-        """The highest epoch is dealt to; one that has fallen silent holds up no other."""
+        """The highest epoch is dealt to, each rank of it that greets; one that has fallen silent holds up no other."""
         current = self._dealing
-        if current is not None and hello.epoch == current.hello.epoch:
-            current.heard = now
-        elif current is None or hello.epoch > current.hello.epoch or now - current.heard > SILENT_S:
+        if current is None or hello.epoch != current.epoch:
+            if current is not None and hello.epoch < current.epoch and now - current.heard <= SILENT_S:
+                return
             log.info("dealing to learner of run %s, epoch %d", hello.run, hello.epoch)
-            self._dealing = Dealing(hello, Credits(self._credit_limit, self._credit_timeout_s), now)
+            current = self._dealing = Dealing(hello.epoch, now)
+        current.heard = now
+        if hello.rank not in current.credits:
+            current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
     def _insert_waiting(self) -> None:
         for _ in range(SEGMENTS_PER_TURN):
@@ -251,27 +268,28 @@ class ReplayServer:
         self._governor.inserts += segment.num_transitions
         self._reporter.progress()
 
-    def _may_deal(self) -> bool:
-        return (
-            self._dealing is not None
-            and self._dealing.credits.available(time.monotonic())
-            and self._store.mass > 0
-            and self._governor.may_sample()
+    def _ranks_to_deal_to(self) -> list[int]:
+        """Those with a credit left, the one with the fewest batches in flight first."""
+        if self._dealing is None or self._store.mass <= 0 or not self._governor.may_sample():
+            return []
+        credits, now = self._dealing.credits, time.monotonic()
+        return sorted(
+            (rank for rank in credits if credits[rank].available(now)), key=lambda rank: credits[rank].in_flight
         )
 
-    def _deal(self) -> None:
+    def _deal(self, rank: int) -> None:
         assert self._dealing is not None
         sample = self._store.sample(self._batch_size)
         batch = Batch(
-            epoch=self._dealing.hello.epoch,
-            rank=self._dealing.hello.rank,
+            epoch=self._dealing.epoch,
+            rank=rank,
             shard=self._shard,
             generation=self._store.generation,
-            number=self._dealing.credits.next_number,
+            number=self._dealing.credits[rank].next_number,
             sample=sample,
         )
-        if self._batches.send(encode_batch(batch)):
-            self._dealing.credits.deal(time.monotonic())
+        if self._batches[rank].send(encode_batch(batch)):
+            self._dealing.credits[rank].deal(time.monotonic())
             self._governor.samples += self._batch_size
             self._sample_age = self._store.next_key - float(sample.keys.mean())
             self._reporter.progress()
@@ -287,6 +305,7 @@ class ReplayServer:
 
     def _report(self) -> None:
         store, governor = self._store, self._governor
+        credits = self._dealing.credits.values() if self._dealing is not None else ()
         self._reporter.metrics = {
             "size": store.num_transitions,
             "bytes": store.num_bytes,
@@ -297,8 +316,8 @@ class ReplayServer:
             "samples_per_insert_target": governor.samples_per_insert or 0.0,
             "min_size_left": max(0, governor.min_size - governor.inserts),
             "sample_age": self._sample_age,
-            "in_flight": self._dealing.credits.in_flight if self._dealing else 0,
-            "lost_batches": self._dealing.credits.lost if self._dealing else 0,
+            "in_flight": sum(each.in_flight for each in credits),
+            "lost_batches": sum(each.lost for each in credits),
             "refused_messages": self._experience.refused + self._priorities.refused,
             **{f"segments_{what}": count for what, count in asdict(self._accounts.totals).items()},
             **self._counts,

@@ -10,7 +10,7 @@ from typing import Any
 import cpprb
 import numpy as np
 
-from apex_zmq.importance import ImportanceWeights
+from apex_zmq.importance import Draw, ImportanceWeights
 from apex_zmq.replay.sum_tree import SumTree
 
 LEAVES = 1 << 21
@@ -27,7 +27,8 @@ def ours(td_error: Any, new: Any) -> Callable[[], None]:
 
     def turn() -> None:
         slots = tree.stratified(BATCH, rng)
-        weights.weigh(0, 0, tree.get(slots), tree.total, LEAVES, BETA, 0.0)
+        priorities = tree.get(slots)
+        weights.weigh([Draw(0, 0, tree.total, LEAVES, priorities.min())], 0, priorities, BETA, 0.0)
         tree.set(slots, (new + EPSILON) ** ALPHA)
 
     return turn

@@ -161,7 +161,8 @@ def test_a_run_goes_on_after_requeue_from_checkpoint_and_snapshot(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_components_run_on_nodes_of_their_own(cluster: Cluster) -> None:
+def test_components_run_on_nodes_of_their_own(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKS", "2")
     log = cluster.directory / "job.log"
     memory = "--mem-per-cpu=1G"
     job = cluster.submit(
@@ -173,6 +174,7 @@ def test_components_run_on_nodes_of_their_own(cluster: Cluster) -> None:
     assert load(cluster.directory / "run").counters["updates"] == 50
     nodes = re.findall(r"^ +NodeList=(\S+)", cluster.ask("scontrol", "show", "job", number), re.MULTILINE)
     assert sorted(nodes) == list(NODES)
+    assert "learner-1 run" in log.read_text()  # the second rank
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from apex_zmq.configure import load
 from apex_zmq.launch import EXIT_BAD_INPUT
@@ -50,6 +51,23 @@ def test_units_verify(installed: Path) -> None:
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
+def install_torchrun(root: Path) -> Path:
+    directory = root / "etc/systemd/system/apex-learner.service.d"
+    directory.mkdir()
+    return Path(shutil.copy(UNITS / "torchrun.conf", directory))
+
+
+def test_units_verify_with_a_learner_on_several_gpus(installed: Path) -> None:
+    torchrun = installed / "opt/apex_zmq/.venv/bin/torchrun"
+    torchrun.parent.mkdir(parents=True)
+    torchrun.touch(0o755)
+    dropped_in = install_torchrun(installed)
+    verified = verify(installed)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    dropped_in.write_text(dropped_in.read_text() + "NoSuchKey=1\n")
+    assert "NoSuchKey" in verify(installed).stderr
+
+
 def test_what_is_wrong_in_a_shared_file_would_show_in_every_unit(installed: Path) -> None:
     with (installed / "etc/systemd/system/apex-.service.d/10-confine.conf").open("a") as file:
         file.write("NoSuchKey=1\n")
@@ -57,7 +75,7 @@ def test_what_is_wrong_in_a_shared_file_would_show_in_every_unit(installed: Path
 
 
 def directive(service: Path, key: str) -> str:
-    found = re.search(rf"^{key}=(.*)$", service.read_text().replace("\\\n", ""), re.MULTILINE)
+    found = re.search(rf"^{key}=(.+)$", service.read_text().replace("\\\n", ""), re.MULTILINE)
     assert found, f"{service.name} has no {key}"
     return found[1]
 
@@ -71,6 +89,13 @@ def test_units_start_programs_with_options_that_they_know(service: Path, resolve
     if service.name != "apex-eval.service":  # which a checkpoint configures
         assert config.env == load(variables["APEX_CONFIG"]).env
         assert config.addresses.batches == variables["APEX_BATCHES"]
+
+
+def test_torchrun_starts_the_learner_as_its_unit_does() -> None:
+    torchrun, _, program = directive(UNITS / "torchrun.conf", "ExecStart").partition(" --no-python ")
+    assert " ".join(program.split()) == " ".join(directive(UNITS / "apex-learner.service", "ExecStart").split())
+    parsed = get_args_parser().parse_args([*shlex.split(torchrun)[1:], "--no-python", "program"])
+    assert (parsed.standalone, parsed.nproc_per_node) == (True, "gpu")
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.name)

@@ -125,6 +125,15 @@ def test_of_several_shards_a_host_has_those_that_it_can_bind() -> None:
     }
 
 
+def test_of_several_ranks_a_host_has_those_whose_addresses_are_its_own() -> None:
+    config = settings(batches=[f"{ELSEWHERE}:1", "tcp://127.0.0.1:2"])
+    assert "learner" in links.roles_here(config)
+    bound = [(each.name, each.address) for each in links.bound_here(config, ["learner"])]
+    assert bound[0] == ("batches 1", "tcp://127.0.0.1:2")
+    assert [name for name, _ in bound[1:]] == ["parameters", "status"]
+    assert {each.name for each in links.opened_here(config, ["replay"])} == {"batches 0", "batches 1", "status"}
+
+
 @pytest.mark.parametrize(
     ("holder", "role"),
     [("replay", "replay"), ("learner", "learner"), ("alice", "actor"), ("judge", "evaluator"), ("box", "forwarder")],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apex_zmq import configure
-from apex_zmq.config import Config
+from apex_zmq.config import Config, batch_addresses
 from apex_zmq.roles import replay
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.segments import SegmentBuilder
@@ -60,9 +60,10 @@ class Peers:
         )
         self.frame = FrameSpec((values,), "float32", 1)
         n_step = self.config.agent.n_step
-        self._batches: Inbox[Batch] = Inbox.bind(
-            paths["batches"], {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step, 2)}, hwm=100
-        )
+        self._batches: list[Inbox[Batch]] = [
+            Inbox.bind(address, {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step, 2)}, hwm=100)
+            for address in batch_addresses(self.config.addresses)
+        ]
         self.statuses: Inbox[Status] = Inbox.bind(paths["status"], {Kind.STATUS: decode_status}, hwm=1000)
         self._actor, self._learner = Outbox(paths["experience"], hwm=4), Outbox(paths["priorities"], hwm=64)
         self._builder = SegmentBuilder(self.frame, n_step, 0.9, LENGTH)
@@ -108,13 +109,13 @@ class Peers:
         wait([], [self._actor], PATIENCE_S)
         assert self._actor.send(encode(Kind.BYE, Bye("actor", 1, count)))
 
-    def greet(self, epoch: int = 1) -> None:
+    def greet(self, epoch: int = 1, rank: int = 0) -> None:
         wait([], [self._learner], PATIENCE_S)
-        hello = Hello(run="run", epoch=epoch, rank=0, signature=experience_signature(self.config))
+        hello = Hello(run="run", epoch=epoch, rank=rank, signature=experience_signature(self.config))
         assert self._learner.send(encode(Kind.HELLO, hello))
 
-    def batch(self) -> Batch:
-        batch = self._batches.receive(PATIENCE_S)
+    def batch(self, rank: int = 0) -> Batch:
+        batch = self._batches[rank].receive(PATIENCE_S)
         assert batch is not None
         return batch
 
@@ -141,7 +142,8 @@ class Peers:
 
     def close(self) -> None:
         self.stop()
-        for socket in (self._batches, self.statuses, self._actor, self._learner):
+        sockets: list[Any] = [*self._batches, self.statuses, self._actor, self._learner]
+        for socket in sockets:
             socket.close()
 
 
@@ -153,7 +155,8 @@ def peers(tmp_path: Path) -> Iterator[MakePeers]:
     made: list[Peers] = []
 
     def make(values: int = 2, **changes: Any) -> Peers:
-        made.append(Peers(tmp_path, values, {f"replay.{name}": value for name, value in changes.items()}))
+        changes = {name if "." in name else f"replay.{name}": value for name, value in changes.items()}
+        made.append(Peers(tmp_path, values, changes))
         return made[-1]
 
     yield make
@@ -278,3 +281,35 @@ def test_the_newest_learner_is_dealt_to_until_it_falls_silent(
     monkeypatch.setattr(replay, "SILENT_S", 0.0)
     shard.greet(epoch=5)
     assert shard.batch().epoch == 5
+
+
+def test_each_rank_is_dealt_to_at_its_own_address_with_its_own_credits(peers: MakePeers, tmp_path: Path) -> None:
+    addresses = [f"ipc://{tmp_path}/rank-{rank}" for rank in range(2)]
+    shard = peers(credits=2, credit_timeout_s=1e6, **{"addresses.batches": addresses})
+    shard.greet(epoch=5, rank=1)
+    shard.send(3)
+    assert [shard.batch(rank=1).number for _ in range(2)] == [0, 1]
+    shard.greet(epoch=5, rank=0)
+    dealt = [shard.batch(rank=0) for _ in range(2)]
+    assert [(batch.rank, batch.number) for batch in dealt] == [(0, 0), (0, 1)]
+    shard.acknowledge(dealt[0])
+    assert shard.batch(rank=0).number == 2
+    shard.greet(epoch=5, rank=2)  # a stranger: nobody is known to take batches there
+    shard.status_when(lambda metrics: metrics["refused_messages"] == 1)
+    assert shard.status().metrics["samples"] == 5 * BATCH  # rank 1 has not answered, so it gets no more
+    shard.greet(epoch=6, rank=1)
+    assert [(batch.epoch, batch.number) for batch in (shard.batch(rank=1), shard.batch(rank=1))] == [(6, 0), (6, 1)]
+    assert shard.status().metrics["samples"] == 7 * BATCH  # rank 0 has not said that it belongs to this learner
+
+
+def test_of_two_ranks_the_hungrier_one_is_dealt_to_first(peers: MakePeers, tmp_path: Path) -> None:
+    """The governor allows four batches: both have two of them, though each could have had all."""
+    addresses = [f"ipc://{tmp_path}/rank-{rank}" for rank in range(2)]
+    ratio = {"samples_per_insert": 1, "tolerance": 2 * BATCH + 3}
+    shard = peers(credits=64, **ratio, **{"addresses.batches": addresses})
+    shard.greet(rank=0)
+    shard.greet(rank=1)
+    shard.send(4)
+    dealt = [shard.batch(rank) for rank in (0, 1, 0, 1)]
+    assert [(batch.rank, batch.number) for batch in dealt] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert shard.status_when(lambda metrics: metrics["sample_blocked_s"] > 0)["samples"] == 4 * BATCH
