@@ -8,16 +8,16 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "apex_zmq/__init__.py").read_text()).group(1)
 PROGRAMS = {
-    "actor": "actor",
-    "replay": "replay",
-    "learner": "learner",
-    "forwarder": "forwarder",
-    "train": "train",
-    "eval": "evaluate",
-    "play": "play",
-    "keys": "keys",
-    "doctor": "doctor",
-    "top": "top",
+    "actor": "cli:actor",
+    "replay": "cli:replay",
+    "learner": "cli:learner",
+    "forwarder": "cli:forwarder",
+    "train": "cli:train",
+    "eval": "tools:evaluate",
+    "play": "tools:play",
+    "keys": "tools:keys",
+    "doctor": "tools:doctor",
+    "top": "tools:top",
 }
 
 setup(
@@ -77,5 +77,5 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": [f"apex-{name} = apex_zmq.cli:{main}" for name, main in PROGRAMS.items()]},
+    entry_points={"console_scripts": [f"apex-{name} = apex_zmq.{main}" for name, main in PROGRAMS.items()]},
 )

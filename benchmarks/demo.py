@@ -51,7 +51,7 @@ def train(directory: Path, minutes: float) -> str:
 
 def look(directory: Path) -> str:
     """What apex-top shows of a live run."""
-    command = [ROOT / "bin/apex-top", "--once", "--config", directory / "config.yaml"]
+    command = [str(ROOT / "bin/apex-top"), "--once", "--config", str(directory / "config.yaml")]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from zmq.auth import load_certificate
 
-from apex_zmq import checkpoint, cli, configure
+from apex_zmq import checkpoint, configure, tools
 from apex_zmq.keys import make_client, make_servers
 from apex_zmq.networks import to_arrays
 from apex_zmq.roles import evaluator
@@ -64,7 +64,7 @@ def test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept(
     decisions = [event.step for event in events(tmp_path / "run").Scalars("train/updates")]
     assert {step for step, _ in curve} <= set(decisions)  # on the axis of the run's own curves
 
-    assert cli.evaluate(["--checkpoint", str(tmp_path / "run"), "--episodes", "1", "--json"]) == 0
+    assert tools.evaluate(["--checkpoint", str(tmp_path / "run"), "--episodes", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "run" / "best-eval.safetensors")
 
 
@@ -152,7 +152,7 @@ def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
     checkpoint.save(tmp_path / "latest.safetensors", run.checkpoint)
     follow = ["--checkpoint", str(tmp_path), "--follow"]
     for arguments, reason in (([], "give those of an evaluator with --keys"), (["--keys", "nowhere"], "nowhere")):
-        assert cli.evaluate([*follow, *arguments]) == 2
+        assert tools.evaluate([*follow, *arguments]) == 2
         assert reason in capsys.readouterr().err
     judge = make_client(keys, "judge", "evaluator")
     run.publish(1)
@@ -191,10 +191,10 @@ def test_a_run_directory_stands_for_its_best(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [["--every", "0"], ["--video", "a.gif"], ["--checkpoint", __file__]])
 def test_following_takes_a_run(tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.evaluate(["--checkpoint", str(tmp_path), "--follow", *wrong]) == 2
+    assert tools.evaluate(["--checkpoint", str(tmp_path), "--follow", *wrong]) == 2
     assert "--follow takes a run directory" in capsys.readouterr().err
 
 
 def test_every_goes_with_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
+    assert tools.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
     assert "--every and --keys go with --follow" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 import zmq
 import zmq.auth
 
-from apex_zmq import cli, keys, launch
+from apex_zmq import keys, launch, tools
 from apex_zmq.config import Addresses, ConfigError
 from apex_zmq.keys import OPENS, SERVES, client_keys, read_allowed, server_keys
 
@@ -35,8 +35,8 @@ def root(tmp_path: Path) -> Path:
         ["judge", "--role", "evaluator"],
         ["box", "--role", "forwarder"],
     ):
-        assert cli.keys([str(path), *arguments]) == 0
-    assert cli.keys([str(path), "bob", "--role", "actor", "--behind", "box"]) == 0
+        assert tools.keys([str(path), *arguments]) == 0
+    assert tools.keys([str(path), "bob", "--role", "actor", "--behind", "box"]) == 0
     return path
 
 
@@ -77,7 +77,7 @@ def test_a_holder_has_its_own_secret_and_the_public_keys_of_its_servers(root: Pa
 
 
 def test_a_removed_client_stands_on_no_list(root: Path) -> None:
-    assert cli.keys([str(root), "bob", "--remove"]) == 0
+    assert tools.keys([str(root), "bob", "--remove"]) == 0
     assert not (root / "bob").exists()
     assert all("bob" not in names(path) for path in root.glob("*/allowed/*"))
     assert names(root / "learner" / "allowed" / "status") == ["replay", "alice", "box"]
@@ -105,18 +105,18 @@ def test_bad_input_ends_with_one_line_and_changes_nothing(
 ) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert cli.keys([str(root), *arguments]) == 2
+    assert tools.keys([str(root), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
 def test_a_client_needs_servers_and_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.keys([str(tmp_path / "none"), "alice", "--role", "actor"]) == 2
+    assert tools.keys([str(tmp_path / "none"), "alice", "--role", "actor"]) == 2
     assert "make them first: apex-keys" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     (tmp_path / "file").touch()
-    assert cli.keys([str(tmp_path / "file")]) == 2
+    assert tools.keys([str(tmp_path / "file")]) == 2
     assert "cannot write keys" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from apex_zmq import cli, config
+from apex_zmq import cli, config, program
 from apex_zmq.config import Config
 from apex_zmq.options import TRAIN_FLAGS
 
@@ -95,9 +95,9 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Parsed]:
     """Runs a program up to where its work would begin; without arguments, up to its parser."""
     for name in config.ADDRESSES:
         monkeypatch.delenv(f"APEX_{name.upper()}", raising=False)
-    resolve = cli._main
+    resolve = program.main
 
-    def parse(program: str, *arguments: str) -> Parsed:
+    def parse(name: str, *arguments: str) -> Parsed:
         found: list[Parsed] = []
 
         def catch(parser: argparse.ArgumentParser, run: object, argv: list[str], *more: Any, **options: Any) -> int:
@@ -106,12 +106,12 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Parsed]:
                 return 0
 
             if arguments:
-                return resolve(parser, keep, [*argv, *REQUIRED.get(program, ())], *more, **options)
+                return resolve(parser, keep, [*argv, *REQUIRED.get(name, ())], *more, **options)
             found.append(Parsed(parser, None))
             return 0
 
-        monkeypatch.setattr(cli, "_main", catch)
-        assert cli.PROGRAMS[program](arguments) == 0
+        monkeypatch.setattr(program, "main", catch)
+        assert cli.PROGRAMS[name](arguments) == 0
         return found[0]
 
     return parse

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from apex_zmq import checkpoint, cli, configure
+from apex_zmq import checkpoint, configure, tools
 from apex_zmq.envs.lanes import GymLanes
 from apex_zmq.envs.make import Step, make_lanes
 from apex_zmq.picture import COLUMNS, ROWS, Scene, draw
@@ -138,7 +138,7 @@ def test_a_checkpoint_plays_on_the_emulator_asked_for(tmp_path: Path, capsys: py
 
     def farthest(emulator: str) -> float:
         arguments = ["--protocol", "greedy", "--episodes", "1", "--json", "--emulator", emulator]
-        assert cli.evaluate(["--checkpoint", str(path), *arguments]) == 0
+        assert tools.evaluate(["--checkpoint", str(path), *arguments]) == 0
         x: float = json.loads(capsys.readouterr().out)["mean_x"]
         return x
 
@@ -150,7 +150,7 @@ def test_options_reach_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     def figures(**options: object) -> dict[str, object]:
         arguments = [each for name, value in options.items() for each in (f"--{name}", str(value))]
-        assert cli.evaluate(["--checkpoint", str(tmp_path / "a.safetensors"), "--json", *arguments]) == 0
+        assert tools.evaluate(["--checkpoint", str(tmp_path / "a.safetensors"), "--json", *arguments]) == 0
         played: dict[str, object] = json.loads(capsys.readouterr().out)
         return {name: value for name, value in played.items() if name not in options}
 
@@ -165,7 +165,7 @@ def test_options_reach_the_games_that_are_shown(tmp_path: Path) -> None:
 
     def pictures(*options: str) -> int:
         given = ["--checkpoint", str(tmp_path / "a.safetensors"), "--video", str(tmp_path / "a.gif"), *options]
-        assert cli.play(given) == 0
+        assert tools.play(given) == 0
         with Image.open(tmp_path / "a.gif") as image:
             return int(image.n_frames)  # type: ignore[attr-defined]
 
@@ -184,9 +184,9 @@ def mario(tmp_path: Path) -> str:
 
 def test_eval_writes_a_video_of_the_game(mario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", mario, "--episodes", "2", "--protocol", "greedy", "--seed", "1", "--json"]
-    assert cli.evaluate([*arguments, "--video", str(tmp_path / "a.gif")]) == 0
+    assert tools.evaluate([*arguments, "--video", str(tmp_path / "a.gif")]) == 0
     with_video = json.loads(capsys.readouterr().out)
-    assert cli.evaluate(arguments) == 0
+    assert tools.evaluate(arguments) == 0
     assert json.loads(capsys.readouterr().out) == with_video  # watching changes nothing
 
     lanes = make_lanes(configure.replace(MARIO, {"env.noop_max": 0}).env, 1, 1, render=True)
@@ -204,7 +204,7 @@ def test_eval_writes_a_video_of_the_game(mario: str, tmp_path: Path, capsys: pyt
 
 def test_play_writes_a_video_of_the_whole_picture(mario: str, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
-    assert cli.play(["--checkpoint", mario, "--protocol", "greedy", "--seed", "1", "--video", str(path)]) == 0
+    assert tools.play(["--checkpoint", mario, "--protocol", "greedy", "--seed", "1", "--video", str(path)]) == 0
     pictures, rate = read_video(path)
     assert pictures.shape == (12 + 1, ROWS, COLUMNS, 3)
     assert rate == pytest.approx(60.1 / 4, abs=0.1)
@@ -212,7 +212,7 @@ def test_play_writes_a_video_of_the_whole_picture(mario: str, tmp_path: Path) ->
 
 def test_play_in_a_window_ends_with_the_episode(mario: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    assert cli.play(["--checkpoint", mario, "--episodes", "1"]) == 0
+    assert tools.play(["--checkpoint", mario, "--episodes", "1"]) == 0
 
 
 def test_an_interrupted_play_leaves_what_was_shown(mario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +226,8 @@ def test_an_interrupted_play_leaves_what_was_shown(mario: str, tmp_path: Path, m
         return draw(scene)
 
     monkeypatch.setattr(viewer, "draw", draw_three)
-    assert cli.play(["--checkpoint", mario, "--video", str(path)]) == 130
+    assert tools.play(["--checkpoint", mario, "--video", str(path)]) == 130
     assert len(read_video(path)[0]) == 3
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    assert cli.play(["--checkpoint", mario]) == 130
+    assert tools.play(["--checkpoint", mario]) == 130
     assert not pygame.display.get_init()

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from apex_zmq import cli, configure, top
+from apex_zmq import configure, tools, top
 from apex_zmq.config import Config
 from apex_zmq.keys import make_client, make_servers, server_keys
 from apex_zmq.telemetry import AWAY_S
@@ -243,24 +243,24 @@ def test_a_run_is_shown_once_by_options_flag_and_environment(
     relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address = relay().address
-    assert cli.top(["--once", "--parameters", address]) == 0
+    assert tools.top(["--once", "--parameters", address]) == 0
     shown = capsys.readouterr().out
     assert "verdict: balanced: " in shown
     assert max(map(len, shown.splitlines())) <= top.WIDTH
     config = tmp_path / "config.yaml"
     config.write_text(f"addresses: {{parameters: '{address}'}}\nreplay: {{shards: 2}}\n")
-    assert cli.top(["--once", "--json", "--config", str(config)]) == 0
+    assert tools.top(["--once", "--json", "--config", str(config)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["verdict"]["rule"] == "balanced"
     monkeypatch.setenv("APEX_PARAMETERS", address)
     monkeypatch.setenv("APEX_EXPERIENCE", "tcp://host:1,tcp://host:2")  # of two shards: none of our business
-    assert cli.top(["--once", "--json"]) == 0
+    assert tools.top(["--once", "--json"]) == 0
     assert {process["state"] for process in json.loads(capsys.readouterr().out)["processes"]} == {"working"}
 
 
 def test_without_a_learner_the_program_says_so(relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str]) -> None:
     address = free_tcp_address()
-    assert cli.top(["--once", "--parameters", address, "--timeout", "0.2"]) == 1
+    assert tools.top(["--once", "--parameters", address, "--timeout", "0.2"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert f"no word from a learner at {address} within 0.2 s" in err
@@ -270,7 +270,7 @@ def test_who_is_missing_is_not_waited_for_without_end(
     relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BALANCED, "learner", {**LEARNER, "live_actor": 3})
-    assert cli.top(["--once", "--parameters", relay().address, "--timeout", "1"]) == 0
+    assert tools.top(["--once", "--parameters", relay().address, "--timeout", "1"]) == 0
     out, err = capsys.readouterr()
     assert "actor-1" in out
     assert "not every role has been heard" in err
@@ -283,10 +283,10 @@ def test_a_run_with_keys_is_shown_to_holders_of_a_key(
     make_servers(root)
     make_client(root, "eye", "evaluator")
     address = relay(str(root / "learner")).address
-    assert cli.top(["--once", "--parameters", address, "--keys", str(root / "eye")]) == 0
+    assert tools.top(["--once", "--parameters", address, "--keys", str(root / "eye")]) == 0
     assert "actor-1" in capsys.readouterr().out
-    assert cli.top(["--once", "--parameters", address, "--timeout", "0.5"]) == 1  # without any
-    assert cli.top(["--once", "--parameters", address, "--keys", str(root / "learner")]) == 2
+    assert tools.top(["--once", "--parameters", address, "--timeout", "0.5"]) == 1  # without any
+    assert tools.top(["--once", "--parameters", address, "--keys", str(root / "learner")]) == 2
     assert "keys of actor, evaluator or forwarder" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from apex_zmq import cli
+from apex_zmq import cli, program
 from apex_zmq.config import ADDRESSES, Config
 
 Resolve = Callable[[Sequence[str], Mapping[str, str]], Config]
@@ -15,7 +15,7 @@ Resolve = Callable[[Sequence[str], Mapping[str, str]], Config]
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
     """Runs a command line, with variables of the environment, up to where the program's work would begin."""
-    main = cli._main
+    main = program.main
 
     def resolve(command: Sequence[str], environment: Mapping[str, str]) -> Config:
         found: list[Config] = []
@@ -29,10 +29,10 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(
-            cli, "_main", lambda parser, _, argv, *more, **options: main(parser, keep, argv, *more, **options)
+            program, "main", lambda parser, _, argv, *more, **options: main(parser, keep, argv, *more, **options)
         )
-        program, *arguments = command
-        assert cli.PROGRAMS[program.rpartition("/")[2].removeprefix("apex-")](arguments) == 0
+        name, *arguments = command
+        assert cli.PROGRAMS[name.rpartition("/")[2].removeprefix("apex-")](arguments) == 0
         return found[0]
 
     return resolve

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from apex_zmq import cli
+from apex_zmq import tools
 from apex_zmq.config import ADDRESSES
 from apex_zmq.launch import local_addresses
 
@@ -37,7 +37,7 @@ def sets(settings: Mapping[str, object]) -> list[str]:
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Exit code, and the checks by name."""
     capsys.readouterr()
-    code = cli.doctor([*arguments, "--json"])
+    code = tools.doctor([*arguments, "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert answer["failures"] == sum(check["level"] == "fail" for check in answer["checks"])
     assert all(check["remedy"] for check in answer["checks"] if check["level"] != "ok")
@@ -121,5 +121,5 @@ def test_a_run_of_apex_train_is_checked_without_addresses(capsys: pytest.Capture
     assert not {"keys", "experience 0", "signatures"} & checks.keys()
     code, checks = ask(capsys, "--config", CARTPOLE, "--role", "train", "--set", "env.id=NoSuchGame-v0")
     assert (code, levels(checks, "fail")) == (1, {"network"})
-    assert cli.doctor(["--set", "replay.shards=2"]) == 2
+    assert tools.doctor(["--set", "replay.shards=2"]) == 2
     assert "list one per shard" in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""What every program under `bin/` does with its arguments and its errors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from apex_zmq import configure, logs
+from apex_zmq.config import Config
+from apex_zmq.errors import UserError
+
+
+def main(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, Config], int],
+    argv: Sequence[str] | None,
+    overrides: Callable[[argparse.Namespace], list[str]] = lambda _: [],
+    *,
+    addressed: bool = True,
+) -> int:
+    """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2.
+
+    overrides: what the program's own flags set. addressed: as for `config.validate`.
+    """
+    arguments = parser.parse_args(argv)
+    try:
+        config = Config()
+        if "config" in arguments:
+            config = configure.load(
+                arguments.config, [*overrides(arguments), *arguments.overrides], addressed=addressed
+            )
+        return run(arguments, config)
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        logs.keep(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
