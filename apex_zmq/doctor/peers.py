@@ -80,7 +80,7 @@ def check_run(config: Config, network: str | None) -> Iterator[Check]:
 
 def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
     """Listen to the learner until all roles have told how they are, or what is missing has had its time."""
-    telemetry = config.telemetry
+    interval_s = config.telemetry.status_interval_s
     parameters, network = None, ""
     statuses: dict[int, tuple[Status, Status]] = {}
     behind_s: dict[int, float] = {}
@@ -97,13 +97,13 @@ def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
     )
     with closing(inbox):
         while (now := time.monotonic()) < deadline:
-            rounds = (now - started) / telemetry.status_interval_s
-            if rounds > ROUNDS and parameters is not None and not _missing(statuses, config.replay.shards):
+            heard_twice = now - started > ROUNDS * interval_s
+            if heard_twice and parameters is not None and not _missing(statuses, config.replay.shards):
                 break
             message = inbox.receive(min(TURN_S, deadline - now))
             if message is None:
                 continue
-            deadline = started + telemetry.log_interval_s + SILENT_S  # its own status comes that often
+            deadline = started + ROUNDS * interval_s + SILENT_S
             if isinstance(message, Status):
                 first, _ = statuses.get(message.boot, (message, message))
                 statuses[message.boot] = first, message
@@ -145,7 +145,7 @@ def check_clocks(heard: Heard) -> Check:
             "clock",
             "warn",
             "the learner has not told its own",
-            "ask with its config: telemetry.log_interval_s says how often it does",
+            "ask with its config: telemetry.status_interval_s says how often it does",
         )
     worst = max(heard.behind_s, key=lambda boot: abs(heard.behind_s[boot]))
     off_s = abs(heard.behind_s[worst])

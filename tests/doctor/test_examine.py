@@ -62,7 +62,7 @@ def test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with(capsys: py
 def test_beside_a_live_run_all_is_well_and_everybody_is_known(
     start: StartProgram, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    often = {"telemetry.status_interval_s": 0.2, "telemetry.log_interval_s": 1, "replay.min_size": 500}
+    often = {"telemetry.status_interval_s": 0.2, "replay.min_size": 500}
     train = start("train", "--config", CARTPOLE, "--run-dir", "run", *sets(often))
     train.wait_for(r"actor-0.*playing")
     roles = {words[words.index("apex_zmq.cli") + 1]: (child.pid, words) for child, words in commands(train.process.pid)}

@@ -99,7 +99,6 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Check]]:
                 "addresses.priorities": ["ipc:///tmp/priorities"] * shards,
                 "addresses.parameters": address,
                 "telemetry.status_interval_s": 0.04,
-                "telemetry.log_interval_s": 0.1,
             },
         )
         with up(learner, address):
@@ -162,7 +161,7 @@ def test_clocks_that_differ_are_told(ask: Ask, learner_s: float, actor_s: float,
 
 def test_a_learner_that_does_not_tell_its_time_is_not_guessed_at(ask: Ask) -> None:
     found = ask(Learner(behind_s={("replay", "replay-0"): 0.0}))["clock"]
-    assert (found.level, "telemetry.log_interval_s" in found.remedy) == ("warn", True)
+    assert (found.level, "telemetry.status_interval_s" in found.remedy) == ("warn", True)
 
 
 def test_who_is_missing_or_refuses_others_is_named(ask: Ask) -> None:
