@@ -342,7 +342,12 @@ class Proxy:
                 down, _ = self._listener.accept()
                 up = socket.socket()
                 up.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, EXPERIENCE_KERNEL_BYTES)
-                up.connect((self._upstream[0], int(self._upstream[1])))
+                try:
+                    up.connect((self._upstream[0], int(self._upstream[1])))
+                except ConnectionRefusedError:  # not up yet: its peer will try again
+                    down.close()
+                    up.close()
+                    continue
                 self._ends += [down, up]
                 for source, sink in ((down, up), (up, down)):
                     self._threads.append(threading.Thread(target=self._pump, args=(source, sink), daemon=True))
