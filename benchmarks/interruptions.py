@@ -68,8 +68,10 @@ def killed(launcher: subprocess.Popen[str], moment: float) -> bool:
             found = re.search(r" updates (\d+) ", line)
             if found is not None and int(found[1]) >= moment:
                 # The roles first: they end in good order when their launcher has died before them.
-                for process in [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]:
+                processes = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
+                for process in processes:
                     process.kill()
+                psutil.wait_procs(processes)  # a directory belongs to its learner until that has gone
                 return True
     return False
 
