@@ -104,6 +104,7 @@ QUEUE = [
     Run("ppo-1", "peer", 1, 75.0, algorithm="ppo"),
     Run("dqn-1", "peer", 1, 75.0, algorithm="dqn"),
     Run("ppo-2", "peer", 2, 75.0, algorithm="ppo"),
+    Run("sweep-rate-decay-60-min", "sweep", 2, 60.0, {"learner.learning_rate_decay": "20000"}),
     Run("sweep-epsilon-alpha-4", "sweep", 1, 45.0, {"actor.epsilon_alpha": "4.1"}),
     *_one_seed("sweep", SWEEP),
     *_one_seed("ablation", ABLATIONS),
