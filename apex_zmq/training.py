@@ -143,7 +143,8 @@ class Trainer:
         self.updates += 1
         if self.average is not None and config.average_updates is not None:
             share = max(1 / config.average_updates, AVERAGE_POWER / (self.updates + AVERAGE_POWER - 1))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.online.parameters()), share)
+            with torch.no_grad():  # or autograd would remember every step
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.online.parameters()), share)
         if self.updates % config.target_period == 0:
             self.target.load_state_dict(self.online.state_dict())
         return StepResult(td_error.detach().abs().cpu().numpy(), metrics)

@@ -236,6 +236,8 @@ def test_the_average_is_over_the_last_updates(average_updates: int) -> None:
         share = max(1 / average_updates, 10 / (update + 9))
         for name, array in trainer.parameters().items():
             expected[name] = expected.get(name, np.zeros_like(array)) * (1 - share) + share * array
+    assert trainer.average is not None
+    assert not any(tensor.requires_grad for tensor in trainer.average.parameters())  # no graph that grows
     assert not equal({"": trainer.state()["average"]}, {"": trainer.state()["online"]})
     for name, tensor in trainer.state()["average"].items():
         np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-7)
