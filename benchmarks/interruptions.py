@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each kind (default: 5)")
     parser.add_argument("--kills", type=int, default=10, help="of each interrupted run (default: 10)")
-    parser.add_argument("--updates", type=int, default=20_000, help="of each run (default: 20000)")
+    parser.add_argument("--updates", type=int, default=10_000, help="of each run (default: 10000)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="apex-") as directory:
