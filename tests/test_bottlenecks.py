@@ -20,7 +20,7 @@ from apex_zmq.top import Listener
 from apex_zmq.verdict import judge
 
 from .conftest import ROOT, Program, StartProgram
-from .test_faults import Proxy
+from .proxy import Proxy
 
 CARTPOLE = str(ROOT / "configs" / "cartpole.yaml")
 STEADY = 5  # verdicts in a row, 0.2 s apart
