@@ -35,6 +35,9 @@ RECONNECT_MS = 100
 RECONNECT_MAX_MS = 5_000
 SUBSCRIPTIONS_PER_CALL = 1000  # read at most, so that a flood of them cannot hold the publisher
 MAX_PARTS = 4  # kept of a message; no kind has more than two
+# Of a connection from an actor to a shard, at both ends.
+EXPERIENCE_HWM = 4  # segments
+EXPERIENCE_KERNEL_BYTES = 1 << 18  # by itself the kernel would let megabytes grow old between the queues
 
 
 class AddressInUseError(ConfigError):

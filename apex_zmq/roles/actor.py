@@ -25,15 +25,13 @@ from apex_zmq.roles.status import StatusReporter
 from apex_zmq.roles.viewer import LaneWindow
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature, network_signature
-from apex_zmq.transport import Outbox, wait
+from apex_zmq.transport import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Outbox, wait
 from apex_zmq.types import Segment
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Bye, Episode, encode, encode_segment
 
 log = logging.getLogger(__name__)
 
-EXPERIENCE_HWM = 4  # segments per shard; the same on both ends
-EXPERIENCE_KERNEL_BYTES = 1 << 18  # likewise; by itself the kernel would let megabytes grow old between the queues
 QUEUED_SEGMENTS = 64  # wait for a shard with actor.when_blocked=drop_oldest
 FAREWELL_S = 0.5
 LINGER_S = 1.0

@@ -19,7 +19,7 @@ from apex_zmq.replay.keeper import keeper_of
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
-from apex_zmq.transport import Inbox, Outbox, wait
+from apex_zmq.transport import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Inbox, Outbox, wait
 from apex_zmq.types import Batch, PriorityUpdate, Segment
 from apex_zmq.wire.codec import Kind, WireError
 from apex_zmq.wire.messages import (
@@ -35,8 +35,6 @@ from apex_zmq.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-EXPERIENCE_HWM = 4  # segments per actor; the same on both ends
-EXPERIENCE_KERNEL_BYTES = 1 << 18  # likewise
 PRIORITY_HWM = 256
 SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
 SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
