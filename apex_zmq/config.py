@@ -136,6 +136,14 @@ class Agent(Section, frozen=True):
         Literal["nature", "small", "mlp"],
         doc("Dueling Q-network: nature (Mnih 2015), small (a CNN for CPUs), mlp (vectors)."),
     ] = "nature"
+    layer_norm: Annotated[
+        bool, doc("Layer norm before every ReLU of the network; the torso of mlp has it in any case.")
+    ] = False
+    quantiles: Annotated[
+        int,
+        Meta(ge=1, le=1024),
+        doc("Quantiles of an action's return that the network gives (QR-DQN); 1: its mean."),
+    ] = 1
     n_step: Annotated[int, Meta(ge=1, le=64), doc("Steps of the n-step return.")] = 3
     gamma: Annotated[Probability, doc("Discount per decision.")] = 0.99
 
@@ -375,6 +383,10 @@ def validate(config: Config, *, addressed: bool = True) -> None:
         replay.min_size <= replay.capacity - replay.shards * length,
         f"replay.min_size {replay.min_size} does not fit replay.capacity {replay.capacity} with a segment to spare; "
         "lower it",
+    )
+    require(
+        config.agent.quantiles == 1 or learner.loss == "huber",
+        f"agent.quantiles {config.agent.quantiles} are quantiles under learner.loss huber only; set that",
     )
     if replay.samples_per_insert is not None:
         needed = batch + replay.samples_per_insert * length

@@ -1,13 +1,15 @@
 """Dueling Q-networks by name (torch).
 
 Sources: the dueling architecture of Wang et al. 2016 (arXiv 1511.06581, eq. 9)
-on the convolutions of Mnih et al. 2015 (Nature 518, Methods) or smaller torsos.
+on the convolutions of Mnih et al. 2015 (Nature 518, Methods) or smaller torsos;
+quantiles of Dabney et al. 2018 (arXiv 1710.10044), layer norm of Ba et al. 2016 (arXiv 1607.06450).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import typing
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from apex_zmq.config import Agent
 from apex_zmq.errors import UserError
 from apex_zmq.types import Float32s, FrameSpec
 
@@ -25,7 +28,7 @@ class NetworkError(UserError, ValueError):
 
 
 class Convolution(NamedTuple):
-    """One convolution without padding, followed by a ReLU."""
+    """One convolution without padding, followed by a ReLU; before it a layer norm, if asked for."""
 
     channels: int
     kernel: int
@@ -43,25 +46,29 @@ MLP_WIDTH = 128
 class ConvTorso(nn.Module):
     """uint8 frames [B, s, H, W] or [B, s, C, H, W] -> features float32 [B, num_features]."""
 
-    def __init__(self, channels: int, height: int, width: int, layers: tuple[Convolution, ...]) -> None:
+    def __init__(
+        self, channels: int, height: int, width: int, layers: tuple[Convolution, ...], layer_norm: bool
+    ) -> None:
         super().__init__()
-        head, *tail = layers
-        self.first = nn.Conv2d(channels, *head)
-        self.rest = nn.Sequential()
-        for before, layer in zip(layers, tail, strict=False):
-            self.rest.extend([nn.Conv2d(before.channels, *layer), nn.ReLU()])
-        for _, kernel, stride in layers:
+        self.convolutions = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        for layer in layers:
+            self.convolutions.append(nn.Conv2d(channels, *layer))
+            channels, kernel, stride = layer
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-        self.num_features = layers[-1].channels * height * width
+            self.norms.append(nn.LayerNorm((channels, height, width)) if layer_norm else nn.Identity())
+        self.num_features = channels * height * width
 
     def forward(self, frames: Tensor) -> Tensor:
         """Features of a batch of stacked frames."""
         pixels = frames.flatten(1, -3).to(torch.float32)
+        first, rest = typing.cast(nn.Conv2d, self.convolutions[0]), self.convolutions[1:]
         # Scaling the few weights instead of the many pixels saves a tenth of a forward pass on a CPU.
-        weight = self.first.weight * (1 / 255)
-        hidden = torch.relu(functional.conv2d(pixels, weight, self.first.bias, self.first.stride))
-        features: Tensor = self.rest(hidden)
-        return features.flatten(1)
+        hidden = functional.conv2d(pixels, first.weight * (1 / 255), first.bias, first.stride)
+        hidden = torch.relu(self.norms[0](hidden))
+        for convolution, norm in zip(rest, self.norms[1:], strict=True):
+            hidden = torch.relu(norm(convolution(hidden)))
+        return hidden.flatten(1)
 
 
 class VectorTorso(nn.Module):
@@ -88,41 +95,47 @@ class VectorTorso(nn.Module):
 
 
 class DuelingHead(nn.Module):
-    """Features [B, num_features] -> Q [B, A] = V + A - mean A (Wang et al. 2016, eq. 9).
+    """Features [B, num_features] -> [B, A, N] = V + A - mean A (Wang et al. 2016, eq. 9), for each of N quantiles.
 
     The hidden layers of the two streams are the two halves of one matrix product.
     """
 
-    def __init__(self, num_features: int, width: int, num_actions: int) -> None:
+    def __init__(self, num_features: int, width: int, num_actions: int, quantiles: int, layer_norm: bool) -> None:
         super().__init__()
         self.hidden = nn.Linear(num_features, 2 * width)
-        self.value = nn.Linear(width, 1)
-        self.advantage = nn.Linear(width, num_actions)
+        self.norm = nn.LayerNorm(2 * width) if layer_norm else nn.Identity()
+        self.value = nn.Linear(width, quantiles)
+        self.advantage = nn.Linear(width, num_actions * quantiles)
+        self._shape = num_actions, quantiles
 
     def forward(self, features: Tensor) -> Tensor:
-        """Q-values of a batch of features."""
-        value_hidden, advantage_hidden = torch.relu(self.hidden(features)).chunk(2, dim=1)
-        value: Tensor = self.value(value_hidden)
-        advantage: Tensor = self.advantage(advantage_hidden)
+        """Quantiles of a batch of features."""
+        value_hidden, advantage_hidden = torch.relu(self.norm(self.hidden(features))).chunk(2, dim=1)
+        value: Tensor = self.value(value_hidden).unsqueeze(1)
+        advantage: Tensor = self.advantage(advantage_hidden).unflatten(1, self._shape)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
 class QNetwork(nn.Module):
-    """Observations [B, s, *frame shape] -> Q float32 [B, A]."""
+    """Observations [B, s, *frame shape] -> quantiles of the return of each action, float32 [B, A, N]."""
 
-    def __init__(self, torso: ConvTorso | VectorTorso, head_width: int, num_actions: int) -> None:
+    def __init__(self, torso: ConvTorso | VectorTorso, head: DuelingHead) -> None:
         super().__init__()
         self.torso = torso
-        self.head = DuelingHead(torso.num_features, head_width, num_actions)
+        self.head = head
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Q-values of a batch of observations, such as `FrameSpec` describes."""
-        q: Tensor = self.head(self.torso(observation))
-        return q
+        """Quantiles of a batch of observations, such as `FrameSpec` describes."""
+        quantiles: Tensor = self.head(self.torso(observation))
+        return quantiles
+
+    def q_values(self, observation: Tensor) -> Tensor:
+        """Q float32 [B, A]: the means of the quantiles."""
+        return self(observation).mean(dim=2)  # type: ignore[no-any-return]
 
 
-def make_network(name: str, frame: FrameSpec, num_actions: int, seed: int | None = None) -> QNetwork:
-    """The Q-network of that name for observations of `frame.stack` frames.
+def make_network(agent: Agent, frame: FrameSpec, num_actions: int, seed: int | None = None) -> QNetwork:
+    """The Q-network of these settings for observations of `frame.stack` frames.
 
     nature: convolutions 32 8/4, 64 4/2, 64 3/1 (Mnih et al. 2015), two heads of 512;
     small: convolutions 16 8/4, 32 4/2, two heads of 256; mlp: flattens any input,
@@ -135,7 +148,9 @@ def make_network(name: str, frame: FrameSpec, num_actions: int, seed: int | None
     if num_actions < 1:
         raise NetworkError(f"a Q-network needs at least one action, not {num_actions}")
     with _seeded(seed):
-        return QNetwork(_make_torso(name, frame), HEAD_WIDTH[name], num_actions)
+        torso = _make_torso(agent, frame)
+        width = HEAD_WIDTH[agent.network]
+        return QNetwork(torso, DuelingHead(torso.num_features, width, num_actions, agent.quantiles, agent.layer_norm))
 
 
 def to_arrays(network: nn.Module) -> dict[str, Float32s]:
@@ -152,12 +167,11 @@ def load_arrays(network: nn.Module, arrays: Mapping[str, Float32s]) -> None:
     network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
 
 
-def _make_torso(name: str, frame: FrameSpec) -> ConvTorso | VectorTorso:
+def _make_torso(agent: Agent, frame: FrameSpec) -> ConvTorso | VectorTorso:
+    name = agent.network
     is_uint8 = frame.dtype == "uint8"
     if name == "mlp":
         return VectorTorso(frame.stack * math.prod(frame.shape), MLP_WIDTH, 1 / 255 if is_uint8 else 1.0)
-    if name not in CONVOLUTIONS:
-        raise NetworkError(f"unknown network {name!r}; known: {', '.join(HEAD_WIDTH)}")
     if not is_uint8 or len(frame.shape) not in (2, 3):
         raise NetworkError(
             f"network {name} needs uint8 images (H, W) or (C, H, W), not {frame.dtype} {frame.shape}; "
@@ -173,7 +187,7 @@ def _make_torso(name: str, frame: FrameSpec) -> ConvTorso | VectorTorso:
             f"network {name} needs frames of at least {smallest}x{smallest}, not {height}x{width}; "
             "raise env.frame_height or env.frame_width, or use mlp for agent.network"
         )
-    return ConvTorso(frame.stack * math.prod(frame.shape[:-2]), height, width, layers)
+    return ConvTorso(frame.stack * math.prod(frame.shape[:-2]), height, width, layers, agent.layer_norm)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from apex_zmq.checkpoint import optimizer_from_tensors, optimizer_to_tensors
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.envs.make import EnvSpec
 from apex_zmq.importance import beta_at
-from apex_zmq.losses import double_q_td_error, split_windows, td_loss
+from apex_zmq.losses import double_q_target, of_actions, split_windows, td_loss
 from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.optimizers import make_optimizer
 from apex_zmq.ranks import ALONE, Ranks
@@ -74,7 +74,7 @@ class Trainer:
         self.updates = 0
         self._config = learner
         self._stack = spec.frame.stack
-        self.online = make_network(config.agent.network, spec.frame, spec.num_actions, config.run.seed).to(self.device)
+        self.online = make_network(config.agent, spec.frame, spec.num_actions, config.run.seed).to(self.device)
         self._ranks = ranks
         self._parallel = ranks.parallel(self.online)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
@@ -111,28 +111,24 @@ class Trainer:
         config, put = self._config, self._to_device
         obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
         with torch.no_grad():
-            target_q = self.target(next_obs)
-            selector_q = self.online(next_obs) if config.double else target_q
-        q = self._parallel(obs)
-        td_error = double_q_td_error(
-            q,
-            put(sample.action.astype(np.int64)),
-            put(sample.reward.astype(np.float32)),
-            put(sample.discount.astype(np.float32)),
-            target_q,
-            selector_q,
-        )
-        loss = td_loss(td_error, put(weights), config.loss)
+            next_z = self.target(next_obs)
+            selector_q = self.online.q_values(next_obs) if config.double else next_z.mean(dim=2)
+            reward, discount = put(sample.reward.astype(np.float32)), put(sample.discount.astype(np.float32))
+            target = double_q_target(reward, discount, next_z, selector_q)
+        z = self._parallel(obs)
+        taken = of_actions(z, put(sample.action.astype(np.int64)))
+        td_error = (target - taken.detach()).mean(dim=1)
+        loss = td_loss(taken, target, put(weights), config.loss)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
         loss_value, norm_value = float(self._ranks.mean(loss.detach())), float(grad_norm)
         if not (np.isfinite(loss_value) and np.isfinite(norm_value)):
-            return self._skip(td_error.detach(), f"loss {loss_value:g}, gradient norm {norm_value:g}")
+            return self._skip(td_error, f"loss {loss_value:g}, gradient norm {norm_value:g}")
         metrics = {
             "train/loss": loss_value,
-            "train/q_mean": float(q.detach().mean()),
-            "train/td_error_mean": float(td_error.detach().abs().mean()),
+            "train/q_mean": float(z.detach().mean()),
+            "train/td_error_mean": float(td_error.abs().mean()),
             "train/grad_norm": norm_value,
             "train/learning_rate": self.learning_rate,
             "train/beta": self.beta,
@@ -147,7 +143,7 @@ class Trainer:
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.online.parameters()), share)
         if self.updates % config.target_period == 0:
             self.target.load_state_dict(self.online.state_dict())
-        return StepResult(td_error.detach().abs().cpu().numpy(), metrics)
+        return StepResult(td_error.abs().cpu().numpy(), metrics)
 
     def _skip(self, td_error: torch.Tensor, reason: str) -> StepResult:
         """A single row can make loss and gradient infinite; for bad parameters no row is to blame."""

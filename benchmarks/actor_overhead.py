@@ -61,7 +61,7 @@ class BlindActor(Actor):
 
 def actor_decisions_per_s(config: Config) -> float:
     actor, stop = BlindActor(config, "blind"), threading.Event()
-    arrays = to_arrays(make_network(config.agent.network, actor._lanes.spec.frame, actor._lanes.spec.num_actions))
+    arrays = to_arrays(make_network(config.agent, actor._lanes.spec.frame, actor._lanes.spec.num_actions))
     publisher = Publisher(config.addresses.parameters)
     (part,) = encode(
         Kind.PARAMETERS,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy.typing as npt
 
 from apex_zmq import configure
-from apex_zmq.config import Config
+from apex_zmq.config import Agent, Config
 from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.roles.parameters import ParameterPublisher
 from apex_zmq.signature import experience_signature, network_signature
@@ -53,7 +53,7 @@ def row(count: int, forwarders: int, times: Sequence[float], direct: Sequence[fl
 
 
 def arrays() -> dict[str, npt.NDArray[Any]]:
-    return to_arrays(make_network("nature", FrameSpec((84, 84), "uint8", 4), 7))
+    return to_arrays(make_network(Agent("nature"), FrameSpec((84, 84), "uint8", 4), 7))
 
 
 def seconds(count: int, forwarders: int) -> list[float]:

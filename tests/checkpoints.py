@@ -32,7 +32,7 @@ MARIO = configure.replace(
 def untrained(config: Config, seed: int = 0) -> Checkpoint:
     spec = env_spec(config.env)
     return Checkpoint(
-        tensors={"online": make_network(config.agent.network, spec.frame, spec.num_actions, seed).state_dict()},
+        tensors={"online": make_network(config.agent, spec.frame, spec.num_actions, seed).state_dict()},
         counters={"updates": 1},
         config=to_tree(config),
         run_id="run",

@@ -227,7 +227,7 @@ class Training:
 
     def __init__(self, optimizer: str, seed: int) -> None:
         learner = config.Learner(optimizer=optimizer, learning_rate=0.01)  # type: ignore[arg-type]
-        self.network: QNetwork = make_network("small", FRAME, 3, seed=seed)
+        self.network: QNetwork = make_network(config.Agent("small"), FRAME, 3, seed=seed)
         self.optimizer = make_optimizer(learner, self.network.parameters())
 
     def steps(self, first: int, last: int) -> None:
@@ -235,7 +235,7 @@ class Training:
             generator = torch.Generator().manual_seed(step)
             frames = torch.randint(0, 256, (4, 2, 20, 20), dtype=torch.uint8, generator=generator)
             self.optimizer.zero_grad()
-            (self.network(frames) - step).square().mean().backward()
+            (self.network.q_values(frames) - step).square().mean().backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
 
 
@@ -281,7 +281,8 @@ def test_state_of_another_optimizer_or_network_is_refused() -> None:
     tensors = optimizer_to_tensors(training.optimizer, training.network)
     with pytest.raises(CheckpointError, match=r"set learner\.optimizer to the checkpoint's"):
         optimizer_from_tensors(other.optimizer, other.network, tensors)
-    for network in (make_network("small", FRAME, 4), make_network("mlp", FRAME, 3)):
+    for agent, num_actions in ((config.Agent("small"), 4), (config.Agent("mlp"), 3)):
+        network = make_network(agent, FRAME, num_actions)
         optimizer = make_optimizer(config.Learner(), network.parameters())
         with pytest.raises(CheckpointError, match=r"set agent\.network to the checkpoint's"):
             optimizer_from_tensors(optimizer, network, tensors)

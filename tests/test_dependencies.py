@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "exploration": {"types"},
     "importance": {"types"},
     "losses": set(),
-    "networks": {"types", "errors"},
+    "networks": {"types", "config", "errors"},
     "optimizers": {"config"},
     "checkpoint": {"errors", "optimizers"},
     "replay": {"types", "config"},

@@ -109,12 +109,15 @@ def test_a_network_is_known_by_names_shapes_and_dtypes_alone() -> None:
     from apex_zmq.networks import make_network, to_arrays
 
     frame = FrameSpec((20, 20), "uint8", 2)
-    arrays = to_arrays(make_network("small", frame, 3, seed=0))
+    arrays = to_arrays(make_network(config.Agent("small"), frame, 3, seed=0))
     signature = network_signature(arrays)
-    assert network_signature(to_arrays(make_network("small", frame, 3, seed=1))) == signature
-    assert network_signature(to_arrays(make_network("small", frame, 4, seed=0))) != signature
-    assert network_signature(to_arrays(make_network("small", FrameSpec((20, 20), "uint8", 3), 3))) != signature
-    assert network_signature(to_arrays(make_network("mlp", frame, 3))) != signature
+    assert network_signature(to_arrays(make_network(config.Agent("small"), frame, 3, seed=1))) == signature
+    assert network_signature(to_arrays(make_network(config.Agent("small"), frame, 4, seed=0))) != signature
+    assert (
+        network_signature(to_arrays(make_network(config.Agent("small"), FrameSpec((20, 20), "uint8", 3), 3)))
+        != signature
+    )
+    assert network_signature(to_arrays(make_network(config.Agent("mlp"), frame, 3))) != signature
 
     first, *rest = arrays
     assert network_signature({"renamed" if name == first else name: arrays[name] for name in arrays}) != signature

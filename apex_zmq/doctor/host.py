@@ -75,7 +75,7 @@ def make_arrays(config: Config) -> dict[str, npt.NDArray[Any]]:
     from apex_zmq.networks import make_network, to_arrays
 
     spec = env_spec(config.env)
-    return dict(to_arrays(make_network(config.agent.network, spec.frame, spec.num_actions, seed=0)))
+    return dict(to_arrays(make_network(config.agent, spec.frame, spec.num_actions, seed=0)))
 
 
 def check_network(config: Config, network: Mapping[str, npt.NDArray[Any]]) -> Check:

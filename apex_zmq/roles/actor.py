@@ -190,7 +190,7 @@ class Actor:
             self._watchdog.disarm()
         self._window = LaneWindow(self._lanes, count - 1) if render else None
         spec = self._lanes.spec
-        self._network = make_network(config.agent.network, spec.frame, spec.num_actions).eval()
+        self._network = make_network(config.agent, spec.frame, spec.num_actions).eval()
         self._signature = experience_signature(config)
         self._parameters = ParameterFollower(
             config.addresses.parameters,
@@ -304,7 +304,7 @@ class Actor:
 
     def _q_values(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            q: npt.NDArray[np.float32] = self._network(torch.from_numpy(observations)).numpy()
+            q: npt.NDArray[np.float32] = self._network.q_values(torch.from_numpy(observations)).numpy()
         return q
 
     def _step(self, lane: int, action: int, q: npt.NDArray[np.float32]) -> Step:

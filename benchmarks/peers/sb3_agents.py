@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import Tensor, nn
 
-from apex_zmq.config import Config
+from apex_zmq.config import Agent, Config
 from apex_zmq.episodes import COLUMNS, EPISODES
 from apex_zmq.networks import make_network
 from apex_zmq.roles.evaluator import summarize
@@ -37,7 +37,7 @@ class Features(BaseFeaturesExtractor):
     def __init__(self, space: gymnasium.spaces.Box, network: str) -> None:
         super().__init__(space, WIDTH)
         stack, *shape = space.shape
-        self.torso = make_network(network, FrameSpec(tuple(shape), "uint8", stack), 1).torso
+        self.torso = make_network(Agent(network=network), FrameSpec(tuple(shape), "uint8", stack), 1).torso
         self.hidden = nn.Sequential(nn.Linear(self.torso.num_features, WIDTH), nn.ReLU())
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from apex_zmq import configure
-from apex_zmq.config import Config
+from apex_zmq.config import Agent, Config
 from apex_zmq.exploration import ladder
 from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.roles import actor as actor_role
@@ -101,7 +101,7 @@ class Peers:
         )
         self._statuses: Inbox[Status] = Inbox.bind(addresses["status"], {Kind.STATUS: decode_status}, hwm=1000)
         self._publisher = Publisher(addresses["parameters"])
-        arrays = to_arrays(make_network("mlp", FrameSpec((2,), "float32", 1), ACTIONS, seed=0))
+        arrays = to_arrays(make_network(Agent("mlp"), FrameSpec((2,), "float32", 1), ACTIONS, seed=0))
         parameters = Parameters(
             run="run",
             epoch=1,

@@ -359,31 +359,37 @@ def test_the_network_signature_example() -> None:
     beginning = re.search(r"text begins `(.*?)`", prose)
     assert beginning
     assert text.startswith(beginning[1])
-    arrays = to_arrays(make_network("small", FrameSpec((84, 84), "uint8", 4), 7))
+    arrays = to_arrays(make_network(settings.Agent(network="small"), FrameSpec((84, 84), "uint8", 4), 7))
     assert [[name, list(array.shape), str(array.dtype)] for name, array in arrays.items()] == listed
     assert network_signature(arrays) == digest
 
 
 @pytest.mark.parametrize("name", ["small", "nature", "mlp"])
-def test_networks_compute_what_the_document_says(name: str) -> None:
+@pytest.mark.parametrize(("layer_norm", "quantiles"), [(False, 1), (True, 1), (False, 5)])
+def test_networks_compute_what_the_document_says(name: Any, layer_norm: bool, quantiles: int) -> None:
     import torch
 
-    from apex_zmq.networks import make_network, to_arrays
+    from apex_zmq.networks import load_arrays, make_network, to_arrays
 
     (rows,) = tables("9. Networks")
     (row,) = [row for row in rows if row["network"] == name]
     width = int(row["hidden width H"])
     frame = FrameSpec((84, 84), "uint8", 2) if name != "mlp" else FrameSpec((5,), "float32", 2)
-    network = make_network(name, frame, 3, seed=0)
-    weights = {key: array.astype(np.float64) for key, array in to_arrays(network).items()}
+    network = make_network(settings.Agent(name, layer_norm, quantiles), frame, 3, seed=0)
     rng = np.random.default_rng(0)
+    weights = {key: rng.normal(array, 0.01) for key, array in to_arrays(network).items()}
+    load_arrays(network, {key: array.astype(np.float32) for key, array in weights.items()})
+
+    def normed(outputs: Any, norm: str) -> Any:
+        outputs = (outputs - outputs.mean()) / np.sqrt(outputs.var() + 0.00001)
+        return outputs * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
+
     if name == "mlp":
         observation: Any = rng.normal(size=(2, 5)).astype(np.float32)
         hidden = observation.ravel()
         for layer, norm in re.findall(r"`(layers\.\d)`: \d+[^`]*`(layers\.\d)`: layer norm", row["torso"]):
             hidden = weights[f"torso.{layer}.weight"] @ hidden + weights[f"torso.{layer}.bias"]
-            hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + 0.00001)
-            hidden = np.maximum(hidden * weights[f"torso.{norm}.weight"] + weights[f"torso.{norm}.bias"], 0)
+            hidden = np.maximum(normed(hidden, f"torso.{norm}"), 0)
     else:
         observation = rng.integers(0, 256, (2, 84, 84)).astype(np.uint8)
         hidden = observation / 255
@@ -393,12 +399,17 @@ def test_networks_compute_what_the_document_says(name: str) -> None:
             windows = sliding_window_view(sliding_window_view(hidden, int(size), axis=1), int(size), axis=2)
             windows = windows[:, :: int(stride), :: int(stride)]
             total = np.einsum("ihwrc,oirc->ohw", windows, weight, optimize=True)
-            hidden = np.maximum(total + weights[f"torso.{layer}.bias"][:, None, None], 0)
+            hidden = total + weights[f"torso.{layer}.bias"][:, None, None]
+            if layer_norm:
+                hidden = normed(hidden, f"torso.{layer.replace('convolutions', 'norms')}")
+            hidden = np.maximum(hidden, 0)
         hidden = hidden.ravel()
-    hidden = np.maximum(weights["head.hidden.weight"] @ hidden + weights["head.hidden.bias"], 0)
+    hidden = weights["head.hidden.weight"] @ hidden + weights["head.hidden.bias"]
+    hidden = np.maximum(normed(hidden, "head.norm") if layer_norm else hidden, 0)
     assert len(hidden) == 2 * width
     value = weights["head.value.weight"] @ hidden[:width] + weights["head.value.bias"]
     advantage = weights["head.advantage.weight"] @ hidden[width:] + weights["head.advantage.bias"]
+    value, advantage = value.mean(), advantage.reshape(3, quantiles).mean(1)
     with torch.inference_mode():
-        found = network(torch.from_numpy(observation[None])).numpy()[0]
+        found = network.q_values(torch.from_numpy(observation[None])).numpy()[0]
     np.testing.assert_allclose(found, value + advantage - advantage.mean(), rtol=1e-3, atol=1e-4)
