@@ -134,8 +134,9 @@ class Agent(Section, frozen=True):
 
     network: Annotated[
         Literal["nature", "small", "mlp"],
-        doc("Dueling Q-network: nature (Mnih 2015), small (a CNN for CPUs), mlp (vectors)."),
+        doc("Q-network: nature (Mnih 2015), small (a CNN for CPUs), mlp (vectors)."),
     ] = "nature"
+    dueling: Annotated[bool, doc("Value and advantages apart (Wang 2016), or one stream for both.")] = True
     layer_norm: Annotated[
         bool, doc("Layer norm before every ReLU of the network; the torso of mlp has it in any case.")
     ] = False

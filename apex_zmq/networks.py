@@ -1,4 +1,4 @@
-"""Dueling Q-networks by name (torch).
+"""Q-networks by name (torch).
 
 Sources: the dueling architecture of Wang et al. 2016 (arXiv 1511.06581, eq. 9)
 on the convolutions of Mnih et al. 2015 (Nature 518, Methods) or smaller torsos;
@@ -94,32 +94,37 @@ class VectorTorso(nn.Module):
         return features
 
 
-class DuelingHead(nn.Module):
-    """Features [B, num_features] -> [B, A, N] = V + A - mean A (Wang et al. 2016, eq. 9), for each of N quantiles.
+class Head(nn.Module):
+    """Features [B, num_features] -> quantiles [B, A, N] = V + A - mean over actions of A (Wang et al. 2016, eq. 9).
 
-    The hidden layers of the two streams are the two halves of one matrix product.
+    The hidden layers of the two streams are the two halves of one matrix product. Without `dueling` there is no V,
+    and what A makes of both halves are the quantiles.
     """
 
-    def __init__(self, num_features: int, width: int, num_actions: int, quantiles: int, layer_norm: bool) -> None:
+    def __init__(self, num_features: int, width: int, num_actions: int, agent: Agent) -> None:
         super().__init__()
         self.hidden = nn.Linear(num_features, 2 * width)
-        self.norm = nn.LayerNorm(2 * width) if layer_norm else nn.Identity()
-        self.value = nn.Linear(width, quantiles)
-        self.advantage = nn.Linear(width, num_actions * quantiles)
-        self._shape = num_actions, quantiles
+        self.norm = nn.LayerNorm(2 * width) if agent.layer_norm else nn.Identity()
+        self.value = nn.Linear(width, agent.quantiles) if agent.dueling else None
+        self.advantage = nn.Linear(width if agent.dueling else 2 * width, num_actions * agent.quantiles)
+        self._shape = num_actions, agent.quantiles
 
     def forward(self, features: Tensor) -> Tensor:
         """Quantiles of a batch of features."""
-        value_hidden, advantage_hidden = torch.relu(self.norm(self.hidden(features))).chunk(2, dim=1)
+        hidden = torch.relu(self.norm(self.hidden(features)))
+        if self.value is None:
+            single: Tensor = self.advantage(hidden)
+            return single.view(-1, *self._shape)
+        value_hidden, advantage_hidden = hidden.chunk(2, dim=1)
         value: Tensor = self.value(value_hidden).unsqueeze(1)
-        advantage: Tensor = self.advantage(advantage_hidden).unflatten(1, self._shape)
+        advantage: Tensor = self.advantage(advantage_hidden).view(-1, *self._shape)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
 class QNetwork(nn.Module):
     """Observations [B, s, *frame shape] -> quantiles of the return of each action, float32 [B, A, N]."""
 
-    def __init__(self, torso: ConvTorso | VectorTorso, head: DuelingHead) -> None:
+    def __init__(self, torso: ConvTorso | VectorTorso, head: Head) -> None:
         super().__init__()
         self.torso = torso
         self.head = head
@@ -149,8 +154,7 @@ def make_network(agent: Agent, frame: FrameSpec, num_actions: int, seed: int | N
         raise NetworkError(f"a Q-network needs at least one action, not {num_actions}")
     with _seeded(seed):
         torso = _make_torso(agent, frame)
-        width = HEAD_WIDTH[agent.network]
-        return QNetwork(torso, DuelingHead(torso.num_features, width, num_actions, agent.quantiles, agent.layer_norm))
+        return QNetwork(torso, Head(torso.num_features, HEAD_WIDTH[agent.network], num_actions, agent))
 
 
 def to_arrays(network: nn.Module) -> dict[str, Float32s]:

@@ -365,8 +365,10 @@ def test_the_network_signature_example() -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "nature", "mlp"])
-@pytest.mark.parametrize(("layer_norm", "quantiles"), [(False, 1), (True, 1), (False, 5)])
-def test_networks_compute_what_the_document_says(name: Any, layer_norm: bool, quantiles: int) -> None:
+@pytest.mark.parametrize(
+    ("dueling", "layer_norm", "quantiles"), [(True, False, 1), (True, True, 1), (True, False, 5), (False, False, 5)]
+)
+def test_networks_compute_what_the_document_says(name: Any, dueling: bool, layer_norm: bool, quantiles: int) -> None:
     import torch
 
     from apex_zmq.networks import load_arrays, make_network, to_arrays
@@ -375,7 +377,7 @@ def test_networks_compute_what_the_document_says(name: Any, layer_norm: bool, qu
     (row,) = [row for row in rows if row["network"] == name]
     width = int(row["hidden width H"])
     frame = FrameSpec((84, 84), "uint8", 2) if name != "mlp" else FrameSpec((5,), "float32", 2)
-    network = make_network(settings.Agent(name, layer_norm, quantiles), frame, 3, seed=0)
+    network = make_network(settings.Agent(name, dueling, layer_norm, quantiles), frame, 3, seed=0)
     rng = np.random.default_rng(0)
     weights = {key: rng.normal(array, 0.01) for key, array in to_arrays(network).items()}
     load_arrays(network, {key: array.astype(np.float32) for key, array in weights.items()})
@@ -407,9 +409,13 @@ def test_networks_compute_what_the_document_says(name: Any, layer_norm: bool, qu
     hidden = weights["head.hidden.weight"] @ hidden + weights["head.hidden.bias"]
     hidden = np.maximum(normed(hidden, "head.norm") if layer_norm else hidden, 0)
     assert len(hidden) == 2 * width
-    value = weights["head.value.weight"] @ hidden[:width] + weights["head.value.bias"]
-    advantage = weights["head.advantage.weight"] @ hidden[width:] + weights["head.advantage.bias"]
-    value, advantage = value.mean(), advantage.reshape(3, quantiles).mean(1)
+    if dueling:
+        value = weights["head.value.weight"] @ hidden[:width] + weights["head.value.bias"]
+        advantage = weights["head.advantage.weight"] @ hidden[width:] + weights["head.advantage.bias"]
+        advantage = advantage.reshape(3, quantiles)
+        expected = value + advantage - advantage.mean(0)
+    else:
+        expected = weights["head.advantage.weight"] @ hidden + weights["head.advantage.bias"]
     with torch.inference_mode():
         found = network.q_values(torch.from_numpy(observation[None])).numpy()[0]
-    np.testing.assert_allclose(found, value + advantage - advantage.mean(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found, expected.reshape(3, quantiles).mean(1), rtol=1e-3, atol=1e-4)
