@@ -39,6 +39,7 @@ SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are be
 GAMES = 100  # episodes of an evaluation
 EVALUATE_EVERY = 5.0  # minutes
 SOLVED = 0.9
+COMPARED_MINUTES = 25.0  # of sweeps and ablations
 EVALUATION = (
     "minutes",
     "decisions",
@@ -65,11 +66,10 @@ class Run:
 
 
 def _one_seed(group: Literal["sweep", "ablation"], settings: Mapping[str, Mapping[str, str]]) -> list[Run]:
-    return [Run(f"{group}-{name}", group, 1, 25.0, changed) for name, changed in settings.items()]
+    return [Run(f"{group}-{name}", group, 1, COMPARED_MINUTES, changed) for name, changed in settings.items()]
 
 
 SWEEP: dict[str, dict[str, str]] = {
-    "base": {},
     "epsilon-0.1": {"actor.epsilon": "0.1", "actor.epsilon_alpha": "2"},
     "single-steps": {"actor.repeat_zeta": "null"},
     "uniform": {"replay.alpha": "0"},
@@ -88,27 +88,27 @@ SWEEP: dict[str, dict[str, str]] = {
     "nature-84": {"agent.network": "nature", "env.frame_height": "84", "env.frame_width": "84"},
     "death-10": {"env.reward.death": "-10"},
     "rate-0.0001": {"learner.learning_rate": "0.0001"},
-    "capacity-1m": {"replay.capacity": "1000000", "replay.arena_bytes": "1000000000"},
     "time-0.1": {"env.reward.time": "-0.1"},
 }
 ABLATIONS: dict[str, dict[str, str]] = {
-    "no-buttons": {"env.show_buttons": "false"},
+    "no-quantiles": {"agent.quantiles": "1"},
+    "no-layer-norm": {"agent.layer_norm": "false"},
     "no-double": {"learner.double": "false"},
+    "no-dueling": {"agent.dueling": "false"},
     "no-priorities": {"replay.alpha": "0"},
     "one-step": {"agent.n_step": "1"},
     "no-ladder": {"actor.epsilon": "0.05", "actor.epsilon_alpha": "0"},
+    "no-buttons": {"env.show_buttons": "false"},
 }
 STAGES = ("1-2", "1-3", "1-4", "2-1")
 QUEUE = [
-    *(Run(f"headline-{seed}", "headline", seed, 60.0) for seed in (1, 2, 3)),
+    *(Run(f"headline-{seed}", "headline", seed, 45.0) for seed in (1, 2, 3)),
     Run("ppo-1", "peer", 1, 75.0, algorithm="ppo"),
     Run("dqn-1", "peer", 1, 75.0, algorithm="dqn"),
     Run("ppo-2", "peer", 2, 75.0, algorithm="ppo"),
-    Run("sweep-rate-decay-60-min", "sweep", 2, 60.0, {"learner.learning_rate_decay": "20000"}),
-    Run("sweep-epsilon-alpha-4", "sweep", 1, 45.0, {"actor.epsilon_alpha": "4.1"}),
-    *_one_seed("sweep", SWEEP),
     *_one_seed("ablation", ABLATIONS),
     *(Run(f"stage-{stage}", "stage", 1, 45.0, {"env.stages": f"[{stage}]"}) for stage in STAGES),
+    *_one_seed("sweep", SWEEP),
 ]
 
 

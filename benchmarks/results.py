@@ -24,7 +24,7 @@ from matplotlib import pyplot
 
 from apex_zmq.roles.evaluator import wilson
 from apex_zmq.telemetry import LOW_EPSILON
-from benchmarks.learning import FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED
+from benchmarks.learning import COMPARED_MINUTES, FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED
 from benchmarks.rows import ROOT
 
 DOCUMENT = ROOT / "docs/RESULTS.md"
@@ -46,6 +46,11 @@ class Curve:
     cleared: Floats
     max_x: Floats
 
+    def until(self, minutes: float) -> Curve:
+        """The episodes that had ended by then."""
+        early = self.minutes <= minutes
+        return Curve(self.minutes[early], self.decisions[early], self.cleared[early], self.max_x[early])
+
 
 @dataclass(frozen=True)
 class Result:
@@ -64,6 +69,11 @@ class Result:
         """The evaluation of the best checkpoint on fresh seeds."""
         rows = self.evaluations
         return next(row for row in rows if row["seed"] == str(FRESH_SEED) and row["protocol"] == protocol)
+
+    def until(self, minutes: float) -> Result:
+        """The same run, as if it had ended then; without evaluations on fresh seeds, which the best of all had."""
+        rows = [row for row in self.selection() if float(row["minutes"]) <= minutes]
+        return Result(self.about, self.all.until(minutes), self.low.until(minutes), rows)
 
 
 def read(name: str, directory: Path = RESULTS) -> Result:
@@ -191,24 +201,25 @@ def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float]
     return ordered[len(ordered) // 2]
 
 
-def comparison(results: Sequence[Result]) -> str:
+def comparison(results: Sequence[Result], group: str) -> str:
     """Sweeps or ablations, a row each, as they stood at the end."""
     lines = [
-        "| run | changed | decisions/s | first clear | mean best x | clear rate | noop |",
+        "| run | changed | decisions/s | first clear | mean best x | clear rate | best noop |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         curve = result.low
         late = curve.minutes >= curve.minutes[-1] - 5
         changed = ", ".join(f"`{key}={value}`" for key, value in result.about["settings"].items()) or "nothing"
+        best = max(result.selection(), key=lambda row: float(row["clear_rate"]), default=None)
         cells = (
-            result.about["name"].partition("-")[2],
+            result.about["name"].removeprefix(f"{group}-"),
             changed,
             f"{result.all.decisions[-1] / result.all.minutes[-1] / 60:.0f}",
             _when(first_clear(result)),
             f"{curve.max_x[late].mean():,.0f}",
             f"{curve.cleared[late].mean():.2f} of {late.sum()}",
-            _rate(result.fresh("noop")),
+            _rate(best) if best else "not evaluated",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -267,9 +278,14 @@ def tables(document: str) -> str:
     """The document with the tables of all results there are."""
     if runs := list(_done("headline", "peer")):
         document = fill(document, "headline", headline(runs))
-    for group, make in (("sweep", comparison), ("ablation", comparison), ("stage", stages)):
+    base = [run.until(COMPARED_MINUTES) for run in _done("headline")]
+    for group in ("sweep", "ablation"):
         if runs := list(_done(group)):
-            document = fill(document, group, make(runs))
+            document = fill(document, group, comparison([*base, *runs], group))
+    if runs := list(_done("earlier")):
+        document = fill(document, "earlier", comparison(runs, "earlier"))
+    if runs := list(_done("stage")):
+        document = fill(document, "stage", stages(runs))
     return document
 
 
