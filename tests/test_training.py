@@ -149,8 +149,9 @@ def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpe
     assert ((sample.discount > 0) & (sample.steps == N_STEP)).any()
 
 
-def test_a_step_reports_the_td_error_of_before_it() -> None:
-    trainer = Trainer(make_config(learning_rate=0.1), VECTORS)
+@pytest.mark.parametrize("quantiles", [1, 5])
+def test_a_step_reports_the_td_error_of_the_means_before_it(quantiles: int) -> None:
+    trainer = Trainer(configure.replace(make_config(learning_rate=0.1), {"agent.quantiles": quantiles}), VECTORS)
     windows, sample = made_up(8)
     with torch.inference_mode():
         q = trainer.online.q_values(torch.from_numpy(windows[:, :1])).numpy()
