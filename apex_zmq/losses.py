@@ -31,7 +31,7 @@ def double_q_target(r_t: Tensor, discount_t: Tensor, z_t_target: Tensor, q_t_sel
 
 def of_actions(z: Tensor, action: Tensor) -> Tensor:
     """[B, N] of [B, A, N]: the quantiles of one action in each row, int64 [B]."""
-    return z[torch.arange(len(z), device=z.device), action]
+    return z.take_along_dim(action.view(-1, 1, 1), dim=1).squeeze(1)
 
 
 def td_loss(z_tm1: Tensor, target: Tensor, weights: Tensor, kind: Literal["l2", "huber"]) -> Tensor:

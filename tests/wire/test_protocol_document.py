@@ -359,7 +359,7 @@ def test_the_network_signature_example() -> None:
     beginning = re.search(r"text begins `(.*?)`", prose)
     assert beginning
     assert text.startswith(beginning[1])
-    arrays = to_arrays(make_network(settings.Agent(network="small"), FrameSpec((84, 84), "uint8", 4), 7))
+    arrays = to_arrays(make_network(settings.Agent("small"), FrameSpec((84, 84), "uint8", 4), 7))
     assert [[name, list(array.shape), str(array.dtype)] for name, array in arrays.items()] == listed
     assert network_signature(arrays) == digest
 
