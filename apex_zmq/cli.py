@@ -17,8 +17,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from apex_zmq import config as settings
-from apex_zmq import logs, options, program, rundir, tools
+from apex_zmq import logs, options, program, rundir, tools, validation
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.launch import LAUNCHED, launch
 from apex_zmq.replay.budget import check_memory
@@ -124,7 +123,7 @@ def forwarder(argv: Sequence[str] | None = None) -> int:
     )
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
-        settings.check_address(arguments.bind)
+        validation.check_address(arguments.bind)
         name = f"forwarder-{socket.gethostname()[:40]}-{os.getpid()}"
         stop = _prepare(name, config, 1, arguments.log_format, arguments.log_dir)
         from apex_zmq.roles.forwarder import Forwarder

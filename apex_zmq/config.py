@@ -142,7 +142,7 @@ class Agent(Section, frozen=True):
     ] = False
     quantiles: Annotated[
         int,
-        Meta(ge=1, le=1024),
+        Meta(ge=1, le=256),
         doc("Quantiles of an action's return that the network gives (QR-DQN); 1: its mean."),
     ] = 1
     n_step: Annotated[int, Meta(ge=1, le=64), doc("Steps of the n-step return.")] = 3
@@ -153,7 +153,7 @@ class Actor(Section, frozen=True):
     """Acting: lanes, exploration, shipping."""
 
     lanes: Annotated[int, Meta(ge=1, le=256), doc("Environment lanes per actor process.")] = 8
-    segment_length: Annotated[int, Meta(ge=1, le=1024), doc("Transitions per shipped segment.")] = 32
+    segment_length: Annotated[int, Meta(ge=1, le=256), doc("Transitions per shipped segment.")] = 32
     epsilon: Annotated[Probability, doc("Base of the exploration ladder eps^(1 + alpha i/(N-1)).")] = 0.4
     epsilon_alpha: Annotated[NonNegative, doc("Exponent alpha of the ladder.")] = 7.0
     repeat_zeta: Annotated[
@@ -352,85 +352,6 @@ def min_size_per_shard(config: Config) -> int:
     return math.ceil(config.replay.min_size / config.replay.shards)
 
 
-def validate(config: Config, *, addressed: bool = True) -> None:
-    """Refuse settings that are each possible but cannot work together.
-
-    addressed: whether the addresses count; not where a launcher chooses its own.
-
-    Raises:
-        ConfigError: names the settings and the remedy.
-    """
-    replay, learner, addresses = config.replay, config.learner, config.addresses
-    per_shard = replay.capacity // replay.shards
-    length, batch = config.actor.segment_length, learner.batch_size
-
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ConfigError(message)
-
-    require(
-        config.agent.n_step <= length,
-        f"agent.n_step {config.agent.n_step} exceeds actor.segment_length {length}; lengthen segments",
-    )
-    require(
-        batch <= per_shard,
-        f"learner.batch_size {batch} exceeds the {per_shard} transitions of a shard; raise replay.capacity",
-    )
-    require(
-        length <= per_shard,
-        f"actor.segment_length {length} exceeds the {per_shard} transitions of a shard; raise replay.capacity",
-    )
-    require(
-        replay.min_size <= replay.capacity - replay.shards * length,
-        f"replay.min_size {replay.min_size} does not fit replay.capacity {replay.capacity} with a segment to spare; "
-        "lower it",
-    )
-    require(
-        config.agent.quantiles == 1 or learner.loss == "huber",
-        f"agent.quantiles {config.agent.quantiles} are quantiles under learner.loss huber only; set that",
-    )
-    if replay.samples_per_insert is not None:
-        needed = batch + replay.samples_per_insert * length
-        require(
-            2 * tolerance(config) >= needed,
-            f"replay.tolerance {tolerance(config):g} can deadlock: 2 x tolerance must reach "
-            f"batch_size + samples_per_insert x segment_length = {needed:g}",
-        )
-    for name in ("experience", "priorities") if addressed else ():
-        count = len(getattr(addresses, name))
-        require(
-            count == replay.shards,
-            f"addresses.{name} lists {count} addresses for replay.shards {replay.shards}; list one per shard",
-        )
-    require(
-        not (addressed and addresses.insecure and addresses.keys),
-        "--insecure lets everybody in, --keys only their holders; give one of them",
-    )
-    for address in all_addresses(addresses) if addressed else ():
-        check_address(address)
-    if config.env.id in WORLDS:
-        require(
-            not config.env.max_pool or config.env.frame_skip > 1,
-            "env.max_pool takes two frames of a decision; raise env.frame_skip to 2 or more",
-        )
-        known = stages(config.env.id)
-        for stage in () if config.env.stages == "all" else config.env.stages:
-            require(
-                stage in known,
-                f"env.stages: no stage {stage!r} in {config.env.id}; stages run from {known[0]} to {known[-1]}",
-            )
-        if not isinstance(config.env.actions, str):
-            buttons = {"NOOP", "right", "left", "up", "down", "A", "B"}
-            require(bool(config.env.actions), "env.actions: list at least one action, such as [right]")
-            for action in config.env.actions:
-                unknown = set(action) - buttons
-                require(
-                    bool(action) and not unknown,
-                    f"env.actions: {list(action)} names {', '.join(sorted(unknown)) or 'no button'}; "
-                    f"buttons are {' '.join(sorted(buttons))}",
-                )
-
-
 def batch_addresses(addresses: Addresses) -> tuple[str, ...]:
     """Where each rank of the learner takes its batches, in the order of ranks."""
     return (addresses.batches,) if isinstance(addresses.batches, str) else addresses.batches
@@ -445,19 +366,3 @@ def all_addresses(addresses: Addresses) -> tuple[str, ...]:
         addresses.parameters,
         addresses.status,
     )
-
-
-def check_address(address: str) -> None:
-    """Refuse what ZeroMQ would not take.
-
-    Raises:
-        ConfigError: not tcp://host:port or ipc://path, port out of range, path too long.
-    """
-    scheme, separator, rest = address.partition("://")
-    if scheme == "ipc" and separator and rest:
-        if len(rest.encode()) > 107:
-            raise ConfigError(f"address {address}: an ipc path holds at most 107 bytes; use a shorter directory")
-        return
-    host, colon, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or not colon or not (port.isdecimal() and 0 < int(port) < 65536):
-        raise ConfigError(f"address {address}: write tcp://host:port (port 1 to 65535) or ipc:///path")

@@ -14,13 +14,14 @@ from typing import Any
 import msgspec
 import yaml
 
-from apex_zmq.config import ADDRESSES, Config, ConfigError, Section, to_tree, validate
+from apex_zmq.config import ADDRESSES, Config, ConfigError, Section, to_tree
+from apex_zmq.validation import validate
 
 
 def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addressed: bool = True) -> Config:
     """Read a YAML file and apply `section.key=value` overrides on top, then validate.
 
-    addressed: as for `config.validate`.
+    addressed: as for `validation.validate`.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, impossible value.
@@ -57,7 +58,7 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addre
 def from_tree(tree: Mapping[str, Any], source: str, *, addressed: bool = True) -> Config:
     """Convert and validate a tree of plain values; `source` names it in errors.
 
-    addressed: as for `config.validate`.
+    addressed: as for `validation.validate`.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible value.

@@ -21,7 +21,7 @@ def main(
 ) -> int:
     """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2.
 
-    overrides: what the program's own flags set. addressed: as for `config.validate`.
+    overrides: what the program's own flags set. addressed: as for `validation.validate`.
     """
     arguments = parser.parse_args(argv)
     try:

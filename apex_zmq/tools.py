@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apex_zmq import __version__, options, program
-from apex_zmq import config as settings
+from apex_zmq import __version__, options, program, validation
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.errors import UserError
 
@@ -164,7 +163,7 @@ def doctor(argv: Sequence[str] | None = None) -> int:
 
     def run(arguments: argparse.Namespace, config: Config) -> int:
         if "train" not in arguments.role:
-            settings.validate(config)
+            validation.validate(config)
         logging.basicConfig(handlers=[logging.NullHandler()])  # what is wrong the checks will say
         from apex_zmq.doctor.check import INSTALL, line_of
 
@@ -207,7 +206,7 @@ def top(argv: Sequence[str] | None = None) -> int:
         if not arguments.once and not sys.stdout.isatty():
             raise ConfigError("standard output is no terminal; give --once, or --once --json")
         address = config.addresses.parameters
-        settings.check_address(address)
+        validation.check_address(address)
         from apex_zmq import keys, top
 
         with contextlib.closing(top.Listener(address, keys.client_keys(config.addresses, "parameters"))) as listener:

@@ -59,7 +59,7 @@ def action_buttons(actions: str | tuple[tuple[str, ...], ...]) -> tuple[int, ...
     """The buttons byte of each action of a set, given by name or as lists of buttons.
 
     Raises:
-        KeyError: unknown name; `config.validate` refuses it first.
+        KeyError: unknown name; `validation.validate` refuses it first.
     """
     listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
     return tuple(sum(_BUTTONS[button] for button in set(action)) for action in listed)
