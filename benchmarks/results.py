@@ -24,7 +24,7 @@ from matplotlib import pyplot
 
 from apex_zmq.roles.evaluator import wilson
 from apex_zmq.telemetry import LOW_EPSILON
-from benchmarks.learning import COMPARED_MINUTES, FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED
+from benchmarks.learning import FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED, TRIAL_MINUTES
 from benchmarks.rows import ROOT
 
 DOCUMENT = ROOT / "docs/RESULTS.md"
@@ -204,14 +204,14 @@ def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float]
 def comparison(results: Sequence[Result], group: str) -> str:
     """Sweeps or ablations, a row each, as they stood at the end."""
     lines = [
-        "| run | changed | decisions/s | first clear | mean best x | clear rate | best noop |",
+        "| run | changed | decisions/s | first clear | mean best x | clear rate | noop at the end |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         curve = result.low
         late = curve.minutes >= curve.minutes[-1] - 5
         changed = ", ".join(f"`{key}={value}`" for key, value in result.about["settings"].items()) or "nothing"
-        best = max(result.selection(), key=lambda row: float(row["clear_rate"]), default=None)
+        evaluated = result.selection()
         cells = (
             result.about["name"].removeprefix(f"{group}-"),
             changed,
@@ -219,7 +219,7 @@ def comparison(results: Sequence[Result], group: str) -> str:
             _when(first_clear(result)),
             f"{curve.max_x[late].mean():,.0f}",
             f"{curve.cleared[late].mean():.2f} of {late.sum()}",
-            _rate(best) if best else "not evaluated",
+            _rate(evaluated[-1]) if evaluated else "not evaluated",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -278,9 +278,9 @@ def tables(document: str) -> str:
     """The document with the tables of all results there are."""
     if runs := list(_done("headline", "peer")):
         document = fill(document, "headline", headline(runs))
-    base = [run.until(COMPARED_MINUTES) for run in _done("headline")]
-    for group in ("sweep", "ablation"):
+    for group, minutes in TRIAL_MINUTES.items():
         if runs := list(_done(group)):
+            base = [run.until(minutes) for run in _done("headline")]
             document = fill(document, group, comparison([*base, *runs], group))
     if runs := list(_done("earlier")):
         document = fill(document, "earlier", comparison(runs, "earlier"))
