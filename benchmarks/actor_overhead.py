@@ -20,8 +20,9 @@ from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.roles.actor import Actor
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Publisher
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Parameters, encode, make_tensors
+from apex_zmq.wire.messages import Parameters, make_tensors
 from benchmarks import synthetic
 from benchmarks.rows import Row, main, versus
 

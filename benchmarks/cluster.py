@@ -18,8 +18,9 @@ import psutil
 from apex_zmq import configure, rundir
 from apex_zmq.config import Config
 from apex_zmq.transport import Inbox, Outbox, wait
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_status, encode
+from apex_zmq.wire.messages import Status, decode_status
 from benchmarks.rows import ROOT
 from benchmarks.synthetic import free_addresses
 

@@ -29,8 +29,17 @@ from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.telemetry import RunStats
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.checksums import corrupted_windows, frame_crc
 from apex_zmq.wire.codec import FLAG_LZ4, LIMITS, PRELUDE, PROTOCOL_VERSION, Kind, WireError, kind_of, unpack
+from apex_zmq.wire.experience import (
+    decode_batch,
+    decode_priorities,
+    decode_segment,
+    encode_batch,
+    encode_priorities,
+    encode_segment,
+)
 from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import (
     Bye,
@@ -38,20 +47,12 @@ from apex_zmq.wire.messages import (
     Heartbeat,
     Hello,
     Parameters,
-    Parts,
     Status,
-    decode_batch,
     decode_bye,
     decode_heartbeat,
     decode_hello,
     decode_parameters,
-    decode_priorities,
-    decode_segment,
     decode_status,
-    encode,
-    encode_batch,
-    encode_priorities,
-    encode_segment,
     make_tensors,
 )
 

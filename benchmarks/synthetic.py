@@ -24,16 +24,10 @@ from apex_zmq.roles.feeder import DecodedBatch, Feeder
 from apex_zmq.signature import experience_signature
 from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import PriorityUpdate, Segment
+from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.codec import Kind, pack, unpack
-from apex_zmq.wire.messages import (
-    Hello,
-    Parts,
-    Status,
-    decode_status,
-    encode,
-    encode_priorities,
-    encode_segment,
-)
+from apex_zmq.wire.experience import encode_priorities, encode_segment
+from apex_zmq.wire.messages import Hello, Status, decode_status
 from benchmarks.rows import ROOT
 
 ARENA_BYTES = 6 * 10**9

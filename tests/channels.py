@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from apex_zmq.transport import Inbox, Outbox, Publisher, wait
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
     Heartbeat,
@@ -16,7 +17,6 @@ from apex_zmq.wire.messages import (
     decode_heartbeat,
     decode_hello,
     decode_parameters,
-    encode,
     make_tensors,
 )
 

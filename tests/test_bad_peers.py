@@ -15,8 +15,9 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from apex_zmq.transport import Inbox, Outbox, Publisher, max_message_bytes, wait
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind, WireError
-from apex_zmq.wire.messages import Heartbeat, Hello, decode_hello, encode
+from apex_zmq.wire.messages import Heartbeat, Hello, decode_hello
 
 from .channels import HELLO, PATIENCE_S, SIGNATURE, await_ready, hear, hello_inbox, subscriber, welcome
 from .conftest import free_tcp_address

@@ -20,16 +20,9 @@ from apex_zmq.keys import OPENS, SERVERS, SERVES, ClientKeys, ServerKeys, make_c
 from apex_zmq.roles.parameters import ParameterFollower, ParameterPublisher
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox, Outbox, Publisher, wait
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import (
-    Hello,
-    Parameters,
-    decode_heartbeat,
-    decode_hello,
-    decode_parameters,
-    encode,
-    make_tensors,
-)
+from apex_zmq.wire.messages import Hello, Parameters, decode_heartbeat, decode_hello, decode_parameters, make_tensors
 
 from .channels import HELLO, PATIENCE_S, Publication, await_ready, hear, welcome
 from .conftest import StartProgram, free_tcp_address

@@ -20,8 +20,8 @@ from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.types import Batch, Float32s, FrameSpec, Sample, Segment
 from apex_zmq.wire.checksums import corrupted_windows
+from apex_zmq.wire.experience import decode_batch, decode_segment, encode_batch, encode_segment
 from apex_zmq.wire.frames import decode_windows
-from apex_zmq.wire.messages import decode_batch, decode_segment, encode_batch, encode_segment
 
 SIGNATURE = "0123456789abcdef"
 ALPHA, EPSILON = 0.6, 0.01

@@ -27,8 +27,8 @@ from apex_zmq.telemetry import AWAY_S
 from apex_zmq.transport import Publisher
 from apex_zmq.verdict import Verdict, judge
 from apex_zmq.view import FORGET_S, WINDOW_S, Process, View, Watch
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import encode
 
 from .conftest import ROOT, free_tcp_address
 from .statuses import ACTOR, BALANCED, BEFORE, LEARNER, NOW, REPLAY, SECONDS, changed, status, view, watch, words

@@ -16,8 +16,10 @@ from apex_zmq.config import ConfigError
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.transport import AddressInUseError, Inbox, Outbox, Publisher, is_local, max_message_bytes, wait
 from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import LIMITS, Kind
-from apex_zmq.wire.messages import Heartbeat, Hello, decode_hello, decode_segment, encode, encode_segment
+from apex_zmq.wire.experience import decode_segment, encode_segment
+from apex_zmq.wire.messages import Heartbeat, Hello, decode_hello
 
 from .channels import HELLO, PATIENCE_S, SIGNATURE, await_ready, hear, hello_inbox, subscriber, welcome
 from .conftest import free_tcp_address

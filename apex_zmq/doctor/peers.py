@@ -19,14 +19,7 @@ from apex_zmq.keys import ClientKeys, client_keys
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox
 from apex_zmq.wire.codec import PROTOCOL_VERSION, Kind
-from apex_zmq.wire.messages import (
-    Heartbeat,
-    Parameters,
-    Status,
-    decode_heartbeat,
-    decode_parameters,
-    decode_status,
-)
+from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_heartbeat, decode_parameters, decode_status
 
 SILENT_S = 3.0  # a learner that publishes at all is heard every second
 TURN_S = 0.1

@@ -27,8 +27,10 @@ from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Outbox, wait
 from apex_zmq.types import Segment
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Bye, Episode, encode, encode_segment
+from apex_zmq.wire.experience import encode_segment
+from apex_zmq.wire.messages import Bye, Episode
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,9 @@ from apex_zmq.rundir import keep_settings
 from apex_zmq.telemetry import ROLES, Meter, RunStats, progress_line
 from apex_zmq.transport import Inbox, wait
 from apex_zmq.types import Float64s
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Parameters, Status, decode_status, encode
+from apex_zmq.wire.messages import Parameters, Status, decode_status
 
 log = logging.getLogger(__name__)
 

@@ -159,13 +159,15 @@ def follow(
 def _make_player(config: Config, protocol: Protocol, seed: int) -> tuple[Player, bool]:
     """A player, and whether its game can be drawn."""
     try:
-        player = Player(config, protocol, seed, render=True)
-        player.lanes.reset(0)
-        player.lanes.render(0)
+        with contextlib.ExitStack() as unless_drawn:
+            player = unless_drawn.enter_context(contextlib.closing(Player(config, protocol, seed, render=True)))
+            player.lanes.reset(0)
+            player.lanes.render(0)
+            unless_drawn.pop_all()
+            return player, True
     except EnvError as error:
         log.warning("no films of the best: %s", error)
         return Player(config, protocol, seed), False
-    return player, True
 
 
 def _await_parameters(

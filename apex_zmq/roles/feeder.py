@@ -18,8 +18,8 @@ from apex_zmq.transport import Inbox
 from apex_zmq.types import Batch, FrameSpec, Sample
 from apex_zmq.wire.checksums import corrupted_windows
 from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.experience import decode_batch
 from apex_zmq.wire.frames import decode_windows
-from apex_zmq.wire.messages import decode_batch
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,10 @@ from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.training import Trainer
 from apex_zmq.transport import Outbox
 from apex_zmq.types import Float32s, PriorityUpdate
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Hello, encode, encode_priorities
+from apex_zmq.wire.experience import encode_priorities
+from apex_zmq.wire.messages import Hello
 
 log = logging.getLogger(__name__)
 

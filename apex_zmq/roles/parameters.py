@@ -14,8 +14,9 @@ from apex_zmq.keys import ClientKeys, ServerKeys
 from apex_zmq.signature import network_signature
 from apex_zmq.transport import Inbox, Publisher, wait
 from apex_zmq.types import Buffer
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat, decode_parameters, encode
+from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat, decode_parameters
 
 log = logging.getLogger(__name__)
 

@@ -21,17 +21,10 @@ from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
 from apex_zmq.transport import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Inbox, Outbox, wait
 from apex_zmq.types import Batch, PriorityUpdate, Segment
+from apex_zmq.wire.body import Parts
 from apex_zmq.wire.codec import Kind, WireError
-from apex_zmq.wire.messages import (
-    Bye,
-    Hello,
-    Parts,
-    decode_bye,
-    decode_hello,
-    decode_priorities,
-    decode_segment,
-    encode_batch,
-)
+from apex_zmq.wire.experience import decode_priorities, decode_segment, encode_batch
+from apex_zmq.wire.messages import Bye, Hello, decode_bye, decode_hello
 
 log = logging.getLogger(__name__)
 

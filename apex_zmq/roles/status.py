@@ -15,8 +15,9 @@ from apex_zmq.config import Config
 from apex_zmq.guard import counts
 from apex_zmq.keys import client_keys
 from apex_zmq.transport import Outbox
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Episode, Role, Status, encode
+from apex_zmq.wire.messages import Episode, Role, Status
 
 log = logging.getLogger(__name__)
 

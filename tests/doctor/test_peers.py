@@ -19,8 +19,9 @@ from apex_zmq.doctor.peers import check_run
 from apex_zmq.roles.parameters import ParameterPublisher
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Buffer
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Parameters, Role, Status, encode, make_tensors
+from apex_zmq.wire.messages import Parameters, Role, Status, make_tensors
 
 from ..conftest import free_tcp_address
 

@@ -20,18 +20,10 @@ from apex_zmq.roles.actor import QUEUED_SEGMENTS, Actor
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox, Publisher, wait
 from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import (
-    Bye,
-    Episode,
-    Parameters,
-    Status,
-    decode_bye,
-    decode_segment,
-    decode_status,
-    encode,
-    make_tensors,
-)
+from apex_zmq.wire.experience import decode_segment
+from apex_zmq.wire.messages import Bye, Episode, Parameters, Status, decode_bye, decode_status, make_tensors
 
 from ..conftest import StartProgram
 

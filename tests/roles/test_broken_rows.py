@@ -11,7 +11,8 @@ import pytest
 from apex_zmq.transport import wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Sample
 from apex_zmq.wire.checksums import frame_crc, window_crcs
-from apex_zmq.wire.messages import Hello, Parameters, encode_batch, encode_priorities
+from apex_zmq.wire.experience import encode_batch, encode_priorities
+from apex_zmq.wire.messages import Hello, Parameters
 
 from .test_learner import N_STEP, PATIENCE_S, ROWS, MakePeers, Peers
 from .test_replay import Peers as ShardPeers

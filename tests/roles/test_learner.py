@@ -23,20 +23,11 @@ from apex_zmq.roles.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner import DivergenceError, Learner
 from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Sample
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import window_crcs
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import (
-    Episode,
-    Hello,
-    Parameters,
-    Status,
-    decode_hello,
-    decode_parameters,
-    decode_priorities,
-    decode_status,
-    encode,
-    encode_batch,
-)
+from apex_zmq.wire.experience import decode_priorities, encode_batch
+from apex_zmq.wire.messages import Episode, Hello, Parameters, Status, decode_hello, decode_parameters, decode_status
 
 PATIENCE_S = 30.0
 ROWS, N_STEP = 4, 3

@@ -29,14 +29,8 @@ from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, Float32s, FrameSpec, PriorityUpdate, Sample
 from apex_zmq.wire.checksums import window_crcs
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import (
-    Hello,
-    Status,
-    decode_hello,
-    decode_priorities,
-    decode_status,
-    encode_batch,
-)
+from apex_zmq.wire.experience import decode_priorities, encode_batch
+from apex_zmq.wire.messages import Hello, Status, decode_hello, decode_status
 
 from ..conftest import ROOT, Program, StartProgram
 

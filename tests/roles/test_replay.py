@@ -19,17 +19,10 @@ from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature
 from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import (
-    Bye,
-    Hello,
-    Status,
-    decode_batch,
-    decode_status,
-    encode,
-    encode_priorities,
-    encode_segment,
-)
+from apex_zmq.wire.experience import decode_batch, encode_priorities, encode_segment
+from apex_zmq.wire.messages import Bye, Hello, Status, decode_status
 
 LENGTH = 10  # transitions per segment
 BATCH = 8

@@ -10,28 +10,28 @@ import pytest
 from apex_zmq.replay.store import Store
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.wire.body import Body, Parts, encode
 from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.experience import (
+    decode_batch,
+    decode_priorities,
+    decode_segment,
+    encode_batch,
+    encode_priorities,
+    encode_segment,
+)
 from apex_zmq.wire.messages import (
-    Body,
     Bye,
     Episode,
     Heartbeat,
     Hello,
     Parameters,
-    Parts,
     Status,
-    decode_batch,
     decode_bye,
     decode_heartbeat,
     decode_hello,
     decode_parameters,
-    decode_priorities,
-    decode_segment,
     decode_status,
-    encode,
-    encode_batch,
-    encode_priorities,
-    encode_segment,
     make_tensors,
 )
 

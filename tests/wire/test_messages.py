@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_zmq.types import Batch, PriorityUpdate, Segment
+from apex_zmq.wire.body import Body, Parts, encode
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of, pack, unpack
+from apex_zmq.wire.experience import encode_segment
 from apex_zmq.wire.frames import decode_windows
-from apex_zmq.wire.messages import Body, Parts, decode_hello, encode, encode_segment
+from apex_zmq.wire.messages import decode_hello
 
 Message = list[bytes]
 Decoders = dict[str, Callable[[Parts], Any]]

@@ -28,22 +28,23 @@ from apex_zmq.envs.mario import RULES_VERSION
 from apex_zmq.nstep import n_step_columns
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
-from apex_zmq.wire import messages
+from apex_zmq.wire import experience, messages
+from apex_zmq.wire.body import Body, encode
 from apex_zmq.wire.codec import LIMITS, PROTOCOL_VERSION, Kind
-from apex_zmq.wire.messages import Body, Heartbeat, Parameters, decode_heartbeat, encode
+from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
 STRUCTS: dict[str, type[Body]] = {
-    "SEGMENT (1)": messages.SegmentBody,
-    "BATCH (2)": messages.BatchBody,
-    "PRIORITIES (3)": messages.PrioritiesBody,
+    "SEGMENT (1)": experience.SegmentBody,
+    "BATCH (2)": experience.BatchBody,
+    "PRIORITIES (3)": experience.PrioritiesBody,
     "HELLO (4)": messages.Hello,
     "PARAMETERS (5)": messages.Parameters,
     "HEARTBEAT (6)": messages.Heartbeat,
     "STATUS (7)": messages.Status,
     "RELAYED_STATUS (8)": messages.Status,
     "BYE (9)": messages.Bye,
-    "Frame": messages.FrameBody,
+    "Frame": experience.FrameBody,
     "Tensor": messages.Tensor,
     "Episode": messages.Episode,
 }
