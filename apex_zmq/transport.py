@@ -12,7 +12,7 @@ import fcntl
 import ipaddress
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import zmq
@@ -21,10 +21,10 @@ from apex_zmq import guard
 from apex_zmq.config import ConfigError
 from apex_zmq.keys import ClientKeys, ServerKeys
 from apex_zmq.types import Buffer
+from apex_zmq.wire.body import Parts
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of
 
 T = TypeVar("T")
-Parts = Sequence[Buffer]
 
 KEEPALIVE_IDLE_S = 30
 KEEPALIVE_INTERVAL_S = 10

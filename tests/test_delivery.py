@@ -14,8 +14,8 @@ import pytest
 from apex_zmq import configure
 from apex_zmq.config import Config
 from apex_zmq.launch import free_ports
-from apex_zmq.roles.actor import Shipper
 from apex_zmq.roles.replay import ReplayServer
+from apex_zmq.roles.shipper import Shipper
 from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature
 from apex_zmq.transport import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES

@@ -217,6 +217,6 @@ def test_what_serves_prometheus_is_imported_by_those_who_serve_it() -> None:
 
 
 def test_roles_that_need_no_torch_do_not_import_it() -> None:
-    without = {"replay.py", "status.py", "parameters.py", "forwarder.py", "__init__.py"}
+    without = {"replay.py", "shipper.py", "status.py", "parameters.py", "forwarder.py", "__init__.py"}
     for name in without:
         assert not any(each.partition(".")[0] == "torch" for each in imports(PACKAGE / "roles" / name))

@@ -15,8 +15,9 @@ from apex_zmq import configure
 from apex_zmq.config import Agent, Config
 from apex_zmq.exploration import ladder
 from apex_zmq.networks import make_network, to_arrays
-from apex_zmq.roles import actor as actor_role
-from apex_zmq.roles.actor import QUEUED_SEGMENTS, Actor
+from apex_zmq.roles import shipper
+from apex_zmq.roles.actor import Actor
+from apex_zmq.roles.shipper import QUEUED_SEGMENTS
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox, Publisher, wait
 from apex_zmq.types import FrameSpec, Segment
@@ -265,8 +266,8 @@ def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
 
 
 def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor_role, "FAREWELL_S", PATIENCE_S)
-    monkeypatch.setattr(actor_role, "LINGER_S", PATIENCE_S)
+    monkeypatch.setattr(shipper, "FAREWELL_S", PATIENCE_S)
+    monkeypatch.setattr(shipper, "LINGER_S", PATIENCE_S)
     peers = make()
     peers.watch(segments=5)
     bye = peers.await_bye()
