@@ -236,8 +236,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             colour = COLOURS[algorithm]
             name = None if algorithm in named else NAMES[algorithm]
             named.add(algorithm)
-            rate = moving_mean(result.low.cleared, CURVE_WINDOW)
-            axis.plot(getattr(result.low, of) * scale, rate, color=colour, linewidth=1, label=name)
+            axis.plot(getattr(result.low, of) * scale, _rolling(result.low), color=colour, linewidth=1, label=name)
             points = result.selection()
             axis.plot(
                 [float(row[of]) * scale for row in points],
@@ -254,6 +253,28 @@ def draw(results: Sequence[Result], path: Path) -> None:
     axes[0].legend(loc="upper left")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
+
+
+def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path) -> None:
+    """Clear rate of the low-epsilon lanes over minutes: the recipe, and each part of it off."""
+    figure, axis = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    for index, result in enumerate(base):
+        label = None if index else "the recipe"
+        axis.plot(result.low.minutes, _rolling(result.low), color=COLOURS["apex"], linewidth=2, label=label)
+    for result in results:
+        label = result.about["name"].removeprefix("ablation-").replace("-", " ")
+        axis.plot(result.low.minutes, _rolling(result.low), linewidth=1, label=label)
+    axis.set_xlabel("minutes")
+    axis.set_ylabel("clear rate of World 1-1")
+    axis.set_xlim(left=0)
+    axis.set_ylim(0, 1)
+    axis.legend(loc="upper left", fontsize="small")
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def _rolling(curve: Curve) -> Floats:
+    return moving_mean(curve.cleared, CURVE_WINDOW)
 
 
 def fill(document: str, name: str, text: str) -> str:
@@ -301,6 +322,9 @@ def main() -> None:
         path.write_text(card(path))
     if runs := list(_done("headline", "peer")):
         draw(runs, IMAGES / "learning.png")
+    if runs := list(_done("ablation")):
+        base = [run.until(TRIAL_MINUTES["ablation"]) for run in _done("headline")]
+        draw_ablations(base, runs, IMAGES / "ablations.png")
 
 
 if __name__ == "__main__":
