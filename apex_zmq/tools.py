@@ -7,7 +7,9 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,7 +215,10 @@ def top(argv: Sequence[str] | None = None) -> int:
             if arguments.once:
                 timeout_s = 20.0 if arguments.timeout is None else arguments.timeout
                 return top.once(listener, timeout_s, as_json=arguments.json)
-            top.live(listener)
+            stop = threading.Event()
+            # KeyboardInterrupt would be lost where Python ignores exceptions: in destructors and callbacks.
+            signal.signal(signal.SIGINT, lambda *_: stop.set())
+            top.live(listener, stop)
         return 0
 
     return program.main(parser, run, argv, options.address_overrides, addressed=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -102,12 +102,12 @@ def once(listener: Listener, timeout_s: float, *, as_json: bool) -> int:
     return 0
 
 
-def live(listener: Listener) -> None:
-    """Show the run until Ctrl-C; standard output is a terminal."""
+def live(listener: Listener, stop: threading.Event) -> None:
+    """Show the run until told to stop; standard output is a terminal."""
     console, warning = Console(), LastWarning(logging.WARNING)
     logging.basicConfig(handlers=[warning])
-    with contextlib.suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as screen:
-        while True:
+    with Live(console=console, screen=True, auto_refresh=False) as screen:
+        while not stop.is_set():
             view = listener.view()
             shown = frame(view, judge(view), max_processes=max(1, console.height - OTHER_ROWS))
             screen.update(Group(shown, Text(warning.line, style="red")), refresh=True)

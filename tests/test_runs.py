@@ -207,7 +207,8 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
         assert abs(account.samples - per_insert * (account.inserts - 200)) <= tolerance
     resumed = load(tmp_path / "run")
     assert resumed.counters["updates"] == target
-    assert resumed.counters["decisions"] > saved.counters["decisions"]
+    # The actor may not have said anything yet when the updates are done; what was counted before is not lost.
+    assert resumed.counters["decisions"] >= saved.counters["decisions"]
     assert resumed.run_id == saved.run_id
     assert resumed.epoch > saved.epoch
     updates = [event.value for event in events(tmp_path / "run").Scalars("train/updates")]
