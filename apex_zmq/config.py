@@ -153,7 +153,7 @@ class Actor(Section, frozen=True):
     """Acting: lanes, exploration, shipping."""
 
     lanes: Annotated[int, Meta(ge=1, le=256), doc("Environment lanes per actor process.")] = 8
-    segment_length: Annotated[int, Meta(ge=1, le=256), doc("Transitions per shipped segment.")] = 32
+    segment_length: Annotated[int, Meta(ge=1, le=1024), doc("Transitions per shipped segment.")] = 32
     epsilon: Annotated[Probability, doc("Base of the exploration ladder eps^(1 + alpha i/(N-1)).")] = 0.4
     epsilon_alpha: Annotated[NonNegative, doc("Exponent alpha of the ladder.")] = 7.0
     repeat_zeta: Annotated[
