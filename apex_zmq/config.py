@@ -140,11 +140,6 @@ class Agent(Section, frozen=True):
     layer_norm: Annotated[
         bool, doc("Layer norm before every ReLU of the network; the torso of mlp has it in any case.")
     ] = False
-    quantiles: Annotated[
-        int,
-        Meta(ge=1, le=256),
-        doc("Quantiles of an action's return that the network gives (QR-DQN); 1: its mean."),
-    ] = 1
     n_step: Annotated[int, Meta(ge=1, le=64), doc("Steps of the n-step return.")] = 3
     gamma: Annotated[Probability, doc("Discount per decision.")] = 0.99
 

@@ -1,8 +1,8 @@
 """Q-networks by name (torch).
 
 Sources: the dueling architecture of Wang et al. 2016 (arXiv 1511.06581, eq. 9)
-on the convolutions of Mnih et al. 2015 (Nature 518, Methods) or smaller torsos;
-quantiles of Dabney et al. 2018 (arXiv 1710.10044), layer norm of Ba et al. 2016 (arXiv 1607.06450).
+on the convolutions of Mnih et al. 2015 (Nature 518, Methods) or smaller torsos; layer norm of Ba et al. 2016
+(arXiv 1607.06450).
 """
 
 from __future__ import annotations
@@ -96,34 +96,33 @@ class VectorTorso(nn.Module):
 
 
 class Head(nn.Module):
-    """Features [B, num_features] -> quantiles [B, A, N] = V + A - mean over actions of A (Wang et al. 2016, eq. 9).
+    """Features [B, num_features] -> Q [B, A] = V + A - mean A (Wang et al. 2016, eq. 9).
 
     The hidden layers of the two streams are the two halves of one matrix product. Without `dueling` there is no V,
-    and what A makes of both halves are the quantiles.
+    and what A makes of both halves is Q.
     """
 
     def __init__(self, num_features: int, width: int, num_actions: int, agent: Agent) -> None:
         super().__init__()
         self.hidden = nn.Linear(num_features, 2 * width)
         self.norm = nn.LayerNorm(2 * width) if agent.layer_norm else nn.Identity()
-        self.value = nn.Linear(width, agent.quantiles) if agent.dueling else None
-        self.advantage = nn.Linear(width if agent.dueling else 2 * width, num_actions * agent.quantiles)
-        self._shape = num_actions, agent.quantiles
+        self.value = nn.Linear(width, 1) if agent.dueling else None
+        self.advantage = nn.Linear(width if agent.dueling else 2 * width, num_actions)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Quantiles of a batch of features."""
+        """Q-values of a batch of features."""
         hidden = torch.relu(self.norm(self.hidden(features)))
         if self.value is None:
-            single: Tensor = self.advantage(hidden)
-            return single.view(-1, *self._shape)
+            q: Tensor = self.advantage(hidden)
+            return q
         value_hidden, advantage_hidden = hidden.chunk(2, dim=1)
-        value: Tensor = self.value(value_hidden).unsqueeze(1)
-        advantage: Tensor = self.advantage(advantage_hidden).view(-1, *self._shape)
+        value: Tensor = self.value(value_hidden)
+        advantage: Tensor = self.advantage(advantage_hidden)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
 class QNetwork(nn.Module):
-    """Observations [B, s, *frame shape] -> quantiles of the return of each action, float32 [B, A, N]."""
+    """Observations [B, s, *frame shape] -> Q float32 [B, A]."""
 
     def __init__(self, torso: ConvTorso | VectorTorso, head: Head) -> None:
         super().__init__()
@@ -131,13 +130,9 @@ class QNetwork(nn.Module):
         self.head = head
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Quantiles of a batch of observations, such as `FrameSpec` describes."""
-        quantiles: Tensor = self.head(self.torso(observation))
-        return quantiles
-
-    def q_values(self, observation: Tensor) -> Tensor:
-        """Q float32 [B, A]: the means of the quantiles."""
-        return self(observation).mean(dim=2)  # type: ignore[no-any-return]
+        """Q-values of a batch of observations, such as `FrameSpec` describes."""
+        q: Tensor = self.head(self.torso(observation))
+        return q
 
 
 def make_network(agent: Agent, frame: FrameSpec, num_actions: int, seed: int | None = None) -> QNetwork:

@@ -111,14 +111,14 @@ class Trainer:
         config, put = self._config, self._to_device
         obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
         with torch.no_grad():
-            next_z = self.target(next_obs)
-            selector_q = self.online.q_values(next_obs) if config.double else next_z.mean(dim=2)
+            next_q = self.target(next_obs)
+            selector_q = self.online(next_obs) if config.double else next_q
             reward, discount = put(sample.reward.astype(np.float32)), put(sample.discount.astype(np.float32))
-            target = double_q_target(reward, discount, next_z, selector_q)
-        z = self._parallel(obs)
-        taken = of_actions(z, put(sample.action.astype(np.int64)))
-        td_error = (target - taken.detach()).mean(dim=1)
-        loss = td_loss(taken, target, put(weights), config.loss)
+            target = double_q_target(reward, discount, next_q, selector_q)
+        q = self._parallel(obs)
+        td_error = target - of_actions(q, put(sample.action.astype(np.int64)))
+        loss = td_loss(td_error, put(weights), config.loss)
+        td_error = td_error.detach()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
@@ -127,7 +127,7 @@ class Trainer:
             return self._skip(td_error, f"loss {loss_value:g}, gradient norm {norm_value:g}")
         metrics = {
             "train/loss": loss_value,
-            "train/q_mean": float(z.detach().mean()),
+            "train/q_mean": float(q.detach().mean()),
             "train/td_error_mean": float(td_error.abs().mean()),
             "train/grad_norm": norm_value,
             "train/learning_rate": self.learning_rate,

@@ -48,10 +48,6 @@ def _check_sizes(config: Config) -> None:
         f"replay.min_size {replay.min_size} does not fit replay.capacity {replay.capacity} with a segment to spare; "
         "lower it",
     )
-    _require(
-        config.agent.quantiles == 1 or learner.loss == "huber",
-        f"agent.quantiles {config.agent.quantiles} are quantiles under learner.loss huber only; set that",
-    )
     if replay.samples_per_insert is not None:
         needed = batch + replay.samples_per_insert * length
         _require(

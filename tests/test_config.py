@@ -115,7 +115,6 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
             ["env.max_pool=true", "env.frame_skip=1"],
             "env.max_pool takes two frames of a decision; raise env.frame_skip",
         ),
-        (["agent.quantiles=2", "learner.loss=l2"], "agent.quantiles 2 are quantiles under learner.loss huber only"),
         (["actor.segment_length=2"], "agent.n_step 3 exceeds actor.segment_length 2; lengthen segments"),
         (
             ["replay.capacity=400"],

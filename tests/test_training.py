@@ -51,7 +51,7 @@ def act(trainer: Trainer, spec: EnvSpec, num_lanes: int, decisions: int, seed: i
 
     def q_values(stacks: npt.NDArray[Any]) -> Float32s:
         with torch.inference_mode():
-            values: Float32s = trainer.online.q_values(torch.from_numpy(stacks)).numpy()
+            values: Float32s = trainer.online(torch.from_numpy(stacks)).numpy()
         return values
 
     def reset(lane: int) -> None:
@@ -149,12 +149,11 @@ def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpe
     assert ((sample.discount > 0) & (sample.steps == N_STEP)).any()
 
 
-@pytest.mark.parametrize("quantiles", [1, 5])
-def test_a_step_reports_the_td_error_of_the_means_before_it(quantiles: int) -> None:
-    trainer = Trainer(configure.replace(make_config(learning_rate=0.1), {"agent.quantiles": quantiles}), VECTORS)
+def test_a_step_reports_the_td_error_before_it() -> None:
+    trainer = Trainer(make_config(learning_rate=0.1), VECTORS)
     windows, sample = made_up(8)
     with torch.inference_mode():
-        q = trainer.online.q_values(torch.from_numpy(windows[:, :1])).numpy()
+        q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()
     expected = np.abs(sample.reward - q[np.arange(8), sample.action])
     result = trainer.step(windows, sample, ones(sample))
     assert result.td_error is not None
@@ -335,7 +334,7 @@ def test_values_propagate_through_the_target_network() -> None:
     for _ in range(400):
         trainer.step(windows, sample, ones(sample))
     with torch.inference_mode():
-        q = trainer.online.q_values(torch.from_numpy(windows[:2, :1])).numpy()
+        q = trainer.online(torch.from_numpy(windows[:2, :1])).numpy()
     np.testing.assert_allclose(q, np.array([[GAMMA, GAMMA], [1.0, 1.0]]), atol=0.05)
 
 
@@ -364,9 +363,9 @@ def test_double_q_learning_lets_the_online_network_choose(double: bool) -> None:
     windows, sample = made_up(64, discount=GAMMA)
     rows, following = np.arange(64), torch.from_numpy(windows[np.arange(64), sample.steps][:, None])
     with torch.inference_mode():
-        q = trainer.online.q_values(torch.from_numpy(windows[:, :1])).numpy()[rows, sample.action]
-        chosen = trainer.online.q_values(following).numpy().argmax(1)
-        valued = trainer.target.q_values(following).numpy()
+        q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()[rows, sample.action]
+        chosen = trainer.online(following).numpy().argmax(1)
+        valued = trainer.target(following).numpy()
     value = valued[rows, chosen] if double else valued.max(1)
     assert (valued[rows, chosen] != valued.max(1)).any()
     td_error = trainer.step(windows, sample, ones(sample)).td_error

@@ -207,7 +207,7 @@ class Actor:
 
     def _q_values(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            q: npt.NDArray[np.float32] = self._network.q_values(torch.from_numpy(observations)).numpy()
+            q: npt.NDArray[np.float32] = self._network(torch.from_numpy(observations)).numpy()
         return q
 
     def _step(self, lane: int, action: int, q: npt.NDArray[np.float32]) -> Step:

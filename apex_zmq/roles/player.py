@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from apex_zmq import configure
 from apex_zmq.checkpoint import Checkpoint
@@ -56,7 +57,7 @@ class Player:
         config = configure.replace(config, {"env.noop_max": noop_max, "env.sticky": sticky})
         self.lanes = make_lanes(config.env, 1, seed, render=render)
         frame, num_actions = self.lanes.spec
-        self.network = make_network(config.agent, frame, num_actions).eval()
+        self.network: nn.Module = make_network(config.agent, frame, num_actions).eval()
         self.epsilon = NOOP_EPSILON if protocol == "noop" else 0.0
         self._explorer = Explorer(1, num_actions, None, 1, np.random.default_rng(seed))
 
@@ -94,7 +95,7 @@ class Player:
 
     def _q_values(self, observation: npt.NDArray[Any]) -> Float32s:
         with torch.inference_mode():
-            q: Float32s = self.network.q_values(torch.from_numpy(observation[None])).numpy()[0]
+            q: Float32s = self.network(torch.from_numpy(observation[None])).numpy()[0]
         return q
 
     def close(self) -> None:
