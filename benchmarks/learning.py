@@ -87,7 +87,6 @@ SWEEP: dict[str, dict[str, str]] = {
     "time-0.1": {"env.reward.time": "-0.1"},
 }
 ABLATIONS: dict[str, dict[str, str]] = {
-    "no-quantiles": {"agent.quantiles": "1"},
     "no-layer-norm": {"agent.layer_norm": "false"},
     "no-double": {"learner.double": "false"},
     "no-dueling": {"agent.dueling": "false"},

@@ -32,6 +32,7 @@ IMAGES = ROOT / "docs/images"
 CARDS = sorted(ROOT.glob("models/*/README.md"))
 WINDOW = 20  # low-epsilon episodes
 CURVE_WINDOW = 100
+COMPARED_MINUTES = {**TRIAL_MINUTES, "quantiles": 25.0}  # of a run that took longer, what had happened by then
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
 COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
 Floats = npt.NDArray[np.float64]
@@ -299,10 +300,13 @@ def tables(document: str) -> str:
     """The document with the tables of all results there are."""
     if runs := list(_done("headline", "peer")):
         document = fill(document, "headline", headline(runs))
-    for group, minutes in TRIAL_MINUTES.items():
-        if runs := list(_done(group)):
-            base = [run.until(minutes) for run in _done("headline")]
-            document = fill(document, group, comparison([*base, *runs], group))
+    for group, minutes in COMPARED_MINUTES.items():
+        if list(_done(group)):
+            runs = [
+                run if run.about["budget_minutes"] <= minutes else run.until(minutes)
+                for run in _done("headline", group)
+            ]
+            document = fill(document, group, comparison(runs, group))
     if runs := list(_done("earlier")):
         document = fill(document, "earlier", comparison(runs, "earlier"))
     if runs := list(_done("stage")):
