@@ -35,6 +35,7 @@ CURVE_WINDOW = 100
 COMPARED_MINUTES = {**TRIAL_MINUTES, "quantiles": 25.0}  # of a run that took longer, what had happened by then
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
 COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
+ABLATIONS_PICTURE = "\n\n![Clear rate of the low-epsilon lanes over minutes, with each part off](images/ablations.png)"
 Floats = npt.NDArray[np.float64]
 
 
@@ -306,7 +307,8 @@ def tables(document: str) -> str:
                 run if run.about["budget_minutes"] <= minutes else run.until(minutes)
                 for run in _done("headline", group)
             ]
-            document = fill(document, group, comparison(runs, group))
+            picture = ABLATIONS_PICTURE if group == "ablation" else ""
+            document = fill(document, group, comparison(runs, group) + picture)
     if runs := list(_done("earlier")):
         document = fill(document, "earlier", comparison(runs, "earlier"))
     if runs := list(_done("stage")):
