@@ -62,7 +62,8 @@ def make_segment(
 
 
 def priority(td_error: float | np.float32) -> float:
-    return float((np.float64(td_error) + EPSILON) ** ALPHA)
+    # Of an array: for these NumPy has vector instructions on some processors, and the last bit may differ.
+    return float(((np.array([td_error], np.float64) + EPSILON) ** ALPHA)[0])
 
 
 @dataclass
