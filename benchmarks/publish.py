@@ -1,8 +1,8 @@
 """Make a checkpoint ready to be given away: python -m benchmarks.publish CHECKPOINT models/NAME.
 
 DIRECTORY/best.safetensors keeps the network that evaluations play, in half precision, and the settings; it leaves out
-all else, and what names the machine. What is left is then evaluated, an hour on two cores: DIRECTORY/evaluation.csv,
-from which `python -m benchmarks.results` makes the table of its card.
+all else, and what names the machine. What is left is then evaluated, about ten minutes on two cores:
+DIRECTORY/evaluation.csv, from which `python -m benchmarks.results` makes the table of its card.
 """
 
 from __future__ import annotations
