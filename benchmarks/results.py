@@ -73,7 +73,9 @@ class Result:
         return next(row for row in rows if row["seed"] == str(FRESH_SEED) and row["protocol"] == protocol)
 
     def until(self, minutes: float) -> Result:
-        """The same run, as if it had ended then; without evaluations on fresh seeds, which the best of all had."""
+        """The same run, given no more time than that; one that is cut short has no evaluations on fresh seeds."""
+        if self.about["budget_minutes"] <= minutes:
+            return self
         rows = [row for row in self.selection() if float(row["minutes"]) <= minutes]
         return Result(self.about, self.all.until(minutes), self.low.until(minutes), rows)
 
@@ -303,10 +305,7 @@ def tables(document: str) -> str:
         document = fill(document, "headline", headline(runs))
     for group, minutes in COMPARED_MINUTES.items():
         if list(_done(group)):
-            runs = [
-                run if run.about["budget_minutes"] <= minutes else run.until(minutes)
-                for run in _done("headline", group)
-            ]
+            runs = [run.until(minutes) for run in _done("headline", group)]
             picture = ABLATIONS_PICTURE if group == "ablation" else ""
             document = fill(document, group, comparison(runs, group) + picture)
     if runs := list(_done("earlier")):
