@@ -104,7 +104,6 @@ QUEUE = [
     *_trials("ablation", ABLATIONS),
     *(Run(f"stage-{stage}", "stage", 1, 45.0, {"env.stages": f"[{stage}]"}) for stage in STAGES),
     *_trials("sweep", SWEEP),
-    Run("sweep-sticky-0.1", "sweep", 1, 45.0, {"env.sticky": "0.1"}),
 ]
 
 
