@@ -1,6 +1,6 @@
-"""Make a checkpoint ready to be given away: python -m benchmarks.publish models/NAME CHECKPOINT [CHECKPOINT ...].
+"""Make a checkpoint ready to be given away: python -m benchmarks.publish DIRECTORY CHECKPOINT [CHECKPOINT ...].
 
-Of several, the one that clears most of 1,000 episodes is taken; each takes four minutes on two cores.
+Of several, the one that clears most of 1,000 episodes is taken; each takes four to six minutes on two cores.
 DIRECTORY/best.safetensors keeps the network that evaluations play, in half precision, and the settings; it leaves out
 all else, and what names the machine. What is left is then evaluated, about ten minutes:
 DIRECTORY/evaluation.csv, from which `python -m benchmarks.results` makes the table of its card.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,20 +50,19 @@ def _evaluate(path: Path, emulator: str, protocol: str, seed: int, episodes: int
     return {"emulator": emulator, **play(program, protocol, seed, episodes)}
 
 
-def _choose(candidates: Sequence[str], pool: ThreadPoolExecutor) -> str:
-    """The candidate that clears most under noop on the choice seeds."""
-    rates: dict[str, float] = {}
-    for path in candidates:
-        rows = pool.map(lambda seed, path=path: _evaluate(Path(path), "fceumm", "noop", seed, 100), CHOICE_SEEDS)
-        rates[path] = float(np.mean([row["clear_rate"] for row in rows]))
-        print(f"{rates[path]:.3f} {path}", file=sys.stderr, flush=True)
-    return max(rates, key=rates.__getitem__)
+def _clear_rate(candidate: str, pool: ThreadPoolExecutor) -> float:
+    """Under noop, on the choice seeds."""
+    rows = pool.map(lambda seed: _evaluate(Path(candidate), "fceumm", "noop", seed, 100), CHOICE_SEEDS)
+    rate = float(np.mean([row["clear_rate"] for row in rows]))
+    print(f"{rate:.3f} {candidate}", file=sys.stderr, flush=True)
+    return rate
 
 
 def main(directory: str, *candidates: str) -> None:
     path = Path(directory).resolve() / BEST
     with ThreadPoolExecutor(max_workers=2) as pool:
-        lighten(_choose(candidates, pool) if len(candidates) > 1 else candidates[0], path)
+        several = len(candidates) > 1
+        lighten(max(candidates, key=lambda each: _clear_rate(each, pool)) if several else candidates[0], path)
         rows = list(pool.map(lambda games: _evaluate(path, *games), GAMES))
     write_csv(path.parent / "evaluation.csv", FIGURES, rows)
 
