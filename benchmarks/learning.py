@@ -219,7 +219,8 @@ def _row(run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: i
     else:
         program = [str(PEERS_PYTHON), "-m", "benchmarks.peers.sb3_mario", "evaluate", str(checkpoint.path)]
         program += ["--algorithm", run.algorithm, "--config", CONFIG]
-        program += ["--stochastic"] * (run.algorithm == "ppo")  # as it has learned to play
+        # PPO samples its actions, as it has learned to play.
+        program += ["--stochastic"] * (run.algorithm == "ppo" and protocol != "greedy")
     figures = play(program, protocol, seed, episodes)
     return {
         **{name: figures[name] for name in ("protocol", "seed", "episodes", "clear_rate")},
