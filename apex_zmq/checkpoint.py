@@ -11,7 +11,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from apex_zmq.errors import UserError
+from apex_zmq.files import replacing
 from apex_zmq.optimizers import CenteredRMSProp
 
 FORMAT_VERSION = 1
@@ -94,14 +96,8 @@ def save(path: Path | str, checkpoint: Checkpoint) -> None:
     }
     header = {"format_version": FORMAT_VERSION} | {name: getattr(checkpoint, name) for name in _JSON_TYPES}
     data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(header, allow_nan=False)})
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-    _replace(path, write)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -168,22 +164,12 @@ def _looks_like_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place for good."""
-    temporary = path.with_name(f".{path.name}.tmp")
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """As `replacing`, but raises CheckpointError."""
     try:
-        temporary.unlink(missing_ok=True)  # one left by a killed process may be a link to a checkpoint
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            # Also after success: renaming one link of a file over another of the same file does nothing.
-            temporary.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(f"cannot write {path}: {reason}; check the directory's space and permissions") from None
@@ -221,7 +207,8 @@ class CheckpointStore:
         path = self.directory / f"step-{int(checkpoint.counters['updates']):09d}.safetensors"
         save(path, checkpoint)
         for name in (LATEST, BEST) if best else (LATEST,):
-            _replace(self.directory / name, lambda temporary: _link(path, temporary))
+            with _replacing(self.directory / name) as temporary:
+                _link(path, temporary)
         self._prune(path)
         return path
 
@@ -241,8 +228,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        with target.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 _STATE_NAMES: dict[type[Optimizer], frozenset[str]] = {

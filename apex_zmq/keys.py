@@ -22,6 +22,7 @@ import zmq
 import zmq.auth
 
 from apex_zmq.config import Addresses, ConfigError
+from apex_zmq.files import replacing
 
 # What a holder's key opens, and what it binds itself, by role.
 OPENS = {
@@ -281,8 +282,6 @@ def _introduce(root: Path, name: str, role: str, public: str, sources: dict[str,
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file anew at once, so that nobody reads half of it."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    beside.chmod(0o600)
-    beside.rename(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+        temporary.chmod(0o600)

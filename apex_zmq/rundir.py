@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from apex_zmq.config import ConfigError
+from apex_zmq.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,9 @@ def holds_run(path: Path) -> bool:
 
 def keep_settings(path: Path, settings: str) -> None:
     """Write down what a run is set to, YAML, for programs that want to find it. A full disk costs it, not the run."""
-    temporary = path / f".{SETTINGS}.tmp"
     try:
-        temporary.write_text(settings)
-        os.replace(temporary, path / SETTINGS)
+        with replacing(path / SETTINGS) as temporary:
+            temporary.write_text(settings)
     except OSError as error:
         log.error("%s not written, training goes on: %s", path / SETTINGS, error)
 

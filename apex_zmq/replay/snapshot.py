@@ -10,7 +10,6 @@ priority  float64[N], little-endian: of the transitions first_key .. first_key +
 from __future__ import annotations
 
 import json
-import os
 import struct
 import time
 import zlib
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from apex_zmq.config import ConfigError
+from apex_zmq.files import replacing
 from apex_zmq.types import Float64s, FrameSpec
 
 MAGIC = b"APEXSNAP"
@@ -118,23 +118,9 @@ def write(path: Path, snapshot: Snapshot, previous: Path) -> None:
     Raises:
         OSError: it cannot be written; both are as before then.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in encode(snapshot):
-                for start in range(0, len(part), _PIECE_BYTES):
-                    piece = part[start : start + _PIECE_BYTES]
-                    file.write(piece)
-                    time.sleep(len(piece) / _BYTES_PER_S)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with replacing(path, previous) as temporary, temporary.open("wb") as file:
+        for part in encode(snapshot):
+            for start in range(0, len(part), _PIECE_BYTES):
+                piece = part[start : start + _PIECE_BYTES]
+                file.write(piece)
+                time.sleep(len(piece) / _BYTES_PER_S)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 
+from apex_zmq.files import replacing
 from apex_zmq.roles.feeder import DecodedBatch
 from apex_zmq.types import Float32s
 
@@ -31,26 +31,21 @@ def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s)
     batch, sample = decoded.batch, decoded.batch.sample
     name = f"update-{update:09d}-rank-{batch.rank}-shard-{batch.shard}-{batch.number}.npz"
     path = directory / DIRECTORY / name
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(
-                    file,
-                    keys=sample.keys,
-                    priority=sample.priority,
-                    action=sample.action,
-                    reward=sample.reward,
-                    discount=sample.discount,
-                    steps=sample.steps,
-                    windows=decoded.windows,
-                    broken=decoded.broken,
-                    weights=weights,
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                keys=sample.keys,
+                priority=sample.priority,
+                action=sample.action,
+                reward=sample.reward,
+                discount=sample.discount,
+                steps=sample.steps,
+                windows=decoded.windows,
+                broken=decoded.broken,
+                weights=weights,
+            )
         own = path.parent.glob(f"*-rank-{batch.rank}-*.npz")
         for old in sorted(own, key=lambda found: found.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
