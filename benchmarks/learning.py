@@ -34,6 +34,7 @@ from benchmarks.rows import PEERS_PYTHON, ROOT, machine
 RESULTS = ROOT / "docs/results"
 RUNS = ROOT / "build/learning"
 CONFIG = "configs/mario-cpu.yaml"
+PEERS_PROGRAM = (str(PEERS_PYTHON.relative_to(ROOT)), "-m", "benchmarks.peers.sb3_mario")  # from the project's root
 SAVE_EVERY = 1_500  # updates, about 50 s
 SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are below 1,000
 GAMES = 100  # episodes of an evaluation
@@ -156,7 +157,7 @@ def train(run: Run) -> None:
 def _command(run: Run, directory: Path) -> list[str]:
     common = ["--config", CONFIG, "--seed", str(run.seed)]
     if run.algorithm != "apex":
-        peer = [str(PEERS_PYTHON), "-m", "benchmarks.peers.sb3_mario", "train", run.algorithm]
+        peer = [*PEERS_PROGRAM, "train", run.algorithm]
         return [*peer, *common, "--minutes", f"{run.minutes:g}", "--directory", str(directory)]
     settings = {"learner.keep_checkpoints": "0", "learner.save_every": str(SAVE_EVERY), **run.settings}
     changed = [argument for name, value in settings.items() for argument in ("--set", f"{name}={value}")]
@@ -217,8 +218,7 @@ def _row(run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: i
     if run.algorithm == "apex":
         program = ["bin/apex-eval", "--checkpoint", str(checkpoint.path)]
     else:
-        program = [str(PEERS_PYTHON), "-m", "benchmarks.peers.sb3_mario", "evaluate", str(checkpoint.path)]
-        program += ["--algorithm", run.algorithm, "--config", CONFIG]
+        program = [*PEERS_PROGRAM, "evaluate", str(checkpoint.path), "--algorithm", run.algorithm, "--config", CONFIG]
         # PPO samples its actions, as it has learned to play.
         program += ["--stochastic"] * (run.algorithm == "ppo" and protocol != "greedy")
     figures = play(program, protocol, seed, episodes)

@@ -18,7 +18,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"
 PACKAGES = ("torch", "numpy", "numba", "pyzmq", "lz4", "msgspec", "stable-retro", "gym-super-mario-bros", "nes-py")
-PEERS = ("dm-reverb", "tensorflow", "cpprb", "gym-super-mario-bros", "nes-py", "gym", "opencv-python-headless")
+PEERS = (
+    "dm-reverb",
+    "tensorflow",
+    "cpprb",
+    "stable-baselines3",
+    "gym-super-mario-bros",
+    "nes-py",
+    "gym",
+    "opencv-python-headless",
+)
 
 
 @dataclass(frozen=True)
