@@ -254,7 +254,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axis.set_xlim(left=0)
         axis.set_ylim(0, 1)
     axes[0].set_ylabel("clear rate of World 1-1")
-    axes[0].legend(loc="center right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(NAMES))
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
