@@ -272,7 +272,7 @@ def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path
     axis.set_ylabel("clear rate of World 1-1")
     axis.set_xlim(left=0)
     axis.set_ylim(0, 1)
-    axis.legend(loc="upper left", fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
