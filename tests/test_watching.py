@@ -188,7 +188,8 @@ def test_progress_and_tensorboard_show_the_same_numbers(watched: Watched) -> Non
         for label, text in shown.items():
             tag, digits = SHOWN[label]
             # Half a unit of the last digit shown; TensorBoard holds float32.
-            assert float(text) == pytest.approx(numbers[tag], rel=1e-6, abs=0.5001 * 10**-digits)
+            tolerance = 0.5 * 10**-digits + 1e-6 * abs(numbers[tag])
+            assert float(text) == pytest.approx(numbers[tag], rel=0, abs=tolerance)
         seen |= shown.keys()
     assert seen == SHOWN.keys()
 
