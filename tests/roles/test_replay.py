@@ -306,4 +306,6 @@ def test_of_two_ranks_the_hungrier_one_is_dealt_to_first(peers: MakePeers, tmp_p
     shard.send(4)
     dealt = [shard.batch(rank) for rank in (0, 1, 0, 1)]
     assert [(batch.rank, batch.number) for batch in dealt] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert shard.status_when(lambda metrics: metrics["sample_blocked_s"] > 0)["samples"] == 4 * BATCH
+    # The governor may have held back before, while segments were on their way.
+    metrics = shard.status_when(lambda metrics: metrics["samples"] >= 4 * BATCH and metrics["sample_blocked_s"] > 0)
+    assert metrics["samples"] == 4 * BATCH
