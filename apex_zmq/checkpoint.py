@@ -108,9 +108,7 @@ def load(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / LATEST).is_file():
-            raise CheckpointError(f"{path} holds no {LATEST}; name a run directory that has one, or a checkpoint file")
-        path = path / LATEST
+        path = _latest(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = _read_header(path, file.metadata() or {})
@@ -129,6 +127,20 @@ def load(path: Path | str) -> Checkpoint:
             remedy = "it is no safetensors file, name one that this program saved"
         raise CheckpointError(f"cannot read checkpoint {path}: {remedy} ({error})") from None
     return Checkpoint(tensors=tensors, **header)
+
+
+def _latest(directory: Path) -> Path:
+    """The one a run goes on from. A learner killed before it had a name for its first leaves that under its number."""
+    if (directory / LATEST).is_file():
+        return directory / LATEST
+    if numbered := sorted(directory.glob("step-*.safetensors"), key=_age):
+        return numbered[-1]
+    raise CheckpointError(f"{directory} holds no {LATEST}; name a run directory that has one, or a checkpoint file")
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """Sorts by age, not by number: a run resumed from an earlier checkpoint counts up from there."""
+    return path.stat().st_mtime_ns, path.name
 
 
 def to_play(path: Path | str) -> Path:
@@ -191,7 +203,7 @@ class CheckpointStore:
         self._keep = keep
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for abandoned in self.directory.glob(".*.safetensors.tmp"):
+            for abandoned in self.directory.glob(".step-*.safetensors.tmp"):  # an evaluator may be writing others
                 abandoned.unlink()
         except OSError as error:
             raise CheckpointError(
@@ -206,7 +218,8 @@ class CheckpointStore:
         """
         path = self.directory / f"step-{int(checkpoint.counters['updates']):09d}.safetensors"
         save(path, checkpoint)
-        for name in (LATEST, BEST) if best else (LATEST,):
+        # The best first: the latest tells a resumed run its score.
+        for name in (BEST, LATEST) if best else (LATEST,):
             with _replacing(self.directory / name) as temporary:
                 _link(path, temporary)
         self._prune(path)
@@ -215,10 +228,8 @@ class CheckpointStore:
     def _prune(self, written: Path) -> None:
         if self._keep == 0:
             return
-        # By age, not by number: a run resumed from an earlier checkpoint counts up from there.
         others = [path for path in self.directory.glob("step-*.safetensors") if path != written]
-        others.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-        for path in others[self._keep - 1 :]:
+        for path in sorted(others, key=_age, reverse=True)[self._keep - 1 :]:
             path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -46,14 +48,20 @@ class Terminal:
         with self._lock:
             whole = self._whole(role, line)
             if not self._is_terminal:
-                print(whole, flush=True)
+                self._print(f"{whole}\n")
                 return
             if self._mark in line:
                 self._live = line.partition(self._mark)[2].strip('"}')
             else:
-                print(f"\r\x1b[2K{whole}")
+                self._print(f"\r\x1b[2K{whole}\n")
             width = shutil.get_terminal_size().columns
-            print(f"\r\x1b[2K{self._live[: width - 1]}", end="", flush=True)
+            self._print(f"\r\x1b[2K{self._live[: width - 1]}")
+
+    def _print(self, text: str) -> None:
+        # A full disk or a reader gone costs these lines, which the roles' log files have too. The roles' pipes must
+        # still be read, or they would block on them.
+        with contextlib.suppress(OSError):
+            print(text, end="", flush=True)
 
     def _whole(self, role: str, line: str) -> str:
         if not self._json:
@@ -63,7 +71,7 @@ class Terminal:
     def close(self) -> None:
         """Leave the live line where it is."""
         if self._is_terminal and self._live:
-            print()
+            self._print("\n")
 
 
 @dataclass
@@ -144,6 +152,8 @@ def launch(
         Exit code: 0 after a budget or Ctrl-C, else that of the role that died.
     """
     home = Path(tempfile.mkdtemp(prefix="apex-"))  # 0700
+    lock = os.open(home, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)  # or systemd-tmpfiles(8) would clear it of what is ten days old
     stop = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     terminal = Terminal(log_format)
@@ -169,6 +179,7 @@ def launch(
         for number, handler in previous.items():
             signal.signal(number, handler)
         shutil.rmtree(home, ignore_errors=True)
+        os.close(lock)
 
 
 def local_addresses(shards: int, home: Path | None) -> dict[str, object]:

@@ -111,6 +111,18 @@ class Ranks:
             distributed.all_reduce(total)
         return total / self.size
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of a loss made by a network of `parallel`.
+
+        Raises:
+            RankLostError
+        """
+        if self.size == 1:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
+        with _together():
+            loss.backward()  # type: ignore[no-untyped-call]
+
     def parallel(self, network: nn.Module) -> nn.Module:
         """The network with rank 0's parameters, whose gradients become their means over ranks on the way back."""
         if self.size == 1:
@@ -132,5 +144,7 @@ ALONE = Ranks()
 def _together() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise RankLostError(f"another rank of the learner has ended: {error}") from error

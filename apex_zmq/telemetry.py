@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from apex_zmq.wire.messages import Episode, Status
 
@@ -68,9 +69,9 @@ FAULTS = {
     "train/bad_steps": "bad_steps",
 }
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
-ROLES = ("actor", "replay", "learner", "evaluator", "forwarder")
+ROLES = ("actor", "replay", "learner", "forwarder")
 MAX_SOURCES = 4096  # processes remembered, and stages; whoever may report could invent more
-MAX_COUNT = 1 << 53  # of what a process may count; TensorBoard's axis ends at 2^63
+MAX_NUMBER = float(1 << 53)  # of what a process may say; TensorBoard's axis ends at 2^63
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 
@@ -104,16 +105,17 @@ class RunStats:
 
     def hear(self, status: Status, now: float) -> None:
         """Take in one status; now: monotonic seconds."""
+        status = _bounded(status)
         key = (status.name, status.boot)
         before: dict[str, float] = {}
         if key in self._last:
             before = self._last[key].metrics
         elif status.time - status.start_time > now - self.since + STARTED_TOGETHER_S:
             before = status.metrics
-        grown = {name: _bounded(status.metrics.get(name, 0.0)) - _bounded(before.get(name, 0.0)) for name in COUNTERS}
+        grown = {name: status.metrics.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS}
         for name, value in grown.items():
             self._counters[name] += value
-        self.decisions = min(self.decisions + round(grown["decisions"]), MAX_COUNT)
+        self.decisions = min(self.decisions + round(grown["decisions"]), int(MAX_NUMBER))
         if key not in self._last:
             self.restarts += any(name == status.name for name, _ in self._last)
             if len(self._last) >= MAX_SOURCES:
@@ -204,8 +206,15 @@ class RunStats:
         return {f"rollout/end_x/{stage}": np.array(ends) for stage, ends in self._ends.items()}
 
 
-def _bounded(count: float) -> float:
-    return max(-float(MAX_COUNT), min(count, float(MAX_COUNT)))
+def _bounded(status: Status) -> Status:
+    """With no number so large that sums and means overflow, and no checkpoint can hold them."""
+    episodes = (replace(each, episode_return=_clipped(each.episode_return)) for each in status.episodes)
+    metrics = {name: _clipped(value) for name, value in status.metrics.items()}
+    return replace(status, metrics=metrics, episodes=tuple(episodes))
+
+
+def _clipped(number: float) -> float:
+    return max(-MAX_NUMBER, min(number, MAX_NUMBER))
 
 
 def _total(statuses: Iterable[Status], metric: str) -> float:

@@ -120,7 +120,7 @@ class Trainer:
         loss = td_loss(td_error, put(weights), config.loss)
         td_error = td_error.detach()
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.backward(loss)
         grad_norm = nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm)
         loss_value, norm_value = float(self._ranks.mean(loss.detach())), float(grad_norm)
         if not (np.isfinite(loss_value) and np.isfinite(norm_value)):

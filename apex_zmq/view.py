@@ -17,7 +17,7 @@ STUCK_S = 10.0  # without progress, and no reason known
 HELD = 0.5  # share of time from which on waiting is what a process does
 
 State = Literal["working", "throttled", "blocked", "waiting for batches", "no parameters", "filling", "stuck", "away"]
-ORDER = ("learner", "replay", "actor", "forwarder", "evaluator")
+ORDER = ("learner", "replay", "actor", "forwarder")
 
 
 @dataclass(frozen=True, slots=True)

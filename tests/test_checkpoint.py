@@ -216,6 +216,20 @@ def test_files_of_a_killed_writer_are_cleared_and_links_among_them_do_no_harm(tm
     assert set(os.listdir(tmp_path)) == {numbered.name, LATEST}
 
 
+def test_a_writer_killed_before_its_first_has_a_name_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
+    save(tmp_path / "step-000000000.safetensors", make_checkpoint(0))
+    assert load(tmp_path).counters["updates"] == 0
+    CheckpointStore(tmp_path, keep=1).save(make_checkpoint(0, value=2.0))
+    assert value_in(tmp_path / LATEST) == 2.0
+
+
+def test_another_programs_unfinished_file_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / ".best-eval.safetensors.tmp"
+    theirs.touch()
+    CheckpointStore(tmp_path, keep=1)
+    assert theirs.exists()
+
+
 def test_an_impossible_directory_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot use run directory"):

@@ -19,6 +19,7 @@ from apex_zmq.keys import make_client, make_servers
 from apex_zmq.networks import to_arrays
 from apex_zmq.roles import evaluator
 from apex_zmq.roles.broadcaster import Broadcaster
+from apex_zmq.roles.parameters import MismatchError
 from apex_zmq.roles.player import Player
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.wire.messages import Parameters, make_tensors
@@ -78,12 +79,12 @@ class Run:
         self.broadcaster = Broadcaster(self.config, directory)
         self.broadcaster.start()
 
-    def publish(self, version: int, seed: int = 0) -> None:
+    def publish(self, version: int, seed: int = 0, run: str = "run") -> None:
         """Parameters from a seed, with a hundred updates and a thousand decisions to a version."""
         arrays = to_arrays(Player.of(untrained(self.config, seed), "greedy", 0).network)
         signatures = network_signature(arrays), experience_signature(self.config)
         self.broadcaster.stats.decisions = 1000 * version
-        self.broadcaster.publish(Parameters("run", 7, version, 100 * version, *signatures, make_tensors(arrays)))
+        self.broadcaster.publish(Parameters(run, 7, version, 100 * version, *signatures, make_tensors(arrays)))
 
 
 @pytest.fixture
@@ -128,6 +129,33 @@ def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[...
     with Image.open(io.BytesIO(film.encoded_image_string)) as image:
         assert (image.format, image.size) == ("GIF", (240, 160))  # CartPole draws 600 x 400
         assert image.n_frames > 1  # type: ignore[attr-defined]
+
+
+def test_a_best_that_could_not_be_written_is_not_the_one_to_beat(tmp_path: Path, begin: Callable[..., Run]) -> None:
+    run = begin()
+    in_the_way = tmp_path / ".best-eval.safetensors.tmp"
+    in_the_way.mkdir()
+    following = evaluator.follow(run.checkpoint, tmp_path, 1, 3, "greedy", 0)
+    run.publish(1)
+    next(following)
+    assert not (tmp_path / "best-eval.safetensors").exists()
+    in_the_way.rmdir()
+    run.publish(2)  # the same once more: no better
+    score = next(following)["mean_return"]
+    following.close()  # type: ignore[attr-defined]
+    assert checkpoint.load(tmp_path / "best-eval.safetensors").best_score == score
+
+
+def test_another_run_at_the_same_address_is_not_followed(tmp_path: Path, begin: Callable[..., Run]) -> None:
+    run = begin()
+    following = evaluator.follow(run.checkpoint, tmp_path, 1, 1, "greedy", 0)
+    run.publish(1)
+    assert next(following)["version"] == 1
+    before = (tmp_path / "best-eval.safetensors").read_bytes()
+    run.publish(2, run="other")
+    with pytest.raises(MismatchError, match="publishes run other by now, not run"):
+        next(following)
+    assert (tmp_path / "best-eval.safetensors").read_bytes() == before
 
 
 def test_versions_that_come_too_soon_are_left_out(tmp_path: Path, begin: Callable[..., Run]) -> None:

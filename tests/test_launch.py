@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
-from apex_zmq.launch import Terminal
+from apex_zmq.launch import Role, Terminal
 from apex_zmq.logs import json_line
 
 
@@ -29,3 +32,18 @@ def test_away_from_a_terminal_json_stays_json_and_the_rest_becomes_so(capsys: py
     line = json.loads(second)
     assert (line["level"], line["role"]) == ("WARNING", "actor-12")
     assert line["message"] == '{"a": "dictionary" that is no JSON'
+
+
+def test_a_role_is_read_to_its_end_where_its_lines_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        terminal = Terminal("text")
+        role = Role("doctor", ["doctor", "--help"], terminal)
+        role.start()
+        role.wait(60)
+        terminal.close()
+        monkeypatch.undo()
+    assert role.process is not None
+    assert role.process.stdout is not None
+    with role.process.stdout as rest:
+        assert rest.read() == ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
@@ -64,6 +65,18 @@ def test_counts_go_on_over_restarts_of_their_roles() -> None:
     stats.hear(status("actor-0", 2, decisions=5), 2)  # started again, counting from 0
     stats.hear(status("actor-0", 2, decisions=7), 3)
     assert stats.decisions == 1000 + 25 + 100 + 7
+
+
+def test_no_peer_makes_numbers_too_large_to_be_kept() -> None:
+    stats = started()
+    games = tuple(episode(1e308, epsilon=0.0) for _ in range(LOW_EPSILON_WINDOW))
+    for boot in range(20):
+        stats.hear(status("replay-0", boot, size=1e308, bytes=1e308), 0)
+        stats.hear(status("actor-0", boot, games, rss_bytes=1e308, parameter_age_s=1e308, decisions=1e308), 0)
+    assert stats.low_epsilon_return is not None
+    assert math.isfinite(stats.low_epsilon_return)
+    for tag, value in stats.summary(1.0, 1).items():
+        assert abs(value) < 2.0**63, tag
 
 
 def test_restarts_and_faults_are_counted_over_processes() -> None:

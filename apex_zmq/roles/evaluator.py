@@ -19,7 +19,7 @@ from apex_zmq.config import Config, ConfigError
 from apex_zmq.envs.make import EnvError
 from apex_zmq.keys import client_keys
 from apex_zmq.networks import load_arrays, to_arrays
-from apex_zmq.roles.parameters import Arrays, ParameterFollower
+from apex_zmq.roles.parameters import Arrays, MismatchError, ParameterFollower
 from apex_zmq.roles.player import Moment, Player, Protocol
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox
@@ -118,7 +118,7 @@ def follow(
     Raises:
         CheckpointError: a best-eval.safetensors that cannot be read.
         ConfigError, EnvError: an environment that cannot be made; a run with keys, and none given.
-        MismatchError: the run at this address trains something else by now.
+        MismatchError: at this address there is another run by now.
     """
     config = configure.from_tree(checkpoint.config, "checkpoint")
     if config.addresses.keys and keys is None:
@@ -136,14 +136,17 @@ def follow(
         evaluated: Parameters | None = None
         log.info("waiting for parameters from %s", config.addresses.parameters)
         while True:
-            evaluated, arrays, decisions = _await_parameters(config, player, evaluated, every)
+            evaluated, arrays, decisions = _await_parameters(config, checkpoint.run_id, player, evaluated, every)
             load_arrays(player.network, arrays)
             film = Digest(player.lanes.decisions_per_s)
             ends = [_play(player, film.show if drawn and not episode else None) for episode in range(episodes)]
             figures = summarize(ends)
             if figures["mean_return"] > best:
-                best = figures["mean_return"]
-                _promote(kept, checkpoint, player, evaluated, best)
+                try:
+                    _promote(kept, checkpoint, player, evaluated, figures["mean_return"])
+                    best = figures["mean_return"]
+                except CheckpointError as error:
+                    log.warning("evaluation goes on without: %s", error)
                 if drawn:
                     board.show(film.gif(), decisions)
             board.write(figures, decisions)
@@ -171,9 +174,13 @@ def _make_player(config: Config, protocol: Protocol, seed: int) -> tuple[Player,
 
 
 def _await_parameters(
-    config: Config, player: Player, evaluated: Parameters | None, every: int
+    config: Config, run_id: str, player: Player, evaluated: Parameters | None, every: int
 ) -> tuple[Parameters, Arrays, int]:
-    """The newest parameters, once they are due, and the decisions of the run so far."""
+    """The newest parameters, once they are due, and the decisions of the run so far.
+
+    Raises:
+        MismatchError: they are another run's.
+    """
     address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
     network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
     statuses: Inbox[Status] = Inbox.subscribe(
@@ -189,6 +196,10 @@ def _await_parameters(
                 if status.role == "learner" and "decisions" in status.metrics:
                     decisions = round(status.metrics["decisions"])
             newest = follower.newest
+            if newest is not None and newest.run != run_id:
+                raise MismatchError(
+                    f"{address} publishes run {newest.run} by now, not {run_id}: follow the run directory of that one"
+                )
             if newest is None or arrays is None or decisions is None:
                 continue
             if evaluated is None or newest.epoch != evaluated.epoch or newest.version >= evaluated.version + every:
@@ -196,7 +207,11 @@ def _await_parameters(
 
 
 def _promote(path: Path, checkpoint: Checkpoint, player: Player, parameters: Parameters, score: float) -> None:
-    """Save what has just been evaluated, to be played or to start from; the run's training state is not in it."""
+    """Save what has just been evaluated, to be played or to start from; the run's training state is not in it.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     evaluated = dataclasses.replace(
         checkpoint,
         tensors={"online": dict(player.network.state_dict())},
@@ -204,7 +219,4 @@ def _promote(path: Path, checkpoint: Checkpoint, player: Player, parameters: Par
         epoch=parameters.epoch,
         best_score=score,
     )
-    try:
-        save(path, evaluated)
-    except CheckpointError as error:
-        log.warning("evaluation goes on without: %s", error)
+    save(path, evaluated)

@@ -130,8 +130,7 @@ class Lead:
         stats = self.broadcaster.stats
         score = stats.low_epsilon_return
         best = score is not None and (self._best_score is None or score > self._best_score)
-        if best:
-            self._best_score = score
+        best_score = score if best else self._best_score
         checkpoint = Checkpoint(
             tensors=self._trainer.state(),
             counters={
@@ -146,7 +145,7 @@ class Lead:
             config=to_tree(self._config),
             run_id=self.run_id,
             epoch=self.epoch,
-            best_score=self._best_score,
+            best_score=best_score,
             experience=self._experience,
             network=self._network,
         )
@@ -155,6 +154,7 @@ class Lead:
         except CheckpointError as error:
             log.error("checkpoint not saved, training goes on: %s", error)
         else:
+            self._best_score = best_score
             log.info("saved %s%s", path, ", the best so far" if best else "")
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from msgspec import Meta
 from apex_zmq.wire.body import Body, Name, Parts, UInt, decode_body, require, require_finite
 from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 
-Role = Literal["actor", "replay", "learner", "evaluator", "forwarder"]
+Role = Literal["actor", "replay", "learner", "forwarder"]
 Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
