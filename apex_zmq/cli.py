@@ -207,6 +207,3 @@ PROGRAMS = {
     "doctor": tools.doctor,
     "top": tools.top,
 }
-
-if __name__ == "__main__":
-    sys.exit(PROGRAMS[sys.argv[1]](sys.argv[2:]))

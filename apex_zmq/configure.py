@@ -17,6 +17,8 @@ import yaml
 from apex_zmq.config import ADDRESSES, Config, ConfigError, Section, to_tree
 from apex_zmq.validation import validate
 
+BAD_YAML = (yaml.YAMLError, ValueError, AttributeError)  # the latter two of a date that is none, such as 2026-02-30
+
 
 def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addressed: bool = True) -> Config:
     """Read a YAML file and apply `section.key=value` overrides on top, then validate.
@@ -32,7 +34,7 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addre
             loaded = yaml.safe_load(Path(path).read_bytes())
         except OSError as error:
             raise ConfigError(f"cannot read config {path}: {error.strerror}; configs/ holds ready ones") from None
-        except yaml.YAMLError as error:
+        except BAD_YAML as error:
             raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(loaded, dict | None):
             raise ConfigError(f"{path} must hold sections (run, env, agent, ...), not a {type(loaded).__name__}")
@@ -50,7 +52,7 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addre
             node = child
         try:
             node[leaf] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except BAD_YAML:
             raise ConfigError(f"--set {override}: the value is not valid YAML") from None
     return from_tree(tree, str(path) if path is not None else "settings", addressed=addressed)
 

@@ -7,6 +7,7 @@ Who never comes so far as to show a key is heard of through the sockets' monitor
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -171,9 +172,15 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
 def _peer_of(descriptor: int) -> str:
     """The address at the other end of one of libzmq's descriptors, which it may have closed since."""
     try:
-        with sockets.socket(fileno=os.dup(descriptor)) as connection:
+        ours = os.dup(descriptor)
+    except OSError:
+        return GONE
+    try:
+        with sockets.socket(fileno=ours) as connection:
             peer = connection.getpeername()
     except OSError:
+        with contextlib.suppress(OSError):  # still open where it was no socket any more
+            os.close(ours)
         return GONE
     return str(peer[0]) if isinstance(peer, tuple) else "a local peer"
 

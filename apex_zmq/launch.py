@@ -94,7 +94,7 @@ class Role:
     def start(self) -> None:
         """Start the process; its output goes to the terminal under the role's name."""
         arguments = self.again() if self.restarts and self.again is not None else self.arguments
-        command = [sys.executable, "-m", "apex_zmq.cli", *arguments]
+        command = [sys.executable, "-m", "apex_zmq", *arguments]
         # A session of its own, so that Ctrl-C reaches the launcher alone, which stops the roles in order.
         self.process = subprocess.Popen(
             command,

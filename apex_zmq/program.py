@@ -31,9 +31,12 @@ def main(
                 arguments.config, [*overrides(arguments), *arguments.overrides], addressed=addressed
             )
         return run(arguments, config)
-    except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        logs.keep(str(error))
+    except (UserError, PermissionError) as error:
+        message = str(error)
+        if isinstance(error, PermissionError):  # asking whether a path is there may be denied already
+            message = f"cannot use {error.filename}: {error.strerror}; change its owner, or name another"
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        logs.keep(message)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def choose(given: Path | None, config_name: str, resume: bool) -> Path:
         return given
     if not resume:
         return RUNS / f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    runs = [path for path in RUNS.glob(f"{config_name}-[0-9]*") if holds_run(path)]
+    ours = re.compile(re.escape(config_name) + r"-\d{8}-\d{6}")  # not those of another config, NAME-2 say
+    runs = [path for path in RUNS.glob("*") if ours.fullmatch(path.name) and holds_run(path)]
     if not runs:
         raise ConfigError(f"--resume found no run {RUNS}/{config_name}-*; name one with --run-dir")
     return max(runs, key=lambda path: path.stat().st_mtime)

@@ -149,7 +149,7 @@ def doctor(argv: Sequence[str] | None = None) -> int:
     parser = options.settings_parser(
         "apex-doctor",
         "Checks a host before a run, and a run before you blame it: a line for each check, and what to do about what "
-        "is not ok. Give it the options of the roles that run here. Ends with 1 when a check has failed.",
+        "is not ok. Give it config, addresses and keys of the roles that run here. Ends with 1 when a check fails.",
     )
     options.add_address_options(parser)
     options.add_insecure_option(parser)

@@ -145,8 +145,8 @@ def _processes(processes: Sequence[Process], at_most: int | None) -> Table:
         numbers = each.numbers
         state = f"{each.state} {_time(each.silent_s)}" if each.state == "away" else each.state
         table.add_row(
-            each.name,
-            f"{each.host}:{each.pid}" if each.pid else "",
+            Text(each.name),  # its own words, which rich would take for markup
+            Text(f"{each.host}:{each.pid}" if each.pid else ""),
             _time(each.age_s) if each.pid else "",
             Text(state, style=STYLES.get(each.state, "yellow")),
             _show(numbers, "cpu", "{:.0%}"),
@@ -201,7 +201,7 @@ def _shards(shards: Sequence[Process]) -> Table:
         numbers = shard.numbers
         target = _show(numbers, "samples_per_insert_target", "{:g}") or "free"
         table.add_row(
-            shard.name,
+            Text(shard.name),
             _show(numbers, "size", "{:.0f}"),
             _show(numbers, "bytes", "{:.1f}", 1e-6),
             f"{_show(numbers, 'samples_per_insert', '{:.2f}') or 0} of {'free' if target == '0' else target}",

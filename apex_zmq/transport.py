@@ -240,8 +240,8 @@ class Inbox(Generic[T]):
         """
         deadline = time.monotonic() + timeout_s
         remaining_s = timeout_s
-        while self.socket.poll(max(0, round(1000 * remaining_s))):
-            frames = _receive_parts(self.socket)
+        while (socket := self.socket).poll(max(0, round(1000 * remaining_s))):
+            frames = _receive_parts(socket)
             try:
                 self._check_sender(frames[0])
                 # A view of a part keeps its libzmq buffer alive; nothing is copied.

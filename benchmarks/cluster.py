@@ -123,7 +123,7 @@ class Cluster:
         return [*command, "--actor-index", number, "--num-lanes", str(lanes)]
 
     def _start(self, member: Member) -> None:
-        command = [sys.executable, "-m", "apex_zmq.cli", *self._command(member.name)]
+        command = [sys.executable, "-m", "apex_zmq", *self._command(member.name)]
         with (self.directory / f"{member.name}.out").open("ab") as output:
             member.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env={**os.environ}

@@ -157,7 +157,7 @@ class Shard:
         self._taken += 1
         if self._taken % 100 == 0:
             batch = self.deal()
-            take_batch(decode_batch(encode_batch(batch), self._frame, N_STEP, 1 << 16))
+            take_batch(decode_batch(encode_batch(batch), self._frame, N_STEP))
 
     def take_update(self, update: PriorityUpdate) -> None:
         """As the replay's priority socket."""
@@ -222,7 +222,7 @@ def targets() -> list[Target]:
         shard = Shard(frame)
         decode: dict[str, Callable[[Parts], Any]] = {
             "SEGMENT": lambda parts: decode_segment(parts, SIGNATURE, N_STEP),
-            "BATCH": lambda parts, frame=frame: decode_batch(parts, frame, N_STEP, NUM_ACTIONS),  # type: ignore[misc]
+            "BATCH": lambda parts, frame=frame: decode_batch(parts, frame, N_STEP),  # type: ignore[misc]
         }
         segment, batch = encode_segment(shard.first, SIGNATURE), encode_batch(shard.deal())
         found += [

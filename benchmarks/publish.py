@@ -39,7 +39,11 @@ GAMES = [
 def lighten(source: str, path: Path) -> None:
     """Write what is needed to play the checkpoint `source`."""
     checkpoint = load(source)
-    defaults = {"run": to_tree(Run(seed=checkpoint.config["run"]["seed"])), "addresses": to_tree(Addresses())}
+    defaults = {
+        "run": to_tree(Run(seed=checkpoint.config["run"]["seed"])),
+        "addresses": to_tree(Addresses()),
+        "replay": checkpoint.config["replay"] | {"snapshot_dir": None},
+    }
     half = {name: tensor.to(torch.float16) for name, tensor in checkpoint.played.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, dataclasses.replace(checkpoint, tensors={"online": half}, config=checkpoint.config | defaults))

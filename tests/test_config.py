@@ -198,6 +198,12 @@ def test_bad_files_are_named(tmp_path: Path, content: bytes, expected: str) -> N
     assert expected in message
 
 
+def test_a_date_that_is_none_is_no_value() -> None:
+    assert "run.dir=2026-02-30: the value is not valid" in refusal(
+        lambda: configure.load(overrides=["run.dir=2026-02-30"])
+    )
+
+
 def test_a_missing_file_is_named_with_a_remedy(tmp_path: Path) -> None:
     message = refusal(lambda: configure.load(tmp_path / "none.yaml"))
     assert f"{tmp_path}/none.yaml: No such file" in message

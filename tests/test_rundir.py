@@ -10,10 +10,11 @@ from apex_zmq import rundir
 
 def test_resume_takes_the_newest_run_that_saved_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for day, name in enumerate(("mario-1", "mario-2", "mario-3", "cartpole-4")):
+    dates = ("mario-20260101-000000", "mario-20260102-000000", "mario-20260103-000000", "mario-2-20260104-000000")
+    for day, name in enumerate(dates):
         run = Path("checkpoints") / name
         (run / "logs").mkdir(parents=True)
-        if name != "mario-3":  # ended before its learner had begun
+        if name != "mario-20260103-000000":  # ended before its learner had begun
             (run / "latest.safetensors").touch()
         os.utime(run, (day, day))
-    assert rundir.choose(None, "mario", resume=True) == Path("checkpoints/mario-2")
+    assert rundir.choose(None, "mario", resume=True) == Path("checkpoints/mario-20260102-000000")

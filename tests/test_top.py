@@ -171,6 +171,11 @@ def test_a_picture_shows_every_process_shard_and_bucket() -> None:
     assert " ".join(lines[-1].split()) == "to 1 4 -3.0 0%"
 
 
+def test_a_name_is_no_markup() -> None:
+    lines = picture(view(changed(BALANCED, {"replay-[/b]": REPLAY})), Verdict("fine", "")).splitlines()
+    assert sum(line.startswith("replay-[/b] ") for line in lines) == 2  # among processes, and among shards
+
+
 def test_a_small_screen_leaves_out_actors_that_work() -> None:
     crowd = {f"actor-{index}": ACTOR for index in range(50)}
     run = changed(BALANCED, {"learner": {"live_actor": 50}, **crowd, "actor-33": {"blocked": 0.9}})

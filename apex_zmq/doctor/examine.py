@@ -57,7 +57,8 @@ def examine(config: Config, given: Sequence[str] = ()) -> Iterator[Check]:
     shards = config.replay.shards if TRAIN in given else len({link.number for link in bound if link.server == "replay"})
     if "replay" in roles:
         yield check_memory(config, shards, _resident_bytes(holders.values()))
-    yield from check_disks(config, roles, shards, sum(array.nbytes for array in network.values()))
+    network_bytes = sum(array.nbytes for array in network.values())
+    yield from check_disks(config, roles, shards, network_bytes, together=TRAIN in given)
     yield check_open_files(config.run.num_actors, roles)
     if TRAIN in given:
         return

@@ -24,7 +24,6 @@ from apex_zmq.envs.make import EnvError, env_spec
 from apex_zmq.errors import UserError
 from apex_zmq.replay import budget
 
-PYTHON = (3, 11)
 SHOWN = ("torch", "numpy", "numba", "pyzmq")  # libraries whose versions are told
 CHECKPOINT_COPIES = 5  # of the network: online, target, averaged, two moments
 CHECKPOINTS_BESIDE = 3  # the best two, and one that is being written
@@ -34,11 +33,8 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def check_python() -> Check:
-    """Whether the interpreter is new enough."""
-    found = f"{platform.python_version()}, {sys.executable}"
-    if sys.version_info < PYTHON:
-        return Check("python", "fail", found, "install Python {}.{} or newer".format(*PYTHON))
-    return Check("python", "ok", found)
+    """Which interpreter this is; one that is too old would not have come so far."""
+    return Check("python", "ok", f"{platform.python_version()}, {sys.executable}")
 
 
 def check_libraries(distribution: str = "apex_zmq") -> Check:
@@ -139,16 +135,20 @@ def check_memory(config: Config, shards: int, resident: int) -> Check:
     return Check("memory", "ok", f"replay needs up to {needed / 1e9:.1f} GB of {available / 1e9:.1f} GB available")
 
 
-def check_disks(config: Config, roles: Sequence[str], shards: int, network_bytes: int) -> Iterator[Check]:
-    """Room for the files of learner and replay."""
+def check_disks(
+    config: Config, roles: Sequence[str], shards: int, network_bytes: int, *, together: bool = False
+) -> Iterator[Check]:
+    """Room for the files of learner and replay. together: the replay's go to the run directory, as of apex-train."""
+    run = Path(config.run.dir) if config.run.dir else rundir.RUNS
     if "learner" in roles:
         files = (config.learner.keep_checkpoints or 1) + CHECKPOINTS_BESIDE
-        directory = Path(config.run.dir) if config.run.dir else rundir.RUNS
-        yield check_disk("disk", directory, CHECKPOINT_COPIES * files * network_bytes, 0, "run.dir")
-    if "replay" in roles and config.replay.snapshot_dir and config.replay.snapshot_interval_s:
-        directory = Path(config.replay.snapshot_dir)
+        yield check_disk("disk", run, CHECKPOINT_COPIES * files * network_bytes, 0, "run.dir")
+    snapshots = run if together else config.replay.snapshot_dir
+    if "replay" in roles and snapshots and config.replay.snapshot_interval_s:
+        directory = Path(snapshots)
         kept = sum(file.stat().st_blocks * 512 for file in directory.glob("replay-*/*"))
-        yield check_disk("disk, replay", directory, budget.disk_bytes(config, shards), kept, "replay.snapshot_dir")
+        setting = "run.dir" if together else "replay.snapshot_dir"
+        yield check_disk("disk, replay", directory, budget.disk_bytes(config, shards), kept, setting)
 
 
 def check_disk(name: str, directory: Path, needed: int, kept: int, setting: str) -> Check:

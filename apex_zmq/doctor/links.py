@@ -185,7 +185,7 @@ def _holder(pid: int | None) -> Holder:
 def role_of_command(command: Sequence[str]) -> str | None:
     """The role that a command line starts, by this package's module or one of its programs."""
     for before, word in itertools.pairwise(command):
-        if before == "apex_zmq.cli":
+        if before == "apex_zmq":
             return word
     programs = (Path(word).name for word in command)
     return next((name.removeprefix("apex-") for name in programs if name.startswith("apex-")), None)

@@ -26,7 +26,7 @@ def make_atari(env: config.Env, **options: Any) -> gymnasium.Env[Any, Any]:
     try:
         ale = importlib.import_module("ale_py")  # registers the games
     except ImportError as error:
-        raise EnvError(f"env.id {env.id}: {error}; pip install 'apex_zmq[atari]'") from None
+        raise EnvError(f"env.id {env.id}: {error}; pip install ale-py") from None
     ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no banner
     # Skipping and sticky actions are ours: the emulator's own are off.
     game = gymnasium.make(

@@ -71,11 +71,11 @@ class Accounts:
             account.advance(sequence + 1)
             account.seen |= 1
             return True
-        bit = 1 << account.next - 1 - sequence
-        if bit >> WINDOW or account.seen & bit:
+        behind = account.next - 1 - sequence
+        if behind >= WINDOW or account.seen >> behind & 1:
             self._count(account, duplicate=1)
             return False
-        account.seen |= bit
+        account.seen |= 1 << behind
         if sequence < account.first:
             self._count(account, received=1, lost=account.first - sequence - 1)
             account.first = sequence

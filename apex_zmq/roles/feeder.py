@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class DecodedBatch:
 
     batch: Batch
     windows: npt.NDArray[Any]  # [B, W, *frame]
-    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, or are not what their actor sent
+    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, are not what their actor sent, or of no action
 
 
 class Feeder(threading.Thread):
@@ -62,11 +62,12 @@ class Feeder(threading.Thread):
         super().__init__(name="feeder", daemon=True)
         self._inbox: Inbox[Batch] = Inbox.bind(
             address,
-            {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step, num_actions)},
+            {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step)},
             hwm=RECEIVE_HWM,
             insecure=insecure,
             keys=keys,
         )
+        self._num_actions = num_actions
         self.epoch = 0
         self.corrupted = 0
         self.decode_s = 0.0
@@ -106,13 +107,15 @@ class Feeder(threading.Thread):
             if batch.epoch != self.epoch:
                 self._complain(batch.epoch)
                 continue
-            sample, started = batch.sample, time.monotonic()
+            started = time.monotonic()
+            unknown = batch.sample.action >= self._num_actions
+            sample = replace(batch.sample, action=np.where(unknown, np.uint16(0), batch.sample.action))
             windows = self._buffer(sample)
             broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, windows)
             corrupted = corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs)
             self.corrupted += int(corrupted.sum())
             self.decode_s += time.monotonic() - started
-            self._hand_over(DecodedBatch(batch, windows, broken | corrupted))
+            self._hand_over(DecodedBatch(replace(batch, sample=sample), windows, broken | corrupted | unknown))
         self._inbox.close()
 
     def _complain(self, epoch: int) -> None:

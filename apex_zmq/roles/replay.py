@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 from apex_zmq import config as settings
 from apex_zmq.config import Config
+from apex_zmq.guard import Complaints
 from apex_zmq.keys import client_keys, server_keys
 from apex_zmq.replay.accounts import Accounts
 from apex_zmq.replay.budget import check_memory
@@ -146,6 +147,8 @@ class ReplayServer:
         self._dealing: Dealing | None = None
         self._reporter = StatusReporter("replay", f"replay-{shard}", secrets.randbits(63), config)
         self._accounts = Accounts()
+        self._refused = Complaints("refused a segment of")
+        self._retired = Complaints("transitions nobody can learn from, by")
         self._counts = {"stale_updates": 0, "retired": 0, "evicted_updates": 0}
         self._wait_s = {"idle_s": 0.0, "insert_blocked_s": 0.0, "sample_blocked_s": 0.0, "link_blocked_s": 0.0}
         self._sample_age = 0.0
@@ -161,7 +164,7 @@ class ReplayServer:
         """Serve until told to stop."""
         self._reporter.start()
         while not stop.is_set():
-            may_insert = self._governor.may_insert()
+            may_insert = self._may_insert()
             started = time.monotonic()
             wait(
                 [self._priorities, self._experience] if may_insert else [self._priorities],
@@ -216,7 +219,8 @@ class ReplayServer:
             self._dealing.credits[update.rank].acknowledge(update.number)
         if (update.td_error < 0).any():
             broken = update.keys[update.td_error < 0]
-            log.warning("%d transitions nobody can learn from, by %s", len(broken), self._store.actors_of(broken))
+            for actor in self._store.actors_of(broken):
+                self._retired.add(repr(actor), f"among {len(broken)} of batch {update.number}")
         counts = self._store.update(update.keys, update.td_error)
         self._counts["evicted_updates"] += counts.evicted
         self._counts["retired"] += counts.retired
@@ -227,15 +231,19 @@ class ReplayServer:
         if current is None or hello.epoch != current.epoch:
             if current is not None and hello.epoch < current.epoch and now - current.heard <= SILENT_S:
                 return
-            log.info("dealing to learner of run %s, epoch %d", hello.run, hello.epoch)
+            log.info("dealing to learner of run %r, epoch %d", hello.run, hello.epoch)
             current = self._dealing = Dealing(hello.epoch, now)
         current.heard = now
         if hello.rank not in current.credits:
             current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
+    def _may_insert(self) -> bool:
+        """As the pace allows; without anything to be dealt it would wait for ever."""
+        return self._governor.may_insert() or self._store.mass <= 0
+
     def _insert_waiting(self) -> None:
         for _ in range(SEGMENTS_PER_TURN):
-            if not self._governor.may_insert() or (message := self._experience.receive()) is None:
+            if not self._may_insert() or (message := self._experience.receive()) is None:
                 return
             if isinstance(message, Bye):
                 self._judge(message)
@@ -254,7 +262,7 @@ class ReplayServer:
             self._store.append(segment)
         except ValueError as error:
             self._accounts.refuse(segment.actor, segment.boot)
-            log.warning("refused a segment of %s: %s", segment.actor, error)
+            self._refused.add(repr(segment.actor), str(error))
             return
         self._governor.inserts += segment.num_transitions
         self._reporter.progress()

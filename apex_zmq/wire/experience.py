@@ -209,11 +209,11 @@ def encode_batch(batch: Batch) -> list[Buffer]:
     return encode(Kind.BATCH, body, sample.frames)
 
 
-def decode_batch(parts: Parts, frame: FrameSpec, n_step: int, num_actions: int) -> Batch:
-    """A batch whose every field a learner can use without looking again.
+def decode_batch(parts: Parts, frame: FrameSpec, n_step: int) -> Batch:
+    """A batch whose every field a learner can use without looking again, but for the actions, of any number.
 
     Raises:
-        WireError: another frame, window or number of actions than the learner's; values that do not fit.
+        WireError: another frame or window than the learner's; values that do not fit.
     """
     body = decode_body(parts, Kind.BATCH, BatchBody, buffers=1)
     found = _frame_spec(body.frame)
@@ -238,7 +238,6 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int, num_actions: int) 
     require(np.isfinite(sample.mass), "mass is not finite")
     require_finite(sample.priority, "priority")
     require((sample.priority > 0).all(), "priority not positive")
-    require((sample.action < num_actions).all(), f"action beyond the {num_actions} of this learner")
     require_finite(sample.reward, "reward")
     require(((sample.discount >= 0) & (sample.discount <= 1)).all(), "discount outside 0 to 1")
     require(((sample.steps >= 1) & (sample.steps <= n_step)).all(), f"steps outside 1 to {n_step}")

@@ -204,7 +204,7 @@ def test_who_holds_an_address_is_named(stranger: tuple[int, str], directory: Pat
 @pytest.mark.parametrize(
     ("words", "role"),
     [
-        ("/usr/bin/python3 -m apex_zmq.cli learner --run-dir actor", "learner"),
+        ("/usr/bin/python3 -m apex_zmq learner --run-dir actor", "learner"),
         ("/usr/bin/python3 /usr/local/bin/apex-replay --shard 1", "replay"),
         ("/usr/bin/python3 -m http.server 5551", None),
         ("", None),

@@ -65,14 +65,14 @@ def test_beside_a_live_run_all_is_well_and_everybody_is_known(
     often = {"telemetry.status_interval_s": 0.2, "replay.min_size": 500}
     train = start("train", "--config", CARTPOLE, "--run-dir", "run", *sets(often))
     train.wait_for(r"actor-0.*playing")
-    roles = {words[words.index("apex_zmq.cli") + 1]: (child.pid, words) for child, words in commands(train.process.pid)}
+    roles = {words[words.index("apex_zmq") + 1]: (child.pid, words) for child, words in commands(train.process.pid)}
     _, words = roles["learner"]
     code, checks = ask(capsys, "--config", words[words.index("--config") + 1])
     assert code == 0, checks
     assert levels(checks, "warn") <= {"clock"}, checks  # what a busy machine delays looks like another time
     for channel, role in (("experience 0", "replay"), ("priorities 0", "replay"), ("status", "learner")):
         assert f"is held by pid {roles[role][0]}: " in checks[channel]["found"]
-        assert f"-m apex_zmq.cli {role}" in checks[channel]["found"]
+        assert f"-m apex_zmq {role}" in checks[channel]["found"]
     assert checks["signatures"]["found"].endswith("as the learner's")
     assert checks["clock"]["found"].startswith("learner on ")
     assert checks["peers"]["found"] == "1 actor, 1 learner, 1 replay"

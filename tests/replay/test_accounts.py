@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +62,19 @@ def test_numbers_far_off_disturb_nobody() -> None:
     assert not accounts.take("actor", 1, 0)  # too old to tell; every number this far back has come
     assert accounts.take("actor", 1, 2 * WINDOW)
     assert accounts.totals == Counts(received=2 * WINDOW + 1, duplicate=1, refused=2)
+
+
+def test_a_number_far_behind_takes_no_memory() -> None:
+    accounts = Accounts()
+    assert accounts.take("actor", 1, 0)
+    for count in range(MAX_JUMP, 2000 * MAX_JUMP, MAX_JUMP):
+        accounts.goodbye("actor", 1, count)
+    tracemalloc.start()
+    assert not accounts.take("actor", 1, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000
+    assert accounts.totals.duplicate == 1
 
 
 def test_what_could_not_be_stored_is_refused_and_not_received() -> None:

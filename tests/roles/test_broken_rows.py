@@ -1,4 +1,4 @@
-"""Rows that do not decode: nothing of them reaches a gradient, they are drawn no more, and their actor is named."""
+"""Rows nobody can learn from: nothing of them reaches a gradient, they are drawn no more, and their actor is named."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from .test_replay import Peers as ShardPeers
 __all__ = ["Peers"]  # what the fixture `make` makes
 
 
-def teach(peers: Peers, broken: list[int], number: int) -> PriorityUpdate:
-    """Deal a batch in which these rows hold a NaN; the learner's answer."""
+def teach(peers: Peers, broken: list[int], number: int, no_action: tuple[int, ...] = ()) -> PriorityUpdate:
+    """Deal a batch in which these rows hold a NaN, or an action that there is not; the learner's answer."""
     while not isinstance(hello := peers._priorities.receive(PATIENCE_S), Hello):
         assert hello is not None
     frames = np.random.default_rng(number).normal(size=(ROWS, 1 + N_STEP, 4)).astype("<f4")
     frames[broken, 1, 2] = np.nan
     steps = np.full(ROWS, N_STEP, np.uint8)
+    action = np.zeros(ROWS, np.uint16)
+    action[list(no_action)] = 2  # CartPole has two
     crcs = np.array([frame_crc(frame.tobytes()) for frame in frames.reshape(-1, 4)], np.uint32)
     sample = Sample(
         num_transitions=100,
@@ -34,7 +36,7 @@ def teach(peers: Peers, broken: list[int], number: int) -> PriorityUpdate:
         frame=FrameSpec((4,), "float32", 1),
         keys=np.arange(ROWS, dtype=np.uint64),
         priority=np.ones(ROWS),
-        action=np.zeros(ROWS, np.uint16),
+        action=action,
         reward=np.ones(ROWS, np.float32),
         discount=np.zeros(ROWS, np.float32),
         steps=steps,
@@ -66,6 +68,7 @@ def test_nothing_of_a_broken_row_reaches_a_gradient(make: MakePeers) -> None:
     learned = numbers(peers.published())
     assert all(np.isfinite(tensor).all() for tensor in learned.values())
     assert any((learned[name] != tensor).any() for name, tensor in after.items())
+    assert (teach(peers, [2], 2, no_action=(0,)).td_error < 0).tolist() == [True, False, True, False]
 
 
 def test_the_actor_of_a_broken_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,7 +82,7 @@ def test_the_actor_of_a_broken_row_is_named(tmp_path: Path, caplog: pytest.LogCa
         assert shard._learner.send(encode_priorities(update))
         retired = len(np.unique(batch.sample.keys))
         shard.status_when(lambda metrics: metrics["retired"] >= retired)
-        assert "transitions nobody can learn from, by ['actor" in caplog.text
+        assert "transitions nobody can learn from, by 'actor': 'among" in caplog.text
         later = shard.batch().sample.keys
         while np.isin(later, batch.sample.keys).any():  # dealt before the answer came
             later = shard.batch().sample.keys

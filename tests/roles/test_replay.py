@@ -20,6 +20,7 @@ from apex_zmq.signature import experience_signature
 from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire.body import encode
+from apex_zmq.wire.checksums import frame_crc
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_batch, encode_priorities, encode_segment
 from apex_zmq.wire.messages import Bye, Hello, Status, decode_status
@@ -54,7 +55,7 @@ class Peers:
         self.frame = FrameSpec((values,), "float32", 1)
         n_step = self.config.agent.n_step
         self._batches: list[Inbox[Batch]] = [
-            Inbox.bind(address, {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step, 2)}, hwm=100)
+            Inbox.bind(address, {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step)}, hwm=100)
             for address in batch_addresses(self.config.addresses)
         ]
         self.statuses: Inbox[Status] = Inbox.bind(paths["status"], {Kind.STATUS: decode_status}, hwm=1000)
@@ -168,6 +169,42 @@ def test_the_pace_is_that_of_the_settings(peers: MakePeers) -> None:
     assert {len(batch.sample.keys) for batch in batches} == {BATCH}
     waiting = shard.status_when(lambda metrics: metrics["sample_blocked_s"] > 0 and metrics["samples"] >= 12 * BATCH)
     assert (waiting["inserts"], waiting["samples"]) == (50, 12 * BATCH)
+
+
+def test_where_all_is_retired_the_pace_holds_nobody_back(peers: MakePeers) -> None:
+    shard = peers(samples_per_insert=2, tolerance=40, credits=1)
+    shard.send(8)
+    shard.greet()
+    batch = shard.batch()
+    stored = int(shard.status_when(lambda metrics: metrics["samples"] == BATCH)["inserts"])
+    assert stored == 40  # the others wait for samples to be dealt
+    shard.acknowledge(batch, dict.fromkeys(range(stored), -1.0))
+    shard.status_when(lambda metrics: metrics["inserts"] > stored)
+
+
+def test_an_actor_that_is_refused_neither_floods_nor_forges_the_log(
+    peers: MakePeers, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = peers()
+    shard.send(1)
+    other = dataclasses.replace(
+        shard._last,
+        frame=FrameSpec((1,), "float32", 1),
+        actor="a\nCRITICAL all is lost",
+        frames=b"".join(bytes(shard._last.frames)[at : at + 4] for at in range(0, len(bytes(shard._last.frames)), 8)),
+        frame_sizes=np.full(len(shard._last.frame_sizes), 4, np.uint32),
+    )
+    view = memoryview(other.frames)
+    crcs = np.array([frame_crc(view[at : at + 4]) for at in range(0, len(view), 4)], np.uint32)
+    other = dataclasses.replace(other, frame_crcs=crcs)
+    for sequence in range(3):
+        wait([], [shard._actor], PATIENCE_S)
+        numbered = dataclasses.replace(other, sequence=sequence)
+        assert shard._actor.send(encode_segment(numbered, experience_signature(shard.config)))
+    shard.status_when(lambda metrics: metrics["segments_refused"] == 3)
+    (line,) = (each.getMessage() for each in caplog.records if "refused a segment" in each.getMessage())
+    assert "\n" not in line
+    assert "but this store holds" in line
 
 
 def test_no_batch_leaves_before_the_minimum_and_nothing_paces_without_a_ratio(peers: MakePeers) -> None:

@@ -25,7 +25,7 @@ class Shard(Peers):
             return
         path = Path(str(self.config.replay.snapshot_dir)) / "config.yaml"
         path.write_text(configure.to_yaml(self.config))
-        command = [sys.executable, "-m", "apex_zmq.cli", "replay", "--config", str(path), "--shard", "0"]
+        command = [sys.executable, "-m", "apex_zmq", "replay", "--config", str(path), "--shard", "0"]
         self.process = subprocess.Popen(command)
 
     def stop(self) -> None:

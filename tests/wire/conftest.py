@@ -150,8 +150,8 @@ def decoders() -> dict[str, Callable[[Parts], Any]]:
     return {
         "SEGMENT": lambda parts: decode_segment(parts, SIGNATURE, N_STEP),
         "SEGMENT/raw": lambda parts: decode_segment(parts, SIGNATURE, N_STEP),
-        "BATCH": lambda parts: decode_batch(parts, FRAMES["lz4"], N_STEP, NUM_ACTIONS),
-        "BATCH/raw": lambda parts: decode_batch(parts, FRAMES["raw"], N_STEP, NUM_ACTIONS),
+        "BATCH": lambda parts: decode_batch(parts, FRAMES["lz4"], N_STEP),
+        "BATCH/raw": lambda parts: decode_batch(parts, FRAMES["raw"], N_STEP),
         "PRIORITIES": decode_priorities,
         "HELLO": decode_hello,
         "PARAMETERS": decode_parameters,

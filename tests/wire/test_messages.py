@@ -184,7 +184,6 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("BATCH", "priority", patched("<f8", 0, 0), "priority not positive"),
     ("BATCH", "priority", patched("<f8", 0, NAN), "priority is not finite"),
     ("BATCH", "priority", patched("<f8", 0, INF), "priority is not finite"),
-    ("BATCH", "action", patched("<u2", 0, 7), "action beyond"),
     ("BATCH", "reward", patched("<f4", 0, INF), "reward is not finite"),
     ("BATCH", "discount", patched("<f4", 0, 1.5), "discount outside"),
     ("BATCH", "discount", patched("<f4", 0, NAN), "discount outside"),
