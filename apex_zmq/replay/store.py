@@ -386,8 +386,8 @@ class Store:
         if self._frame is not None and segment.frame != self._frame:
             require(
                 False,
-                f"frames of {segment.frame}, but this store holds {self._frame}; start its actor with the others' "
-                "environment, or, if this is the right one, the shard without the files of its snapshot_dir",
+                f"frames of {segment.frame}, but this store holds {self._frame}; start its actor as the others, "
+                "or the shard without the files of its snapshot_dir",
             )
         require(count > 0, "no transitions")
         per_row = (
