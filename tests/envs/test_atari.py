@@ -68,12 +68,12 @@ def test_games_start_after_a_random_wait() -> None:
     assert waits == set(range(31))
 
 
-def test_without_ale_py_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ale_py_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(EnvError, match=r"ALE/Breakout-v5.*pip install 'apex_zmq\[atari\]'"):
+    with pytest.raises(EnvError, match=r"ALE/Breakout-v5.*pip install ale-py"):
         env_spec(BREAKOUT)
 
 
