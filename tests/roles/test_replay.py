@@ -176,8 +176,8 @@ def test_where_all_is_retired_the_pace_holds_nobody_back(peers: MakePeers) -> No
     shard.send(8)
     shard.greet()
     batch = shard.batch()
-    stored = int(shard.status_when(lambda metrics: metrics["samples"] == BATCH)["inserts"])
-    assert stored == 40  # the others wait for samples to be dealt
+    stored = 40  # the others wait for samples to be dealt
+    shard.status_when(lambda metrics: metrics["samples"] == BATCH and metrics["inserts"] == stored)
     shard.acknowledge(batch, dict.fromkeys(range(stored), -1.0))
     shard.status_when(lambda metrics: metrics["inserts"] > stored)
 
