@@ -105,7 +105,7 @@ class Board:
 
     def __init__(self, directory: Path, config: Config, start: int) -> None:
         mario = config.env.id in WORLDS
-        self._events = _Events(directory, purge_step=start or None)
+        self._events = _Events(directory, purge_step=start)
         # SummaryWriter.add_hparams would make a second run of them, below this one. The dashboard shows the
         # last value of these curves.
         metrics = dict.fromkeys(FINAL + (FINAL_MARIO if mario else ()))

@@ -21,7 +21,7 @@ from apex_zmq.transport import Inbox
 from apex_zmq.verdict import Verdict, judge
 from apex_zmq.view import Bucket, Process, State, View, Watch
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_status
+from apex_zmq.wire.messages import Status, decode_relayed_status
 
 REFRESH_S = 1.0
 ONCE_S = 2.0  # of which `once` takes rates and shares, at least
@@ -37,9 +37,7 @@ class Listener:
     def __init__(self, address: str, keys: ClientKeys | None) -> None:
         self.address = address
         self._watch = Watch(time.monotonic())
-        self._inbox: Inbox[Status] = Inbox.subscribe(
-            address, {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}, keys=keys
-        )
+        self._inbox: Inbox[Status] = Inbox.subscribe(address, {Kind.RELAYED_STATUS: decode_relayed_status}, keys=keys)
 
     def listen(self, seconds: float) -> None:
         """Take in what comes within so many seconds."""

@@ -139,7 +139,11 @@ class _Connected:
         self._line: guard.Line | None = None
         if self._keys is not None:
             self._line = guard.identify_by(self._socket, self._keys, self._address, self._complaints)
-        self._socket.connect(self._address)
+        try:
+            self._socket.connect(self._address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"cannot connect to {self._address}: {error.strerror}; name a host to reach") from None
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
@@ -211,7 +215,8 @@ class Inbox(Generic[T]):
         """A connected SUB. Subscribes before connecting, or the welcome message would be filtered out."""
 
         def make() -> zmq.Socket[bytes]:
-            socket = _socket(zmq.SUB, hwm=8, max_bytes=max_message_bytes(decoders))
+            # libzmq sends the welcome, parameters, to everybody, whatever they subscribe to.
+            socket = _socket(zmq.SUB, hwm=8, max_bytes=max_message_bytes({*decoders, Kind.PARAMETERS}))
             for kind in decoders:
                 socket.subscribe(bytes([kind]))
             return socket

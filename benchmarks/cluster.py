@@ -20,7 +20,7 @@ from apex_zmq.config import Config
 from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_status
+from apex_zmq.wire.messages import Status, decode_relayed_status, decode_status
 from benchmarks.rows import ROOT
 from benchmarks.synthetic import free_addresses
 
@@ -100,9 +100,7 @@ class Cluster:
         self._learners_ear = addresses[7]
         self._statuses: Inbox[Status] = Inbox.bind(addresses[6], {Kind.STATUS: decode_status}, hwm=1000)
         self._to_learner = Outbox(self._learners_ear, hwm=1000)
-        self._relayed: Inbox[Status] = Inbox.subscribe(
-            addresses[5], {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
-        )
+        self._relayed: Inbox[Status] = Inbox.subscribe(addresses[5], {Kind.RELAYED_STATUS: decode_relayed_status})
         names = ("learner", "replay-0", "replay-1", "actor-0", "actor-1", "evaluator")
         self.members = {name: Member(name) for name in names}
         self.updates = 0.0

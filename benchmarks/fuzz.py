@@ -52,6 +52,7 @@ from apex_zmq.wire.messages import (
     decode_heartbeat,
     decode_hello,
     decode_parameters,
+    decode_relayed_status,
     decode_status,
     make_tensors,
 )
@@ -250,7 +251,7 @@ def targets() -> list[Target]:
         Target(
             "RELAYED_STATUS",
             _bytes(encode(Kind.RELAYED_STATUS, status)),
-            lambda parts: decode_status(parts, Kind.RELAYED_STATUS),
+            decode_relayed_status,
             nothing,
         ),
     ]

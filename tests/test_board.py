@@ -49,6 +49,14 @@ def test_a_resumed_run_hides_what_was_written_after_its_checkpoint(tmp_path: Pat
     assert hyper_parameters(tmp_path)
 
 
+def test_a_run_resumed_at_its_start_hides_all_that_was_written(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0):
+        board = Board(tmp_path, Config(), start=0)
+        board.write({"train/loss": loss}, {}, decisions=round(10 * loss))
+        board.close()
+    assert curve(tmp_path, "train/loss") == [(20, 2.0)]
+
+
 def test_a_histogram_counts_every_value(tmp_path: Path) -> None:
     board = Board(tmp_path, Config(), start=0)
     values = np.concatenate([np.full(300, 0.5, np.float32), np.full(100, 8.0, np.float32)])

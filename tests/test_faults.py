@@ -18,7 +18,7 @@ import pytest
 from apex_zmq.launch import free_ports
 from apex_zmq.transport import Inbox
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_status
+from apex_zmq.wire.messages import Status, decode_relayed_status
 
 from .conftest import ROOT, StartProgram
 
@@ -58,9 +58,7 @@ class Run:
         }
         self._start = start
         self._inbox: Inbox[Status] = opened(
-            Inbox.subscribe(
-                addresses["parameters"], {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
-            )
+            Inbox.subscribe(addresses["parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
         )
         self.metrics: dict[str, dict[int, Metrics]] = {name: {} for name in self._commands}
         self.programs = {name: start(*command) for name, command in self._commands.items()}

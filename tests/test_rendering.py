@@ -16,7 +16,7 @@ import pytest
 from apex_zmq import checkpoint, configure
 from apex_zmq.transport import Inbox
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_status
+from apex_zmq.wire.messages import Status, decode_relayed_status
 
 from .conftest import ROOT, StartProgram
 
@@ -116,9 +116,7 @@ def test_a_run_is_shown_and_goes_on_without_window_or_display(
     train.wait_for("actor-0 ended with code")
     theirs.close_windows()
     actor.wait_for("window closed; training goes on$")
-    statuses: Inbox[Status] = Inbox.subscribe(
-        config.addresses.parameters, {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
-    )
+    statuses: Inbox[Status] = Inbox.subscribe(config.addresses.parameters, {Kind.RELAYED_STATUS: decode_relayed_status})
     name = f"actor-{socket.gethostname()[:40]}"
     before = decisions(statuses, name)
     while decisions(statuses, name) <= before:

@@ -25,7 +25,7 @@ from apex_zmq.replay.snapshot import Snapshot
 from apex_zmq.roles.learner import Learner
 from apex_zmq.transport import Inbox
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_status
+from apex_zmq.wire.messages import Status, decode_relayed_status
 
 from .conftest import ROOT, StartProgram
 
@@ -153,9 +153,7 @@ def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
     flags = addresses(iter(free_ports(7)), shards=2)
     common = ["--config", CARTPOLE, *itertools.chain.from_iterable(flags.items()), "--set", "replay.shards=2"]
     common += ["--set", "replay.min_size=400"]
-    inbox: Inbox[Status] = Inbox.subscribe(
-        flags["--parameters"], {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
-    )
+    inbox: Inbox[Status] = Inbox.subscribe(flags["--parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
     learner = start("learner", *common, "--run-dir", "run")
     for shard in "01":
         start("replay", *common, "--shard", shard)

@@ -82,6 +82,15 @@ def test_a_process_that_started_again_takes_the_place_of_the_one_before() -> Non
     assert (process.pid, process.numbers["decisions_per_s"], process.age_s) == (8, 30, 52)
 
 
+def test_one_started_again_by_a_clock_that_was_set_back_is_shown_once_the_former_is_silent() -> None:
+    heard = watch({"actor-0": ACTOR})
+    again = status("actor-0", NOW + 60, boot=2, pid=8, start_time=0.0)
+    heard.hear(again, NOW + 1)
+    assert named(heard.view(NOW + 1), "actor-0").pid == 7
+    heard.hear(again, NOW + 60)
+    assert named(heard.view(NOW + 60), "actor-0").pid == 8
+
+
 @pytest.mark.parametrize(
     ("name", "numbers", "fields", "state"),
     [

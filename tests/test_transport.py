@@ -19,7 +19,7 @@ from apex_zmq.types import FrameSpec, Segment
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import LIMITS, Kind
 from apex_zmq.wire.experience import decode_segment, encode_segment
-from apex_zmq.wire.messages import Heartbeat, Hello, decode_hello
+from apex_zmq.wire.messages import Heartbeat, Hello, decode_heartbeat, decode_hello
 
 from .channels import HELLO, PATIENCE_S, SIGNATURE, await_ready, hear, hello_inbox, subscriber, welcome
 from .conftest import free_tcp_address
@@ -246,6 +246,25 @@ def test_large_parameters_arrive(address: str, opened: Callable[[Any], Any]) -> 
     message = hear(publisher, opened(subscriber(address)), 1)
     assert isinstance(message, tuple)
     assert message[1]["weight"].shape == (2_000_000,)
+
+
+def test_who_listens_to_others_bears_a_large_welcome(address: str, opened: Callable[[Any], Any]) -> None:
+    publisher = opened(Publisher(address))
+    welcome(publisher, 1, size=3_000_000)  # of four bytes each: more than any other kind may have
+    inbox = opened(Inbox.subscribe(address, {Kind.HEARTBEAT: decode_heartbeat}))
+    heartbeat = Heartbeat(run="run", epoch=1, version=1, update=0)
+    deadline = time.monotonic() + PATIENCE_S
+    while (heard := inbox.receive(0.05)) is None:
+        assert time.monotonic() < deadline
+        publisher.send(encode(Kind.HEARTBEAT, heartbeat))
+        publisher.serve()
+    assert heard == heartbeat
+
+
+@pytest.mark.parametrize("address", ["tcp://*:5554", "tcp://my host:5554", "tcp://host/path:5554"])
+def test_an_address_that_cannot_be_connected_to_is_a_config_error(address: str) -> None:
+    with pytest.raises(ConfigError, match="cannot connect to"):
+        Outbox(address, hwm=1)
 
 
 def test_subscribers_hear_new_parameters_and_heartbeats(address: str, opened: Callable[[Any], Any]) -> None:

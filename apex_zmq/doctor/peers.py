@@ -19,14 +19,27 @@ from apex_zmq.keys import ClientKeys, client_keys
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.transport import Inbox
 from apex_zmq.wire.codec import PROTOCOL_VERSION, Kind
-from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_heartbeat, decode_parameters, decode_status
+from apex_zmq.wire.messages import (
+    Heartbeat,
+    Parameters,
+    Status,
+    decode_heartbeat,
+    decode_parameters,
+    decode_relayed_status,
+)
 
 SILENT_S = 3.0  # a learner that publishes at all is heard every second
 TURN_S = 0.1
 ROUNDS = 2.5  # of statuses, so that everybody is heard twice
 OFFSET_S, OFFSET_MAX_S = 1.0, 10.0  # between clocks: what delays may feign, and what makes times of a run worthless
 # Counters of a status that grow while peers do not fit, and what that means.
-FAULTS = {"refused_messages": "refuses messages", "failed_handshakes": "is refused by its server"}
+FAULTS = {
+    "refused_messages": "refuses messages",
+    "refused_statuses": "refuses statuses",
+    "refused_batches": "refuses batches",
+    "refused_peers": "refuses peers",
+    "failed_handshakes": "is refused by its server",
+}
 
 
 class Heard(NamedTuple):
@@ -84,7 +97,7 @@ def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
         {
             Kind.PARAMETERS: decode_parameters,
             Kind.HEARTBEAT: decode_heartbeat,
-            Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS),
+            Kind.RELAYED_STATUS: decode_relayed_status,
         },
         keys=keys,
     )

@@ -52,11 +52,15 @@ class Governor:
         """Go on from counts that were noted before the `newer` last transitions were inserted.
 
         What was dealt meanwhile is not known: it is taken to have followed the line, as it did up to the tolerance.
+        Counts that followed another line, of other settings, are brought to the tolerance of this one.
         """
         slope = self.samples_per_insert or 0.0
         self.inserts = inserts + newer
         over_line = [max(0, count - self.min_size) for count in (inserts, self.inserts)]
         self.samples = samples + round(slope * (over_line[1] - over_line[0]))
+        if slope and over_line[1] > 0:
+            surplus = min(max(self.surplus, -self.tolerance), self.tolerance)
+            self.samples = max(0, round(slope * over_line[1] + surplus))
 
     def may_sample(self) -> bool:
         """Whether one more batch keeps to the tolerance."""

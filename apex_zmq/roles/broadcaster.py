@@ -87,6 +87,7 @@ class Broadcaster(threading.Thread):
         self._lock = threading.Lock()
         self._pending: Parameters | None = None
         self._summary: dict[str, float] = {}
+        self._process = process_metrics()
         self._last = self._status({})
         self._endpoint: metrics.Endpoint | None = None
         self._closing = threading.Event()
@@ -154,6 +155,7 @@ class Broadcaster(threading.Thread):
     def _tell(self, now: float) -> None:
         """Relay a status of its own: the process, the newest summary, who is there, what the run is set to."""
         config = self._config
+        self._process = process_metrics()  # here alone: the host's CPU is what was used since it was asked for last
         self._last = self._status(
             self._summary
             | self._own()
@@ -174,7 +176,7 @@ class Broadcaster(threading.Thread):
             "waited_s": self.waited_s,
             "refused_statuses": self._statuses.refused,
             **self.counters,
-            **process_metrics(),
+            **self._process,
         }
 
     def _rank_waits(self, now: float) -> dict[str, float]:

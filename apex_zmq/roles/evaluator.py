@@ -26,7 +26,7 @@ from apex_zmq.transport import Inbox
 from apex_zmq.types import UInt8s
 from apex_zmq.video import Digest, Video
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Parameters, Status, decode_status
+from apex_zmq.wire.messages import Parameters, Status, decode_relayed_status
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +183,7 @@ def _await_parameters(
     """
     address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
     network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
-    statuses: Inbox[Status] = Inbox.subscribe(
-        address, {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}, keys=keys
-    )
+    statuses: Inbox[Status] = Inbox.subscribe(address, {Kind.RELAYED_STATUS: decode_relayed_status}, keys=keys)
     follower = ParameterFollower(address, network, experience, keys)
     with contextlib.closing(statuses), contextlib.closing(follower):
         arrays: Arrays | None = None

@@ -108,6 +108,8 @@ def _check_frame_sizes(sizes: npt.NDArray[np.uint32], frame: FrameSpec, frames: 
     require(int(sizes.sum(dtype=np.uint64)) == len(frames), "frame sizes do not add up to the buffer")
     if frame.codec == "raw":
         require(np.isin(sizes, (0, frame.nbytes)).all(), "raw frame of a wrong size")
+    else:
+        require((sizes <= frame.nbytes + frame.nbytes // 255 + 16).all(), "an lz4 block larger than lz4 makes any")
 
 
 def encode_segment(segment: Segment, signature: str) -> list[Buffer]:
@@ -163,8 +165,8 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Segment:
         td_error=from_bytes(body.td_error, "<f4", (count,), "td_error"),
         window_crcs=from_bytes(body.window_crcs, "<u4", (count,), "window_crcs"),
     )
-    _check_frame_sizes(segment.frame_sizes, segment.frame, segment.frames)
     require(segment.frame_sizes.all(), "empty frame")
+    _check_frame_sizes(segment.frame_sizes, segment.frame, segment.frames)
     steps = segment.steps
     require(((steps >= 1) & (steps <= n_step)).all(), f"steps outside 1 to {n_step}")
     ends = segment.first.astype(np.int64) + steps + segment.frame.stack

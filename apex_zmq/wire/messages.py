@@ -131,8 +131,17 @@ def decode_bye(parts: Parts) -> Bye:
     return decode_body(parts, Kind.BYE, Bye)
 
 
-def decode_status(parts: Parts, kind: Kind = Kind.STATUS) -> Status:
+def decode_status(parts: Parts) -> Status:
     """Raises: WireError: numbers that are not finite, besides the usual."""
+    return _decode_status(parts, Kind.STATUS)
+
+
+def decode_relayed_status(parts: Parts) -> Status:
+    """Raises: as `decode_status`."""
+    return _decode_status(parts, Kind.RELAYED_STATUS)
+
+
+def _decode_status(parts: Parts, kind: Kind) -> Status:
     status = decode_body(parts, kind, Status)
     numbers = [status.start_time, status.time, status.progress_time, *status.metrics.values()]
     numbers += [episode.episode_return for episode in status.episodes]

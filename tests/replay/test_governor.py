@@ -81,6 +81,21 @@ def test_free_running_waits_for_min_size_alone() -> None:
     assert governor.surplus == 0
 
 
+@pytest.mark.parametrize(("before", "after"), [(8.0, 1.0), (1.0, 8.0), (None, 8.0)])
+def test_another_ratio_than_before_holds_nobody_back_for_long(before: float | None, after: float) -> None:
+    governor = Governor(min_size=1000, samples_per_insert=after, tolerance=1000.0, batch_size=512, max_segment=32)
+    governor.resume(1_000_000, round((before or 0.1) * 999_000), 320)
+    assert abs(governor.surplus) <= governor.tolerance + 1
+    assert governor.inserts == 1_000_320
+
+
+@given(st.floats(-1000, 1000), st.integers(0, 10_000))
+def test_the_account_goes_on_where_it_stood(surplus: float, newer: int) -> None:
+    governor = Governor(min_size=1000, samples_per_insert=8.0, tolerance=1000.0, batch_size=512, max_segment=32)
+    governor.resume(50_000, round(8 * 49_000 + surplus), newer)
+    assert governor.surplus == pytest.approx(surplus, abs=1)
+
+
 def test_refuses_a_tolerance_that_can_deadlock() -> None:
     with pytest.raises(ValueError, match="must reach 192"):
         Governor(min_size=0, samples_per_insert=4.0, tolerance=95.9, batch_size=64, max_segment=32)

@@ -27,7 +27,15 @@ from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import window_crcs
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_priorities, encode_batch
-from apex_zmq.wire.messages import Episode, Hello, Parameters, Status, decode_hello, decode_parameters, decode_status
+from apex_zmq.wire.messages import (
+    Episode,
+    Hello,
+    Parameters,
+    Status,
+    decode_hello,
+    decode_parameters,
+    decode_relayed_status,
+)
 
 PATIENCE_S = 30.0
 ROWS, N_STEP = 4, 3
@@ -63,9 +71,7 @@ class Peers:
         self.failure: Exception | None = None
         self._batches, self._statuses = Outbox(paths["batches"], hwm=4), Outbox(paths["status"], hwm=16)
         self._parameters: Inbox[Any] = Inbox.subscribe(paths["parameters"], {Kind.PARAMETERS: decode_parameters})
-        self.relayed: Inbox[Status] = Inbox.subscribe(
-            paths["parameters"], {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)}
-        )
+        self.relayed: Inbox[Status] = Inbox.subscribe(paths["parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()

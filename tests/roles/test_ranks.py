@@ -30,7 +30,7 @@ from apex_zmq.types import Batch, Float32s, FrameSpec, PriorityUpdate, Sample
 from apex_zmq.wire.checksums import window_crcs
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_priorities, encode_batch
-from apex_zmq.wire.messages import Hello, Status, decode_hello, decode_status
+from apex_zmq.wire.messages import Hello, Status, decode_hello, decode_relayed_status
 
 from ..conftest import ROOT, Program, StartProgram
 
@@ -72,7 +72,7 @@ class Shard:
         self._batches = [Outbox(address, hwm=4) for address in self.addresses["addresses.batches"]]
         self._statuses: Inbox[Status] = Inbox.subscribe(
             self.addresses["addresses.parameters"],
-            {Kind.RELAYED_STATUS: lambda parts: decode_status(parts, Kind.RELAYED_STATUS)},
+            {Kind.RELAYED_STATUS: decode_relayed_status},
         )
         self._number = 0
 

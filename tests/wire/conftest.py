@@ -31,6 +31,7 @@ from apex_zmq.wire.messages import (
     decode_heartbeat,
     decode_hello,
     decode_parameters,
+    decode_relayed_status,
     decode_status,
     make_tensors,
 )
@@ -157,6 +158,6 @@ def decoders() -> dict[str, Callable[[Parts], Any]]:
         "PARAMETERS": decode_parameters,
         "HEARTBEAT": decode_heartbeat,
         "STATUS": decode_status,
-        "RELAYED_STATUS": lambda parts: decode_status(parts, Kind.RELAYED_STATUS),
+        "RELAYED_STATUS": decode_relayed_status,
         "BYE": decode_bye,
     }

@@ -238,7 +238,10 @@ def test_a_window_must_hold_exactly_its_frames(valid: dict[str, Message], decode
     sizes = np.frombuffer(body_of(valid["BATCH"])["frame_sizes"], "<u4").reshape(-1, 7)
     short = int(np.flatnonzero(sizes[:, -1] == 0)[0])
     missing, padded = sizes.copy(), sizes.copy()
-    missing[short, 0], missing[short, 1] = 0, sizes[short, 0] + sizes[short, 1]
+    missing[short, 0] = 0
+    heirs = np.flatnonzero(missing)[: sizes[short, 0]]  # a byte each, for none may be larger than lz4 makes any
+    missing.flat[heirs] += 1
+    assert missing.sum() == sizes.sum()
     padded[short, -1], padded[short, 0] = 1, sizes[short, 0] - 1
     for wrong in (missing, padded):
         with pytest.raises(WireError, match="stack \\+ steps frames"):
@@ -265,6 +268,17 @@ def test_an_empty_frame_is_refused(segments: dict[str, Segment], decoders: Decod
     sizes[0], sizes[1] = 0, sizes[0] + sizes[1]
     with pytest.raises(WireError, match="empty frame"):
         decoders["SEGMENT"](encode_segment(dataclasses.replace(segment, frame_sizes=sizes), signature))
+
+
+def test_a_block_larger_than_lz4_makes_any_is_refused(
+    segments: dict[str, Segment], decoders: Decoders, signature: str
+) -> None:
+    segment = segments["lz4"]
+    sizes, excess = segment.frame_sizes.copy(), 2 * segment.frame.nbytes
+    sizes[0] += excess
+    large = dataclasses.replace(segment, frame_sizes=sizes, frames=bytes(excess) + bytes(segment.frames))
+    with pytest.raises(WireError, match="larger than lz4"):
+        decoders["SEGMENT"](encode_segment(large, signature))
 
 
 @pytest.mark.parametrize("name", NAMES)
