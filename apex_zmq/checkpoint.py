@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from torch.optim import Adam, Optimizer
 from apex_zmq.errors import UserError
 from apex_zmq.files import replacing
 from apex_zmq.optimizers import CenteredRMSProp
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 LATEST = "latest.safetensors"
@@ -228,9 +231,12 @@ class CheckpointStore:
     def _prune(self, written: Path) -> None:
         if self._keep == 0:
             return
-        others = [path for path in self.directory.glob("step-*.safetensors") if path != written]
-        for path in sorted(others, key=_age, reverse=True)[self._keep - 1 :]:
-            path.unlink(missing_ok=True)
+        try:
+            others = [path for path in self.directory.glob("step-*.safetensors") if path != written]
+            for path in sorted(others, key=_age, reverse=True)[self._keep - 1 :]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("former checkpoints stay in %s: %s", self.directory, error)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -28,6 +28,7 @@ Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # as far as torch's generat
 Finite = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # as far as the system's clocks and waits reach
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -161,7 +162,7 @@ class Actor(Section, frozen=True):
         doc("While no shard can take a segment: block waits; drop_oldest plays on, the newest 64 segments kept."),
     ] = "block"
     watchdog_s: Annotated[
-        Positive, doc("Seconds of emulator work, or of a frozen process, after which an actor ends itself.")
+        Seconds, doc("Seconds of emulator work, or of a frozen process, after which an actor ends itself.")
     ] = 120.0
     threads: Annotated[Count, doc("Torch threads of an actor.")] = 1
 
@@ -183,7 +184,7 @@ class Replay(Section, frozen=True):
     ] = None
     credits: Annotated[int, Meta(ge=1, le=64), doc("Batches in flight to a rank of the learner per shard.")] = 4
     credit_timeout_s: Annotated[
-        Positive, doc("Seconds after which an unacknowledged batch counts as lost and its credit returns.")
+        Seconds, doc("Seconds after which an unacknowledged batch counts as lost and its credit returns.")
     ] = 30.0
     snapshot_dir: Annotated[
         str | None,
@@ -193,7 +194,7 @@ class Replay(Section, frozen=True):
         ),
     ] = None
     snapshot_interval_s: Annotated[
-        Positive | None, doc("Seconds between snapshots of priorities and counters; null: replay.snapshot_dir is null.")
+        Seconds | None, doc("Seconds between snapshots of priorities and counters; null: replay.snapshot_dir is null.")
     ] = 60.0
 
 
@@ -239,8 +240,8 @@ class Learner(Section, frozen=True):
 class Telemetry(Section, frozen=True):
     """Status messages, log lines, TensorBoard."""
 
-    status_interval_s: Annotated[Positive, doc("Seconds between a role's status messages.")] = 1.0
-    log_interval_s: Annotated[Positive, doc("Seconds between TensorBoard points and progress lines.")] = 10.0
+    status_interval_s: Annotated[Seconds, doc("Seconds between a role's status messages.")] = 1.0
+    log_interval_s: Annotated[Seconds, doc("Seconds between TensorBoard points and progress lines.")] = 10.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], doc("Lowest level logged.")] = "info"
     metrics_port: Annotated[
         Annotated[int, Meta(ge=1, le=65535)] | None,
@@ -264,7 +265,8 @@ class Addresses(Section, frozen=True):
         "tcp://127.0.0.1:5552",
     )
     batches: Annotated[
-        str | tuple[str, ...], doc("[learner] Batches from all shards; under torchrun a list, one per rank.")
+        str | Annotated[tuple[str, ...], Meta(min_length=1)],
+        doc("[learner] Batches from all shards; under torchrun a list, one per rank."),
     ] = "tcp://127.0.0.1:5553"
     parameters: Annotated[str, doc("[learner] Parameters, heartbeats, relayed status.")] = "tcp://127.0.0.1:5554"
     status: Annotated[str, doc("[learner] Status of every role.")] = "tcp://127.0.0.1:5555"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,14 +23,18 @@ class EpisodeLog:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._file = (directory / EPISODES).open("a", newline="")
-        self._rows = csv.writer(self._file)
         self._failed = False
+        try:
+            self._file = (directory / EPISODES).open("a", newline="")
+        except OSError as error:
+            self._fail(error)
+            self._file = Path(os.devnull).open("w")  # noqa: SIM115 (as long as this object)
+        self._rows = csv.writer(self._file)
         if self._file.tell() == 0:
             self._write([COLUMNS])
 
     def write(self, time: float, decisions: int, episodes: Iterable[Episode]) -> None:
-        """One line per episode. A full disk is logged once and costs lines, not the run."""
+        """One line per episode. A file that cannot be written is logged once and costs lines, not the run."""
         self._write(
             (
                 f"{time:.1f}",
@@ -49,9 +54,12 @@ class EpisodeLog:
             self._rows.writerows(rows)
             self._file.flush()
         except OSError as error:
-            if not self._failed:
-                log.error("%s misses episodes, training goes on: %s", EPISODES, error)
-            self._failed = True
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failed:
+            log.error("%s misses episodes, training goes on: %s", EPISODES, error)
+        self._failed = True
 
     def close(self) -> None:
         """Close the file."""

@@ -1,4 +1,4 @@
-"""CURVE on sockets: who is let in, who is turned away.
+"""Connections: who is let in, who is turned away, by CURVE keys or without.
 
 libzmq asks at each handshake whether to let a key in (ZAP, rfc.zeromq.org/spec/27); one thread per process answers.
 It is not asked again while a connection lasts: receivers look at the User-Id of each message, publishers bind anew.
@@ -186,7 +186,10 @@ def _peer_of(descriptor: int) -> str:
 
 
 class Line:
-    """The connection of one connecting socket, which libzmq gives up for good when it is refused."""
+    """The connection of one connecting socket, which libzmq gives up for good when it is refused.
+
+    with_keys: whether the socket shows any.
+    """
 
     events = (
         zmq.EVENT_CONNECTED
@@ -198,10 +201,11 @@ class Line:
         | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     )
 
-    def __init__(self, address: str, complaints: Complaints) -> None:
-        self._address = address
+    def __init__(self, address: str, with_keys: bool, complaints: Complaints) -> None:
+        self._address, self._with_keys = address, with_keys
         self._complaints = complaints
         self._lost_at: float | None = None
+        self._explained = False
 
     @property
     def given_up(self) -> bool:
@@ -212,12 +216,25 @@ class Line:
     def hear(self, event: int, value: int) -> None:
         """Learn whether it stands; one that libzmq means to restore is tried again right after it ends."""
         if event in REASONS:
-            counts["failed_handshakes"] += 1
-            self._complaints.add(self._address, REASONS[event])
+            self._explained = True
+            self._complain(_reason(event, self._with_keys))
         elif event == zmq.EVENT_DISCONNECTED:
             self._lost_at = time.monotonic()
         else:
             self._lost_at = None
+
+    def bury(self) -> None:
+        """Count and log its end, where its handshake has told nothing."""
+        if not self._explained:
+            self._complain(WRONG_KIND)
+
+    def _complain(self, reason: str) -> None:
+        counts["failed_handshakes"] += 1
+        self._complaints.add(self._address, reason)
+
+
+def _reason(event: int, with_keys: bool) -> str:
+    return REASONS[event] if with_keys else WANTS_KEYS
 
 
 Watched = Guard | Line
@@ -321,10 +338,11 @@ def admit_by(socket: zmq.Socket[bytes], keys: ServerKeys) -> Guard:
     return guard
 
 
-def identify_by(socket: zmq.Socket[bytes], keys: ClientKeys, address: str, complaints: Complaints) -> Line:
-    """Give a socket, before it connects, its own keys and that of the server it trusts."""
-    line = Line(address, complaints)
-    _show(socket, keys)
+def attend(socket: zmq.Socket[bytes], keys: ClientKeys | None, address: str, complaints: Complaints) -> Line:
+    """Watch a socket, before it connects, and give it its own keys, if any, and that of the server it trusts."""
+    line = Line(address, keys is not None, complaints)
+    if keys is not None:
+        _show(socket, keys)
     _watch(socket, line)
     return line
 
@@ -358,7 +376,7 @@ def knock(address: str, keys: ClientKeys | None, *, publishes: bool, timeout_s: 
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 return None
             if event in REASONS:
-                return REASONS[event] if keys is not None else WANTS_KEYS
+                return _reason(event, keys is not None)
             if event == zmq.EVENT_CONNECTED:
                 outcome = MUTE
             elif event == zmq.EVENT_DISCONNECTED:

@@ -124,7 +124,7 @@ class _Bound:
 
 
 class _Connected:
-    """A connecting socket; where there are keys, made anew once libzmq has given its connection up.
+    """A connecting socket, made anew once libzmq has given its connection up.
 
     make: the socket, before it connects.
     """
@@ -136,9 +136,7 @@ class _Connected:
 
     def _connect(self) -> None:
         self._socket = self._make()
-        self._line: guard.Line | None = None
-        if self._keys is not None:
-            self._line = guard.identify_by(self._socket, self._keys, self._address, self._complaints)
+        self._line = guard.attend(self._socket, self._keys, self._address, self._complaints)
         try:
             self._socket.connect(self._address)
         except zmq.ZMQError as error:
@@ -147,14 +145,14 @@ class _Connected:
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        if self._line is not None and self._line.given_up:
+        if self._line.given_up:
+            self._line.bury()
             self.close()
             self._connect()
         return self._socket
 
     def close(self, linger_ms: int = 0) -> None:
-        if self._line is not None:
-            guard.release(self._socket)
+        guard.release(self._socket)
         self._socket.close(linger=linger_ms)
 
 

@@ -99,7 +99,7 @@ def check_address(address: str) -> None:
     """Refuse what ZeroMQ would not take.
 
     Raises:
-        ConfigError: not tcp://host:port or ipc://path, port out of range, path too long.
+        ConfigError: not tcp://host:port or ipc://path, port out of range, path too long, IPv6.
     """
     scheme, separator, rest = address.partition("://")
     if scheme == "ipc" and separator and rest:
@@ -109,3 +109,5 @@ def check_address(address: str) -> None:
     host, colon, port = rest.rpartition(":")
     if scheme != "tcp" or not host or not colon or not (port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError(f"address {address}: write tcp://host:port (port 1 to 65535) or ipc:///path")
+    if host.startswith("["):
+        raise ConfigError(f"address {address}: the links speak IPv4; write a host's name or its IPv4 address")

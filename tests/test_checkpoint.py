@@ -193,6 +193,15 @@ def test_a_run_resumed_from_an_earlier_step_keeps_what_it_writes(tmp_path: Path)
     assert (tmp_path / "step-000005000.safetensors").exists()
 
 
+def test_former_ones_that_cannot_be_removed_cost_nothing_but_space(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "step-000000001.safetensors").mkdir()
+    CheckpointStore(tmp_path, keep=1).save(make_checkpoint(2, value=2.0))
+    assert value_in(tmp_path) == 2.0
+    assert "former checkpoints stay" in caplog.text
+
+
 def test_without_hard_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(source: Path, target: Path) -> None:
         raise OSError(95, "Operation not supported")

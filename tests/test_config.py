@@ -98,6 +98,8 @@ def test_unknown_settings_and_bad_overrides_are_refused(override: str, named: st
         ("run.dir={a: 1}", "`str | null`, got `object`"),
         ("replay.tolerance=0", "`float` > 0"),
         ("addresses.experience=[]", "length >= 1"),
+        ("addresses.batches=[]", "length >= 1"),
+        ("telemetry.status_interval_s=1e10", "`float` <= 1000000000.0"),
     ],
 )
 def test_wrong_types_and_impossible_values_are_refused(override: str, expected: str) -> None:
@@ -155,6 +157,7 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
         (["addresses.status=tcp://host:0"], "(port 1 to 65535)"),
         (["addresses.status=tcp://host:65536"], "(port 1 to 65535)"),
         (["addresses.status=tcp://host:²"], "(port 1 to 65535)"),
+        (["addresses.status=tcp://[::1]:5555"], "the links speak IPv4; write a host's name"),
         (["addresses.parameters=udp://host:1"], "write tcp://host:port"),
         (["addresses.parameters=ipc://"], "or ipc:///path"),
         (["addresses.experience=[nowhere]"], "address nowhere: write tcp://host:port"),

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ from apex_zmq.wire.messages import Heartbeat, Hello, decode_heartbeat, decode_he
 
 from .channels import HELLO, PATIENCE_S, SIGNATURE, await_ready, hear, hello_inbox, subscriber, welcome
 from .conftest import free_tcp_address
+
+T = TypeVar("T")
 
 
 def segment(sequence: int, size: int = 84) -> Segment:
@@ -295,14 +297,57 @@ def test_a_subscriber_is_welcomed_by_a_restarted_publisher(opened: Callable[[Any
 
 
 def publisher_once_free(address: str) -> Publisher:
+    return once_free(lambda: Publisher(address))
+
+
+def once_free(make: Callable[[], T]) -> T:
     """ZeroMQ closes a port in the background."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return Publisher(address)
+            return make()
         except AddressInUseError:
             if time.monotonic() > deadline:
                 raise
+
+
+def push(server: zmq.Socket[bytes]) -> None:
+    """Nothing more to do: its kind is wrong."""
+
+
+def want_keys(server: zmq.Socket[bytes]) -> None:
+    server.setsockopt(zmq.CURVE_SERVER, 1)
+    server.setsockopt(zmq.CURVE_SECRETKEY, zmq.curve_keypair()[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "alter", "reason"),
+    [(zmq.PUSH, push, "another link"), (zmq.PULL, want_keys, "wants keys")],
+    ids=["wrong-kind", "curve"],
+)
+def test_who_has_met_another_server_says_so_and_connects_anew(
+    kind: int,
+    alter: Callable[[zmq.Socket[bytes]], None],
+    reason: str,
+    opened: Callable[[Any], Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    address = free_tcp_address()
+    wrong: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    alter(wrong)
+    wrong.bind(address)
+    outbox = opened(Outbox(address, hwm=1))
+    deadline = time.monotonic() + PATIENCE_S
+    while not re.search(f"no access to {address}: .*{reason}", caplog.text):
+        wait([], [outbox], 0.05)
+        assert time.monotonic() < deadline
+    wrong.close(linger=0)
+    inbox = opened(once_free(lambda: hello_inbox(address)))
+    while not outbox.ready:
+        wait([], [outbox], 0.05)
+        assert time.monotonic() < deadline
+    assert outbox.send(encode(Kind.HELLO, HELLO))
+    assert inbox.receive(PATIENCE_S) == HELLO
 
 
 @pytest.mark.long

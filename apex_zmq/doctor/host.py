@@ -128,11 +128,14 @@ def check_gpu(name: str) -> Check:
 def check_memory(config: Config, shards: int, resident: int) -> Check:
     """Whether the shards of this host fit its memory. resident: bytes that they have of it already."""
     try:
-        needed = budget.check_memory(config, shards, resident)
+        needed = budget.check_memory(config, shards)
     except UserError as error:
         return failed("memory", error)
     available = psutil.virtual_memory().available + resident
-    return Check("memory", "ok", f"replay needs up to {needed / 1e9:.1f} GB of {available / 1e9:.1f} GB available")
+    found = f"replay needs up to {needed / 1e9:.1f} GB of {available / 1e9:.1f} GB available"
+    if needed > available:
+        return Check("memory", "warn", found, "end what else uses it, or lower replay.arena_bytes")
+    return Check("memory", "ok", found)
 
 
 def check_disks(

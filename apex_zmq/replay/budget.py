@@ -11,19 +11,17 @@ INDEX_BYTES_PER_TRANSITION = 24
 SNAPSHOT_BYTES_PER_TRANSITION = 24  # in three files while the third is written
 
 
-def check_memory(config: Config, shards: int, resident: int = 0) -> int:
+def check_memory(config: Config, shards: int) -> int:
     """Bytes that so many shards of this config need on one machine.
 
-    resident: bytes that they hold already, where they run.
-
     Raises:
-        ConfigError: more than the machine has available.
+        ConfigError: more than the machine has. What others use of it now they may have freed by the time it fills.
     """
     needed = _share(config, shards, INDEX_BYTES_PER_TRANSITION)
-    available = psutil.virtual_memory().available + resident
-    if needed > available:
+    total = psutil.virtual_memory().total
+    if needed > total:
         raise ConfigError(
-            f"replay needs {needed / 1e9:.1f} GB and this machine has {available / 1e9:.1f} GB available; "
+            f"replay needs {needed / 1e9:.1f} GB and this machine has {total / 1e9:.1f} GB; "
             "lower replay.arena_bytes or replay.capacity, or spread replay.shards over hosts"
         )
     return needed

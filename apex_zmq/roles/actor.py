@@ -47,7 +47,7 @@ class Watchdog:
     def arm(self) -> None:
         """Start the countdown anew; cheap enough to call before every decision."""
         now = time.monotonic()
-        if self._armed_at is None or now - self._armed_at > REARM_S:
+        if self._armed_at is None or now - self._armed_at > min(REARM_S, self._timeout_s / 4):
             faulthandler.dump_traceback_later(self._timeout_s, exit=True)
             self._armed_at = now
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, npt.NDArray[Any]]
 HEARTBEAT_S = 1.0
 BEHIND_S = 10.0  # a publication is this late before its follower reconnects
+SILENT_S = 10.0  # a learner not heard for so long gives way to one of a lower epoch
 
 
 class MismatchError(UserError):
@@ -78,6 +79,7 @@ class ParameterFollower:
     def __init__(self, address: str, network: str | None, experience: str, keys: ClientKeys | None = None) -> None:
         self.newest: Parameters | None = None
         self.received_at = 0.0  # monotonic seconds
+        self._heard_at = 0.0  # the same, of any message of the newest's epoch
         self._address = address
         self._keys = keys
         self._signatures = network, experience
@@ -99,22 +101,26 @@ class ParameterFollower:
             wait([self._inbox], [], timeout_s)
         taken: Arrays | None = None
         while (message := self._inbox.receive()) is not None:
+            now = time.monotonic()
             if isinstance(message, Heartbeat):
-                self._hear_heartbeat(message)
-            elif self._is_newer(message[0]):
+                self._hear_heartbeat(message, now)
+            elif self._is_newer(message[0], now):
                 self.newest, taken = message
                 self._check_signatures(self.newest, taken)
-                self.received_at = time.monotonic()
+                self.received_at = self._heard_at = now
                 self._behind_since = None
         return taken
 
-    def _is_newer(self, message: Parameters | Heartbeat) -> bool:
+    def _is_newer(self, message: Parameters | Heartbeat, now: float) -> bool:
         newest = self.newest
-        return newest is None or (message.epoch, message.version) > (newest.epoch, newest.version)
+        if newest is None or (message.epoch, message.version) > (newest.epoch, newest.version):
+            return True
+        return message.epoch < newest.epoch and now - self._heard_at > SILENT_S
 
-    def _hear_heartbeat(self, heartbeat: Heartbeat) -> None:
-        now = time.monotonic()
-        if not self._is_newer(heartbeat):
+    def _hear_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+        if self.newest is not None and heartbeat.epoch == self.newest.epoch:
+            self._heard_at = now
+        if not self._is_newer(heartbeat, now):
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = now

@@ -9,6 +9,8 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 
+import psutil
+
 from apex_zmq import config as settings
 from apex_zmq.config import Config
 from apex_zmq.guard import Complaints
@@ -152,6 +154,8 @@ class ReplayServer:
         self._counts = {"stale_updates": 0, "retired": 0, "evicted_updates": 0}
         self._wait_s = {"idle_s": 0.0, "insert_blocked_s": 0.0, "sample_blocked_s": 0.0, "link_blocked_s": 0.0}
         self._sample_age = 0.0
+        if needed > psutil.virtual_memory().available:
+            log.warning("it may need more memory than is available now; end what else uses it")
         log.info(
             "shard %d holds up to %d transitions in %.2f GB; signature %s",
             shard,

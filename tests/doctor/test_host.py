@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from apex_zmq import configure
@@ -109,12 +110,15 @@ def test_the_device_of_the_learner(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_memory_counts_what_shards_hold_already() -> None:
     assert host.check_memory(settings(replay__arena_bytes=1 << 20), 1, 0).level == "ok"
-    large = settings(replay__arena_bytes=999 * 10**12)
-    check = host.check_memory(large, 1, 0)
+    check = host.check_memory(settings(replay__arena_bytes=999 * 10**12), 1, 0)
     assert check.level == "fail"
     assert "replay needs 999000.0 GB" in check.found
     assert "lower replay.arena_bytes" in check.remedy
-    assert host.check_memory(large, 1, 10**15).level == "ok"
+    total = psutil.virtual_memory().total
+    all_there_is = settings(replay__arena_bytes=total - 10**7, replay__capacity=100_000)
+    check = host.check_memory(all_there_is, 1, 0)
+    assert (check.level, "lower replay.arena_bytes" in check.remedy) == ("warn", True)
+    assert host.check_memory(all_there_is, 1, 10**15).level == "ok"
 
 
 def test_disks_must_have_room_and_be_writable(tmp_path: Path) -> None:
