@@ -56,7 +56,6 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, path], check=True)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # windows that nobody sees
-    monkeypatch.setenv("PATH", f"{path}/.venv/bin:{os.environ['PATH']}")  # for tensorboard, as its comment says
     return path
 
 
@@ -103,7 +102,7 @@ def test_a_reader_gets_through_the_readme(clone: Path) -> None:
     for command in commands(README):
         if command == "make test":
             continue
-        if command.startswith("tensorboard"):
+        if "/tensorboard" in command:
             visit_tensorboard(command, clone)
             continue
         if "--follow" in command or command.startswith("bin/apex-top"):

@@ -135,7 +135,7 @@ def equal(left: State, right: State) -> bool:
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("spec", [IMAGES, VECTORS], ids=["images", "vectors"])
 def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpec, double: bool) -> None:
-    """DESIGN invariant 4: target = online, parameters unchanged over the window."""
+    """Where target and online are equal and no parameters came over the window."""
     trainer = Trainer(make_config(spec, double=double), spec)
     segments = act(trainer, spec, num_lanes=3, decisions=60, seed=1)
     shipped = np.concatenate([segment.td_error for segment in segments])

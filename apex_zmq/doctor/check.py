@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Level = Literal["ok", "warn", "fail"]
-INSTALL = "make .venv/.installed in a checkout, or pip install --constraint constraints.txt"
+INSTALL = "make .venv/.installed in a checkout, or pip install --constraint constraints.txt ."
 
 
 class Check(NamedTuple):

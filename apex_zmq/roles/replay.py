@@ -39,7 +39,7 @@ IDLE_S = 0.1
 
 @dataclass
 class Credits:
-    """Batches in flight to one rank of the learner: what may still be dealt, and what got lost (DESIGN: credits).
+    """Batches in flight to one rank of the learner: what may still be dealt, and what got lost.
 
     A batch is in flight from dealing until a priority message acknowledges its
     number or a later one, or until it is older than the timeout.

@@ -159,7 +159,7 @@ def peers(tmp_path: Path) -> Iterator[MakePeers]:
 
 
 def test_the_pace_is_that_of_the_settings(peers: MakePeers) -> None:
-    """DESIGN: d = samples - 2 (inserts - 20); insert while d - 2 x 10 >= -40, sample while d + 8 <= 40."""
+    """d = samples - 2 (inserts - 20); insert while d - 2 x 10 >= -40, sample while d + 8 <= 40."""
     shard = peers(samples_per_insert=2, tolerance=40, credits=64)
     shard.send(5)
     waiting = shard.status_when(lambda metrics: metrics["insert_blocked_s"] > 0)
