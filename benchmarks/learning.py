@@ -70,6 +70,7 @@ def _trials(group: Literal["sweep", "ablation"], settings: Mapping[str, Mapping[
     return [Run(f"{group}-{name}", group, 1, TRIAL_MINUTES[group], changed) for name, changed in settings.items()]
 
 
+SIMPLE = {"env.actions": "SIMPLE_MOVEMENT"}
 SWEEP: dict[str, dict[str, str]] = {
     "single-steps": {"actor.repeat_zeta": "null"},
     "alpha-0.7": {"replay.alpha": "0.7"},
@@ -81,7 +82,7 @@ SWEEP: dict[str, dict[str, str]] = {
     "batch-128": {"learner.batch_size": "128", "learner.target_period": "250"},
     "rate-0.0005": {"learner.learning_rate": "0.0005"},
     "target-250": {"learner.target_period": "250"},
-    "simple-movement": {"env.actions": "SIMPLE_MOVEMENT"},
+    "simple-movement": SIMPLE,
     "nature-84": {"agent.network": "nature", "env.frame_height": "84", "env.frame_width": "84"},
     "death-10": {"env.reward.death": "-10"},
     "rate-0.0001": {"learner.learning_rate": "0.0001"},
@@ -96,14 +97,20 @@ ABLATIONS: dict[str, dict[str, str]] = {
     "no-ladder": {"actor.epsilon": "0.05", "actor.epsilon_alpha": "0"},
     "no-buttons": {"env.show_buttons": "false"},
 }
-STAGES = ("1-2", "1-3", "1-4", "2-1")
+STAGES: dict[str, dict[str, str]] = {
+    "1-2": {"env.stages": "[1-2]"},
+    "1-3": {"env.stages": "[1-3]"},
+    "1-4": {"env.stages": "[1-4]"},
+    "2-1": {"env.stages": "[2-1]"},
+    "1-3-simple": {"env.stages": "[1-3]", **SIMPLE},
+}
 QUEUE = [
     *(Run(f"headline-{seed}", "headline", seed, 45.0) for seed in (1, 2, 3)),
     Run("ppo-1", "peer", 1, 45.0, algorithm="ppo"),
     Run("dqn-1", "peer", 1, 45.0, algorithm="dqn"),
     Run("ppo-2", "peer", 2, 45.0, algorithm="ppo"),
     *_trials("ablation", ABLATIONS),
-    *(Run(f"stage-{stage}", "stage", 1, 45.0, {"env.stages": f"[{stage}]"}) for stage in STAGES),
+    *(Run(f"stage-{name}", "stage", 1, 45.0, settings) for name, settings in STAGES.items()),
     *_trials("sweep", SWEEP),
 ]
 

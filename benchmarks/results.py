@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,19 +171,27 @@ def headline(results: Sequence[Result]) -> str:
 def stages(results: Sequence[Result]) -> str:
     """Other stages, a row each: the best checkpoint on fresh seeds."""
     lines = [
-        "| stage | minutes | decisions | first clear | greedy | noop | sticky |",
-        "|---|---|---|---|---|---|---|",
+        "| stage | changed | minutes | decisions | first clear | best x | greedy | noop | sticky |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
+        settings = dict(result.about["settings"])
+        stage = settings.pop("env.stages").strip("[]")
         cells = (
-            result.about["name"].partition("-")[2],
+            stage,
+            _changed(settings),
             f"{result.all.minutes[-1]:.0f}",
             f"{result.all.decisions[-1] / 1000:,.0f}k",
             _when(first_clear(result)),
+            f"{max(result.all.max_x):,.0f}",
             *(_rate(result.fresh(protocol)) for protocol in ("greedy", "noop", "sticky")),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _changed(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "nothing"
 
 
 def evaluation(rows: Sequence[dict[str, str]]) -> str:
@@ -217,11 +225,10 @@ def comparison(results: Sequence[Result], group: str) -> str:
     for result in results:
         curve = result.low
         late = curve.minutes >= curve.minutes[-1] - 5
-        changed = ", ".join(f"`{key}={value}`" for key, value in result.about["settings"].items()) or "nothing"
         evaluated = result.selection()
         cells = (
             result.about["name"].removeprefix(f"{group}-"),
-            changed,
+            _changed(result.about["settings"]),
             f"{result.all.decisions[-1] / result.all.minutes[-1] / 60:.0f}",
             _when(first_clear(result)),
             f"{curve.max_x[late].mean():,.0f}",
