@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 import numpy as np
 import numpy.typing as npt
 from matplotlib import pyplot
+from matplotlib.colors import TABLEAU_COLORS
 
 from apex_zmq.roles.evaluator import wilson
 from apex_zmq.telemetry import LOW_EPSILON
@@ -86,7 +87,9 @@ def read(name: str, directory: Path = RESULTS) -> Result:
         rows = list(csv.DictReader(file))
     with (directory / f"{name}-eval.csv").open() as file:
         evaluations = list(csv.DictReader(file))
-    low = [row for row in rows if not row["epsilon"] or float(row["epsilon"]) <= LOW_EPSILON]
+    epsilons = [float(row["epsilon"] or 0) for row in rows]
+    bound = max(LOW_EPSILON, min(epsilons))  # without a ladder every lane counts
+    low = [row for row, epsilon in zip(rows, epsilons, strict=True) if epsilon <= bound]
     return Result(json.loads((directory / f"{name}.json").read_text()), _curve(rows), _curve(low), evaluations)
 
 
@@ -265,9 +268,10 @@ def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path
     for index, result in enumerate(base):
         label = None if index else "the recipe"
         axis.plot(result.low.minutes, _rolling(result.low), color=COLOURS["apex"], linewidth=2, label=label)
-    for result in results:
+    others = [colour for colour in TABLEAU_COLORS if colour != COLOURS["apex"]]
+    for result, colour in zip(results, others, strict=False):
         label = result.about["name"].removeprefix("ablation-").replace("-", " ")
-        axis.plot(result.low.minutes, _rolling(result.low), linewidth=1, label=label)
+        axis.plot(result.low.minutes, _rolling(result.low), color=colour, linewidth=1, label=label)
     axis.set_xlabel("minutes")
     axis.set_ylabel("clear rate of World 1-1")
     axis.set_xlim(left=0)

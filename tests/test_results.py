@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +30,32 @@ EPISODES = [
 ]
 
 
-def test_moments_of_a_run(tmp_path: Path) -> None:
-    with (tmp_path / "run.csv").open("w", newline="") as file:
+def write_run(directory: Path, episodes: Iterable[tuple[float, int, float, int]]) -> None:
+    with (directory / "run.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("minutes", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared"))
-        rows.writerows((minutes, decisions, eps, "1-1", 1, 1, 100, hit) for minutes, decisions, eps, hit in EPISODES)
+        rows.writerows((minutes, decisions, eps, "1-1", 1, 1, 100, hit) for minutes, decisions, eps, hit in episodes)
+    (directory / "run.json").write_text(json.dumps({"algorithm": "apex"}))
+
+
+def test_moments_of_a_run(tmp_path: Path) -> None:
+    write_run(tmp_path, EPISODES)
     with (tmp_path / "run-eval.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("minutes", "decisions", "protocol", "seed", "episodes", "clear_rate"))
         rows.writerows([(5, 50, "noop", 20_000, 100, 0.89), (9, 90, "noop", 20_000, 100, 0.9)])
         rows.writerow((9, 90, "noop", 30_000, 100, 0.5))
-    (tmp_path / "run.json").write_text(json.dumps({"algorithm": "apex"}))
     result = results.read("run", tmp_path)
     assert results.first_clear(result) == (2.0, 2_000)
     assert results.half_clear(result) == (22.0, 3_019)  # the twentieth of them
     assert results.solved(result) == (9, 90)
     assert result.fresh("noop")["clear_rate"] == "0.5"
+
+
+def test_where_all_lanes_explore_alike_all_count(tmp_path: Path) -> None:
+    write_run(tmp_path, [(minutes, decisions, 0.05, cleared) for minutes, decisions, _, cleared in EPISODES])
+    (tmp_path / "run-eval.csv").write_text("")
+    assert len(results.read("run", tmp_path).low.minutes) == len(EPISODES)
 
 
 def test_the_documents_are_up_to_date() -> None:
