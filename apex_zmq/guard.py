@@ -322,8 +322,9 @@ def _watch(socket: zmq.Socket[bytes], watched: Watched) -> None:
 
 
 def release(socket: zmq.Socket[bytes]) -> None:
-    """Watch a socket no longer; to be called before it is closed."""
-    socket.disable_monitor()
+    """Watch a socket no longer; to be called before it is closed. One that is closed already is left alone."""
+    if not socket.closed:
+        socket.disable_monitor()
 
 
 def admit_by(socket: zmq.Socket[bytes], keys: ServerKeys) -> Guard:
