@@ -53,7 +53,7 @@ class Checkpoint:
     # "online", "average" (empty without `learner.average_updates`), "target", "optimizer" (`optimizer_to_tensors`),
     # "random" (torch's states)
     tensors: dict[str, Tensors]
-    counters: dict[str, float]  # "updates", an integer, is required; decisions, episodes, beta, ...
+    counters: dict[str, float]  # "updates", an integer, is required; decisions, episodes, ...
     config: dict[str, Any]  # `config.to_tree`
     run_id: str
     epoch: int  # of the learner, in ns: the next one must be above it

@@ -38,10 +38,7 @@ MAX_PARTS = 4  # kept of a message; no kind has more than two
 # Of a connection from an actor to a shard, at both ends.
 EXPERIENCE_HWM = 4  # segments
 EXPERIENCE_KERNEL_BYTES = 1 << 18  # by itself the kernel would let megabytes grow old between the queues
-
-
-class AddressInUseError(ConfigError):
-    """Somebody else has bound the address."""
+IN_USE_REMEDY = "stop the other process or choose another"
 
 
 def _socket(kind: int, *, hwm: int, max_bytes: int) -> zmq.Socket[bytes]:
@@ -109,9 +106,7 @@ class _Bound:
             self.socket.bind(address)
         except zmq.ZMQError as error:
             if error.errno == zmq.EADDRINUSE:
-                raise AddressInUseError(
-                    f"address {address} is in use; stop the other process or choose another"
-                ) from None
+                raise ConfigError(f"address {address} is in use; {IN_USE_REMEDY}") from None
             raise ConfigError(f"cannot bind {address}: {error.strerror}; give an address of this host") from None
 
     def close(self) -> None:
@@ -168,7 +163,7 @@ def _lock_ipc(address: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise AddressInUseError(f"address {address} is in use; stop the other process or choose another") from None
+        raise ConfigError(f"address {address} is in use; {IN_USE_REMEDY}") from None
     return descriptor
 
 
@@ -199,7 +194,7 @@ class Inbox(Generic[T]):
         kernel_bytes: of each connection that the kernel holds before they are read; None: as many as it likes.
 
         Raises:
-            AddressInUseError, ConfigError: the address cannot be bound.
+            ConfigError: the address cannot be bound.
         """
         socket = _socket(zmq.PULL, hwm=hwm, max_bytes=max_message_bytes(decoders))
         if kernel_bytes is not None:

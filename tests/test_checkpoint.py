@@ -38,7 +38,7 @@ def make_checkpoint(updates: int = 5000, value: float = 1.0) -> Checkpoint:
             "average": {"torso.weight": torch.full((2, 3), -value), "head.bias": torch.tensor(0.25)},
             "random": {"torch": torch.get_rng_state()},
         },
-        counters={"updates": updates, "decisions": 12345, "beta": 0.45},
+        counters={"updates": updates, "decisions": 12345, "elapsed_s": 0.45},
         config=config.to_tree(config.Config()),
         run_id="run-1",
         epoch=1_700_000_000_123_456_789,

@@ -33,18 +33,20 @@ class Arena:
         """path: of the file, made where there is none; what it holds is there again. None: memory of its own.
 
         Raises:
-            ConfigError: the file cannot be opened or mapped.
+            ConfigError: the file cannot be opened or mapped, or so much memory.
         """
         self._file: int | None = None
-        if path is not None:
-            try:
+        try:
+            if path is not None:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 os.ftruncate(self._file, size)
                 self._map(mmap.mmap(self._file, size))
-            except OSError as error:
-                raise ConfigError(f"cannot use {path}: {error.strerror}; set another replay.snapshot_dir") from None
-        else:
-            self._map(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            else:
+                self._map(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        except OSError as error:
+            remedy = "lower replay.arena_bytes" if path is None else "set another replay.snapshot_dir"
+            what = f"map {size / 1e9:.1f} GB of memory" if path is None else f"use {path}"
+            raise ConfigError(f"cannot {what}: {error.strerror}; {remedy}") from None
         self._reserved = np.zeros(-(-size // PIECE), bool)  # pieces whose space on the disk is certain
         self._evicted = 0  # up to here, a multiple of PIECE, the records evicted since the front have been given back
 

@@ -67,14 +67,14 @@ class Keeper:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._found = self._read()
+            if self._found is None:
+                self.arena_path.unlink(missing_ok=True)
         except BlockingIOError:
             raise ConfigError(f"{directory} is in use by another shard; set another replay.snapshot_dir") from None
         except OSError as error:
             raise ConfigError(f"cannot use {directory}: {error.strerror}; set another replay.snapshot_dir") from None
-        self._found = self._read()
         self._newest_at = None if self._found is None else self._found.time
-        if self._found is None:
-            self.arena_path.unlink(missing_ok=True)
 
     def _read(self) -> Snapshot | None:
         """The newest snapshot that is whole."""

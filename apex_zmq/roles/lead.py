@@ -139,7 +139,6 @@ class Lead:
                 "episodes": stats.episodes,
                 "clears": stats.clears,
                 "best_x": stats.best_x,
-                "beta": self._trainer.beta,
                 "elapsed_s": self._run_seconds(),
             },
             config=to_tree(self._config),

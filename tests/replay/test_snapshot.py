@@ -265,6 +265,18 @@ def test_other_experience_and_a_second_shard_are_refused(tmp_path: Path) -> None
         Shard(tmp_path / "file")
 
 
+def test_a_snapshot_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    """Starting empty would drop the shard, which a disk that answers again still has."""
+    shard = filled(tmp_path / "shard", np.random.default_rng(3))
+    shard.kill()
+    (tmp_path / "shard" / SNAPSHOT).rename(tmp_path / "whole")
+    (tmp_path / "shard" / SNAPSHOT).mkdir()
+    before = (tmp_path / "shard" / ARENA).read_bytes()
+    with pytest.raises(ConfigError, match="cannot use"):
+        Shard(tmp_path / "shard")
+    assert (tmp_path / "shard" / ARENA).read_bytes() == before
+
+
 def test_records_of_an_earlier_log_do_not_come_back(tmp_path: Path) -> None:
     """A shard that began anew in the same file has the same keys at the same places."""
     rng = np.random.default_rng(3)
