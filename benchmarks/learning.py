@@ -40,7 +40,7 @@ SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are be
 GAMES = 100  # episodes of an evaluation
 EVALUATE_EVERY = 5.0  # minutes
 SOLVED = 0.9
-TRIAL_MINUTES = {"ablation": 25.0, "sweep": 15.0}
+TRIAL_MINUTES = {"ablation": 25.0, "sweep": 15.0, "fine-tuning": 40.0}
 EVALUATION = (
     "minutes",
     "decisions",
@@ -56,14 +56,18 @@ EVALUATION = (
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the queue. settings: what differs from the config file, as for `--set`."""
+    """One line of the queue.
+
+    settings: what differs from the config file, as for `--set`. init_from: a checkpoint, from the project's root.
+    """
 
     name: str
-    group: Literal["headline", "sweep", "ablation", "peer", "stage"]
+    group: Literal["headline", "sweep", "ablation", "peer", "stage", "fine-tuning"]
     seed: int
     minutes: float
     settings: Mapping[str, str] = field(default_factory=dict)
     algorithm: Literal["apex", "ppo", "dqn"] = "apex"
+    init_from: str | None = None
 
 
 def _trials(group: Literal["sweep", "ablation"], settings: Mapping[str, Mapping[str, str]]) -> list[Run]:
@@ -104,6 +108,14 @@ STAGES: dict[str, dict[str, str]] = {
     "2-1": {"env.stages": "[2-1]"},
     "1-3-simple": {"env.stages": "[1-3]", **SIMPLE},
 }
+# Random actions as under noop, several times as many, for an agent that clears the stage already.
+PERTURBED = {
+    "actor.epsilon": "0.1",
+    "actor.epsilon_alpha": "1.2",
+    "actor.repeat_zeta": "null",
+    "learner.learning_rate": "0.0001",
+    "learner.learning_rate_decay": "20000",
+}
 QUEUE = [
     *(Run(f"headline-{seed}", "headline", seed, 45.0) for seed in (1, 2, 3)),
     Run("ppo-1", "peer", 1, 45.0, algorithm="ppo"),
@@ -112,6 +124,7 @@ QUEUE = [
     *_trials("ablation", ABLATIONS),
     *(Run(f"stage-{name}", "stage", 1, 45.0, settings) for name, settings in STAGES.items()),
     *_trials("sweep", SWEEP),
+    Run("fine-tuning-1", "fine-tuning", 1, 40.0, PERTURBED, init_from="models/mario-1-1/best.safetensors"),
 ]
 
 
@@ -168,7 +181,9 @@ def _command(run: Run, directory: Path) -> list[str]:
         return [*peer, *common, "--minutes", f"{run.minutes:g}", "--directory", str(directory)]
     settings = {"learner.keep_checkpoints": "0", "learner.save_every": str(SAVE_EVERY), **run.settings}
     changed = [argument for name, value in settings.items() for argument in ("--set", f"{name}={value}")]
-    return ["bin/apex-train", *common, "--max-minutes", f"{run.minutes:g}", *changed, "--run-dir", str(directory)]
+    start = [] if run.init_from is None else ["--init-from", run.init_from]
+    budget = ["--max-minutes", f"{run.minutes:g}"]
+    return ["bin/apex-train", *common, *start, *budget, *changed, "--run-dir", str(directory)]
 
 
 def _episodes(path: Path, started: float) -> list[dict[str, Any]]:
