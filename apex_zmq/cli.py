@@ -150,9 +150,9 @@ def train(argv: Sequence[str] | None = None) -> int:
         directory, resume = _run_directory(arguments, config)
         check_memory(config, config.replay.shards)
         if arguments.init_from is not None:
-            from apex_zmq.checkpoint import load
+            from apex_zmq.checkpoint import load, to_play
 
-            load(arguments.init_from)
+            load(to_play(arguments.init_from))
         return launch(
             config,
             directory,

@@ -169,7 +169,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "yet, begin one, so that one command serves to start and to start again",
     )
     parser.add_argument(
-        "--init-from", type=Path, metavar="CHECKPOINT", help="start from the parameters of a checkpoint (default: none)"
+        "--init-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="start from what an evaluation of this checkpoint file or run directory plays (default: none)",
     )
 
 

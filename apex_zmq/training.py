@@ -186,7 +186,7 @@ class Trainer:
         self.updates = updates
 
     def initialize(self, parameters: dict[str, torch.Tensor]) -> None:
-        """Start all networks from another run's online parameters."""
+        """Start all networks from another run's parameters."""
         for network in (self.online, self.target, self.average):
             if network is not None:
                 network.load_state_dict(parameters)

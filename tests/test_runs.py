@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from apex_zmq import config as settings
 from apex_zmq import configure
-from apex_zmq.checkpoint import load
+from apex_zmq.checkpoint import BEST, load, save
 from apex_zmq.episodes import EPISODES
 from apex_zmq.launch import free_ports, local_addresses
 from apex_zmq.replay import keeper, snapshot
@@ -216,11 +217,14 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
 def test_a_run_starts_from_another_ones_parameters(start: StartProgram, tmp_path: Path) -> None:
     changes = {"run.seed": 5, "run.max_minutes": 1e-9} | local_addresses(1, tmp_path)
     Learner(configure.replace(configure.load(CARTPOLE), changes), tmp_path / "first").run(threading.Event())
+    first = load(tmp_path / "first")
+    wanted = {name: tensor + 1 for name, tensor in first.tensors["online"].items()}  # an average, which is what plays
+    (tmp_path / "model").mkdir()
+    save(tmp_path / "model" / BEST, dataclasses.replace(first, tensors=first.tensors | {"average": wanted}))
     quiet = ("--set", "run.dir=second", "--set", "telemetry.log_level=warning")
-    train = start("train", "--config", CARTPOLE, "--init-from", "first", *quiet, "--max-minutes", "1e-9")
+    train = start("train", "--config", CARTPOLE, "--init-from", "model", *quiet, "--max-minutes", "1e-9")
     assert train.wait() == 0, train.output
     assert "INFO" not in train.output
-    wanted = load(tmp_path / "first").tensors["online"]
     found = load(tmp_path / "second" / "step-000000000.safetensors").tensors["online"]
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from apex_zmq.checkpoint import Checkpoint, CheckpointError, load
+from apex_zmq.checkpoint import Checkpoint, CheckpointError, load, to_play
 from apex_zmq.config import Config, ConfigError, batch_addresses
 from apex_zmq.envs.make import env_spec
 from apex_zmq.errors import UserError
@@ -64,7 +64,7 @@ class Learner:
     Each rank takes batches of its own and returns their priorities; all have the same parameters at all times.
 
     resume: go on from the latest checkpoint of the run directory, which all ranks must see.
-    init_from: start from the online parameters of this checkpoint.
+    init_from: start from the parameters that an evaluation of this checkpoint, or of this directory, plays.
 
     Raises:
         ConfigError: a directory or address in use, a device that is not there, ranks that were not given the same.
@@ -97,7 +97,7 @@ class Learner:
         self._experience_signature = experience_signature(config)
         self._network_signature = network_signature(self._trainer.parameters())
         if init_from is not None:
-            self._trainer.initialize(self._load(init_from).tensors["online"])
+            self._trainer.initialize(self._load(to_play(init_from)).played)
         keys = client_keys(config.addresses, "priorities")
         self._feeder = Feeder(
             addresses[ranks.rank],
