@@ -33,6 +33,7 @@ IMAGES = ROOT / "docs/images"
 CARDS = sorted(ROOT.glob("models/*/README.md"))
 WINDOW = 20  # low-epsilon episodes
 CURVE_WINDOW = 100
+EARLY = (200_000, 300_000)  # decisions: what a run has learned by then does not depend on the machine's speed
 COMPARED_MINUTES = {**TRIAL_MINUTES, "quantiles": 25.0}  # of a run that took longer, what had happened by then
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
 COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
@@ -217,13 +218,16 @@ def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float]
 
 
 def comparison(results: Sequence[Result], group: str) -> str:
-    """Sweeps or ablations, a row each, as they stood at the end."""
+    """Sweeps or ablations, a row each, as they stood at the end and at a number of decisions that all have reached."""
+    begin, end = EARLY
     lines = [
-        "| run | changed | decisions/s | first clear | mean best x | clear rate | noop at the end |",
-        "|---|---|---|---|---|---|---|",
+        f"| run | changed | decisions/s | first clear | {begin // 1000}k to {end // 1000}k | mean best x | clear rate "
+        "| noop at the end |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         curve = result.low
+        early = (curve.decisions >= begin) & (curve.decisions < end)
         late = curve.minutes >= curve.minutes[-1] - 5
         evaluated = result.selection()
         cells = (
@@ -231,6 +235,7 @@ def comparison(results: Sequence[Result], group: str) -> str:
             _changed(result.about["settings"]),
             f"{result.all.decisions[-1] / result.all.minutes[-1] / 60:.0f}",
             _when(first_clear(result)),
+            f"{curve.cleared[early].mean():.2f}",
             f"{curve.max_x[late].mean():,.0f}",
             f"{curve.cleared[late].mean():.2f} of {late.sum()}",
             _rate(evaluated[-1]) if evaluated else "not evaluated",
