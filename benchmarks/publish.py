@@ -22,7 +22,7 @@ from apex_zmq.config import Addresses, Run, to_tree
 from benchmarks.learning import play, write_csv
 
 CHOICE_SEEDS = range(40_000, 40_010)  # other than training's
-SEEDS = range(60_000, 60_010)  # neither training nor the choice of a checkpoint has seen them
+SEEDS = range(70_000, 70_010)  # neither training nor the choice of a checkpoint has seen them
 FIGURES = ("emulator", "protocol", "seed", "episodes", "clear_rate", "mean_length", "mean_return", "mean_x")
 
 
