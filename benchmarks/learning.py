@@ -58,7 +58,8 @@ EVALUATION = (
 class Run:
     """One line of the queue.
 
-    settings: what differs from the config file, as for `--set`. init_from: a checkpoint, from the project's root.
+    settings: what differs from the config file, as for `--set`. init_from: the run whose best checkpoint this one
+    starts from.
     """
 
     name: str
@@ -124,7 +125,7 @@ QUEUE = [
     *_trials("ablation", ABLATIONS),
     *(Run(f"stage-{name}", "stage", 1, 45.0, settings) for name, settings in STAGES.items()),
     *_trials("sweep", SWEEP),
-    Run("fine-tuning-1", "fine-tuning", 1, 40.0, PERTURBED, init_from="models/mario-1-1/best.safetensors"),
+    Run("fine-tuning-1", "fine-tuning", 1, 40.0, PERTURBED, init_from="headline-1"),
 ]
 
 
@@ -144,7 +145,7 @@ def train(run: Run) -> None:
     started = time.time()
     with (RUNS / f"{run.name}.log").open("w") as log:
         subprocess.run(
-            _command(run, directory),
+            command(run, directory),
             stdout=log,
             stderr=subprocess.STDOUT,
             check=True,
@@ -165,7 +166,7 @@ def train(run: Run) -> None:
         "budget_minutes": run.minutes,
         "settings": dict(run.settings),
         "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, cwd=ROOT).strip(),
-        "command": " ".join(_command(run, Path("DIRECTORY"))),
+        "command": " ".join(command(run, Path("DIRECTORY"))),
         "machine": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
@@ -174,16 +175,24 @@ def train(run: Run) -> None:
     (RESULTS / f"{run.name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _command(run: Run, directory: Path) -> list[str]:
+def command(run: Run, directory: Path) -> list[str]:
+    """What trains a run into a directory, from the project's root."""
     common = ["--config", CONFIG, "--seed", str(run.seed)]
     if run.algorithm != "apex":
         peer = [*PEERS_PROGRAM, "train", run.algorithm]
         return [*peer, *common, "--minutes", f"{run.minutes:g}", "--directory", str(directory)]
     settings = {"learner.keep_checkpoints": "0", "learner.save_every": str(SAVE_EVERY), **run.settings}
     changed = [argument for name, value in settings.items() for argument in ("--set", f"{name}={value}")]
-    start = [] if run.init_from is None else ["--init-from", run.init_from]
+    start = [] if run.init_from is None else ["--init-from", str(_best(run.init_from).relative_to(ROOT))]
     budget = ["--max-minutes", f"{run.minutes:g}"]
     return ["bin/apex-train", *common, *start, *budget, *changed, "--run-dir", str(directory)]
+
+
+def _best(name: str) -> Path:
+    """The checkpoint that was evaluated on fresh seeds."""
+    with (RESULTS / f"{name}-eval.csv").open() as file:
+        best = next(row["checkpoint"] for row in csv.DictReader(file) if row["seed"] == str(FRESH_SEED))
+    return RUNS / name / best
 
 
 def _episodes(path: Path, started: float) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("matplotlib")
 results = pytest.importorskip("benchmarks.results")
+learning = pytest.importorskip("benchmarks.learning")
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.integers(1, 30))
@@ -63,3 +64,10 @@ def test_the_documents_are_up_to_date() -> None:
     assert results.tables(document) == document
     for path in results.CARDS:
         assert results.card(path) == path.read_text()
+
+
+def test_a_run_starts_from_the_best_checkpoint_of_another() -> None:
+    run = next(run for run in learning.QUEUE if run.init_from == "headline-1")
+    best = results.read("headline-1").fresh("noop")["checkpoint"]
+    command = learning.command(run, Path("there"))
+    assert command[command.index("--init-from") + 1] == f"build/learning/headline-1/{best}"
