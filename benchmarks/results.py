@@ -218,7 +218,7 @@ def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float]
 
 
 def comparison(results: Sequence[Result], group: str) -> str:
-    """Sweeps or ablations, a row each, as they stood at the end and at a number of decisions that all have reached."""
+    """Trials, a row each: between two numbers of decisions, and at the end."""
     begin, end = EARLY
     lines = [
         f"| run | changed | decisions/s | first clear | {begin // 1000}k to {end // 1000}k | mean best x | clear rate "
