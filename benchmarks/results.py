@@ -235,7 +235,7 @@ def comparison(results: Sequence[Result], group: str) -> str:
             _changed(result.about["settings"]),
             f"{result.all.decisions[-1] / result.all.minutes[-1] / 60:.0f}",
             _when(first_clear(result)),
-            f"{curve.cleared[early].mean():.2f}",
+            f"{curve.cleared[early].mean():.2f}" if early.any() else "not reached",
             f"{curve.max_x[late].mean():,.0f}",
             f"{curve.cleared[late].mean():.2f} of {late.sum()}",
             _rate(evaluated[-1]) if evaluated else "not evaluated",

@@ -36,7 +36,7 @@ def write_run(directory: Path, episodes: Iterable[tuple[float, int, float, int]]
         rows = csv.writer(file)
         rows.writerow(("minutes", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared"))
         rows.writerows((minutes, decisions, eps, "1-1", 1, 1, 100, hit) for minutes, decisions, eps, hit in episodes)
-    (directory / "run.json").write_text(json.dumps({"algorithm": "apex"}))
+    (directory / "run.json").write_text(json.dumps({"algorithm": "apex", "name": "run", "settings": {}}))
 
 
 def test_moments_of_a_run(tmp_path: Path) -> None:
@@ -57,6 +57,14 @@ def test_where_all_lanes_explore_alike_all_count(tmp_path: Path) -> None:
     write_run(tmp_path, [(minutes, decisions, 0.05, cleared) for minutes, decisions, _, cleared in EPISODES])
     (tmp_path / "run-eval.csv").write_text("")
     assert len(results.read("run", tmp_path).low.minutes) == len(EPISODES)
+
+
+def test_a_trial_too_slow_for_the_early_window_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run-eval.csv").write_text("")
+    for decisions, early in ((190_000, "not reached"), (210_000, "1.00")):
+        write_run(tmp_path, [(15.0, decisions, 0.001, 1)])
+        row = results.comparison([results.read("run", tmp_path)], "sweep").splitlines()[-1]
+        assert row.split("|")[5].strip() == early
 
 
 def test_the_documents_are_up_to_date() -> None:
