@@ -143,6 +143,9 @@ class Agent(Section, frozen=True):
     ] = False
     n_step: Annotated[int, Meta(ge=1, le=64), doc("Steps of the n-step return.")] = 3
     gamma: Annotated[Probability, doc("Discount per decision.")] = 0.99
+    value_rescaling: Annotated[
+        bool, doc("Q-values of returns rescaled by sign(x)(sqrt(|x| + 1) - 1) + 0.001 x (Pohlen 2018).")
+    ] = False
 
 
 class Actor(Section, frozen=True):
@@ -220,6 +223,10 @@ class Learner(Section, frozen=True):
     max_grad_norm: Annotated[Positive, doc("Gradient norm is clipped to this before the step.")] = 40.0
     double: Annotated[bool, doc("Double Q-learning: the online network chooses the next action.")] = True
     target_period: Annotated[Count, doc("Updates between copies to the target network.")] = 2500
+    random_shift: Annotated[
+        NonNegativeInt, doc("Pixels by which a row's frames are shifted at most, at random (DrQ, Yarats 2021).")
+    ] = 0
+    munchausen: Annotated[bool, doc("Munchausen targets (Vieillard 2020): alpha 0.9, tau 0.03, l0 -1.")] = False
     average_updates: Annotated[
         Count | None,
         doc(

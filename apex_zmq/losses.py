@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+RESCALING_EPS = 1e-3
+ALPHA, TAU, LEAST = 0.9, 0.03, -1.0
 
 def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_target: Tensor, q_t_selector: Tensor) -> Tensor:
     """Targets r + discount * q_target(s', argmax_a q_selector(s', a)), float32 [B].
@@ -25,6 +27,46 @@ def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_target: Tensor, q_t_sel
         q_t_selector: float32 [B, A], values whose argmax chooses the next action.
     """
     return r_t + discount_t * of_actions(q_t_target, q_t_selector.argmax(dim=1))
+
+
+def rescale(x: Tensor) -> Tensor:
+    """h(x) = sign(x)(sqrt(|x| + 1) - 1) + eps x (Pohlen et al. 2018, arXiv 1805.11593, sec. 3.2)."""
+    return x.sign() * ((x.abs() + 1).sqrt() - 1) + RESCALING_EPS * x
+
+
+def unscale(h: Tensor) -> Tensor:
+    """The inverse of `rescale` (Pohlen et al. 2018, prop. A.2)."""
+    eps = RESCALING_EPS
+    root = ((1 + 4 * eps * (h.abs() + 1 + eps)).sqrt() - 1) / (2 * eps)
+    return h.sign() * (root.square() - 1)
+
+
+def munchausen_target(
+    r_t: Tensor, discount_t: Tensor, q_tm1_target: Tensor, action: Tensor, q_t_target: Tensor
+) -> Tensor:
+    """Targets with the policy's own log-probability as a reward (Vieillard et al. 2020, arXiv 2007.14430, eq. 2).
+
+    The bonus is of the first of the n steps.
+    """
+    bonus = of_actions(TAU * functional.log_softmax(q_tm1_target / TAU, dim=1), action).clamp(LEAST, 0)
+    log_policy = functional.log_softmax(q_t_target / TAU, dim=1)
+    soft = (log_policy.exp() * (q_t_target - TAU * log_policy)).sum(dim=1)
+    return r_t + ALPHA * bonus + discount_t * soft
+
+
+def random_shift(windows: Tensor, pixels: int) -> Tensor:
+    """Each row's frames moved by up to `pixels` along both axes, edges repeated (Yarats et al. 2021, arXiv 2004.13649).
+
+    windows: uint8 [B, W, ..., H, W'].
+    """
+    shifted = torch.empty_like(windows)
+    height, width = (torch.arange(size) for size in windows.shape[-2:])
+    moves = torch.randint(-pixels, pixels + 1, (len(windows), 2)).tolist()
+    for source, result, (down, right) in zip(windows, shifted, moves, strict=True):
+        rows = (height + down).clamp_(0, len(height) - 1)
+        columns = (width + right).clamp_(0, len(width) - 1)
+        torch.index_select(source.index_select(-2, rows), -1, columns, out=result)
+    return shifted
 
 
 def of_actions(q: Tensor, action: Tensor) -> Tensor:

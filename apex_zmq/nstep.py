@@ -48,6 +48,7 @@ def n_step_columns(
     next_value: Float32s,
     n: int,
     gamma: float,
+    rescaled: bool = False,
 ) -> NStepColumns:
     """Transitions of all T = num_complete(terminated | truncated, n) complete steps of a run.
 
@@ -64,6 +65,7 @@ def n_step_columns(
         next_value: float32 [M], max_a Q(next observation t, a); ignored where terminated.
         n: the horizon, 1..255.
         gamma: discount per step.
+        rescaled: the values are rescaled ones, h(Q); the TD error is one of them.
     """
     ends = terminated | truncated
     total = len(reward)
@@ -80,7 +82,14 @@ def n_step_columns(
     returns = rewards @ powers[:n]
     discount = np.where(terminated[last], 0.0, powers[steps])
     bootstrap = np.where(terminated[last], 0.0, next_value[last])
-    td_error = np.abs(returns + discount * bootstrap - q_taken[:count])
+    if rescaled:
+        eps = 1e-3
+        root = (np.sqrt(1 + 4 * eps * (np.abs(bootstrap) + 1 + eps)) - 1) / (2 * eps)
+        target = returns + discount * np.sign(bootstrap) * (np.square(root) - 1)
+        target = np.sign(target) * (np.sqrt(np.abs(target) + 1) - 1) + eps * target
+    else:
+        target = returns + discount * bootstrap
+    td_error = np.abs(target - q_taken[:count])
     return NStepColumns(
         reward=returns.astype(np.float32),
         discount=discount.astype(np.float32),

@@ -32,7 +32,8 @@ class SegmentBuilder:
     known. `reset` opens every episode.
     """
 
-    def __init__(self, frame: FrameSpec, n_step: int, gamma: float, length: int) -> None:
+    def __init__(self, frame: FrameSpec, n_step: int, gamma: float, length: int, rescaled: bool = False) -> None:
+        self._rescaled = rescaled
         self._frame = frame
         self._n_step = n_step
         self._gamma = gamma
@@ -80,6 +81,7 @@ class SegmentBuilder:
             np.array([step.next_value for step in self._steps], np.float32),
             self._n_step,
             self._gamma,
+            self._rescaled,
         )
         count = min(len(columns.reward), self._length)
         if count == 0 or (count < self._length and not flush):

@@ -16,7 +16,16 @@ from apex_zmq.checkpoint import optimizer_from_tensors, optimizer_to_tensors
 from apex_zmq.config import Config, ConfigError
 from apex_zmq.envs.make import EnvSpec
 from apex_zmq.importance import beta_at
-from apex_zmq.losses import double_q_target, of_actions, split_windows, td_loss
+from apex_zmq.losses import (
+    double_q_target,
+    munchausen_target,
+    of_actions,
+    random_shift,
+    rescale,
+    split_windows,
+    td_loss,
+    unscale,
+)
 from apex_zmq.networks import make_network, to_arrays
 from apex_zmq.optimizers import make_optimizer
 from apex_zmq.ranks import ALONE, Ranks
@@ -74,6 +83,7 @@ class Trainer:
         self.updates = 0
         self._config = learner
         self._stack = spec.frame.stack
+        self._rescaling = config.agent.value_rescaling
         self.online = make_network(config.agent, spec.frame, spec.num_actions, config.run.seed).to(self.device)
         self._ranks = ranks
         self._parallel = ranks.parallel(self.online)
@@ -109,12 +119,21 @@ class Trainer:
             RankLostError
         """
         config, put = self._config, self._to_device
-        obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
+        frames = put(windows)
+        if config.random_shift:
+            frames = random_shift(frames, config.random_shift)
+        obs, next_obs = split_windows(frames, put(sample.steps.astype(np.int64)), self._stack)
         with torch.no_grad():
             next_q = self.target(next_obs)
             selector_q = self.online(next_obs) if config.double else next_q
             reward, discount = put(sample.reward.astype(np.float32)), put(sample.discount.astype(np.float32))
-            target = double_q_target(reward, discount, next_q, selector_q)
+            if config.munchausen:
+                action = put(sample.action.astype(np.int64))
+                target = munchausen_target(reward, discount, self.target(obs), action, next_q)
+            elif self._rescaling:
+                target = rescale(double_q_target(reward, discount, unscale(next_q), selector_q))
+            else:
+                target = double_q_target(reward, discount, next_q, selector_q)
         q = self._parallel(obs)
         td_error = target - of_actions(q, put(sample.action.astype(np.int64)))
         loss = td_loss(td_error, put(weights), config.loss)

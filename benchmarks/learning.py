@@ -92,6 +92,9 @@ SWEEP: dict[str, dict[str, str]] = {
     "death-10": {"env.reward.death": "-10"},
     "rate-0.0001": {"learner.learning_rate": "0.0001"},
     "time-0.1": {"env.reward.time": "-0.1"},
+    "shift-2": {"learner.random_shift": "2"},
+    "value-rescaling": {"agent.value_rescaling": "true"},
+    "munchausen": {"learner.munchausen": "true"},
 }
 ABLATIONS: dict[str, dict[str, str]] = {
     "no-layer-norm": {"agent.layer_norm": "false"},

@@ -115,7 +115,13 @@ class Actor:
                 ladder(config.actor.epsilon, config.actor.epsilon_alpha, rung, total_lanes) for rung in rungs
             ]
         self._builders = [
-            SegmentBuilder(spec.frame, config.agent.n_step, config.agent.gamma, config.actor.segment_length)
+            SegmentBuilder(
+                spec.frame,
+                config.agent.n_step,
+                config.agent.gamma,
+                config.actor.segment_length,
+                config.agent.value_rescaling,
+            )
             for _ in range(count)
         ]
         self._observations = np.zeros((count, spec.frame.stack, *spec.frame.shape), spec.frame.dtype)
