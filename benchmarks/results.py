@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,28 +305,29 @@ def fill(document: str, name: str, text: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", document)
 
 
-def _done(*groups: str) -> Iterator[Result]:
-    """In the queue's order; then runs of what was tried and given up."""
+def read_all() -> list[Result]:
+    """All there is, in the queue's order; then what was tried and given up."""
     queued = [run.name for run in QUEUE]
     found = {path.stem for path in RESULTS.glob("*.json")}
-    for name in [*(name for name in queued if name in found), *sorted(found - set(queued))]:
-        result = read(name)
-        if result.about["group"] in groups:
-            yield result
+    return [read(name) for name in [*(name for name in queued if name in found), *sorted(found - set(queued))]]
 
 
-def tables(document: str) -> str:
-    """The document with the tables of all results there are."""
-    if runs := list(_done("headline", "peer")):
+def _of(results: Sequence[Result], *groups: str) -> list[Result]:
+    return [result for result in results if result.about["group"] in groups]
+
+
+def tables(document: str, results: Sequence[Result]) -> str:
+    """The document with the tables of these results."""
+    if runs := _of(results, "headline", "peer"):
         document = fill(document, "headline", headline(runs))
     for group, minutes in COMPARED_MINUTES.items():
-        if list(_done(group)):
-            runs = [run.until(minutes) for run in _done("headline", group)]
+        if _of(results, group):
+            runs = [run.until(minutes) for run in [*_of(results, "headline"), *_of(results, group)]]
             picture = ABLATIONS_PICTURE if group == "ablation" else ""
             document = fill(document, group, comparison(runs, group) + picture)
-    if runs := list(_done("earlier")):
+    if runs := _of(results, "earlier"):
         document = fill(document, "earlier", comparison(runs, "earlier"))
-    if runs := list(_done("stage")):
+    if runs := _of(results, "stage"):
         document = fill(document, "stage", stages(runs))
     return document
 
@@ -338,13 +339,14 @@ def card(path: Path) -> str:
 
 
 def main() -> None:
-    DOCUMENT.write_text(tables(DOCUMENT.read_text()))
+    results = read_all()
+    DOCUMENT.write_text(tables(DOCUMENT.read_text(), results))
     for path in CARDS:
         path.write_text(card(path))
-    if runs := list(_done("headline", "peer")):
+    if runs := _of(results, "headline", "peer"):
         draw(runs, IMAGES / "learning.png")
-    if runs := list(_done("ablation")):
-        base = [run.until(TRIAL_MINUTES["ablation"]) for run in _done("headline")]
+    if runs := _of(results, "ablation"):
+        base = [run.until(TRIAL_MINUTES["ablation"]) for run in _of(results, "headline")]
         draw_ablations(base, runs, IMAGES / "ablations.png")
 
 

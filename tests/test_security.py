@@ -86,6 +86,20 @@ def until(met: Callable[[], Any], meanwhile: Callable[[], Any] = lambda: None) -
         time.sleep(0.01)
 
 
+def tell(publisher: Publisher, inbox: Inbox[Publication], version: int) -> None:
+    """Publish until one who is connecting anew hears it: what is sent before its subscription comes it misses."""
+
+    def told() -> bool:
+        message = inbox.receive()
+        return isinstance(message, tuple) and message[0].version == version
+
+    def again() -> None:
+        welcome(publisher, version)
+        publisher.serve()
+
+    until(told, again)
+
+
 def strike(path: Path, name: str) -> str:
     """Take a holder's line out of a list, as somebody with an editor would; the line."""
     lines = path.read_text().splitlines(keepends=True)
@@ -287,7 +301,7 @@ def test_who_is_struck_off_gets_nothing_more(how: str, root: Path, address: str,
     until(lambda: guard.counts["refused_peers"] > refused, publisher.serve)
     welcome(publisher, 2)
     if how == "a line":
-        hear(publisher, judge, 2)
+        tell(publisher, judge, 2)
     for _ in range(20):
         publisher.serve()
         assert alice.receive(0.01) is None

@@ -308,7 +308,7 @@ def test_a_terminal_shows_the_run_until_it_is_told_to_stop(relay: Callable[..., 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 130, 0, 0))
     command = [str(ROOT / "bin" / "apex-top"), "--parameters", relay().address]
-    environment = {**os.environ, "TERM": "xterm"}
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
     screen = b""
     with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as program:
         os.close(theirs)

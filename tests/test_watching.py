@@ -93,8 +93,8 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("watched")
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    options = ["--num-actors", "1", "--max-updates", "1500", "--run-dir", "run", "--log-format", log_format]
-    options += ["--set", "replay.min_size=200", "--set", "telemetry.log_interval_s=0.5"]
+    options = ["--num-actors", "1", "--max-updates", "400", "--run-dir", "run", "--log-format", log_format]
+    options += ["--set", "replay.min_size=200", "--set", "telemetry.log_interval_s=0.2"]
     options += ["--set", f"telemetry.metrics_port={free_ports(1)[0]}"]
     process = subprocess.Popen(
         [ROOT / "bin" / "apex-train", "--config", ROOT / "configs" / "cartpole.yaml", *options],

@@ -16,6 +16,7 @@ import pytest
 
 from apex_zmq import tools
 from apex_zmq.config import ADDRESSES
+from apex_zmq.doctor import peers
 from apex_zmq.launch import local_addresses
 
 from ..conftest import ROOT, StartProgram
@@ -60,22 +61,23 @@ def test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with(capsys: py
 
 
 def test_beside_a_live_run_all_is_well_and_everybody_is_known(
-    start: StartProgram, capsys: pytest.CaptureFixture[str]
+    start: StartProgram, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(peers, "SILENT_S", 60.0)  # of a busy machine
     often = {"telemetry.status_interval_s": 0.2, "replay.min_size": 500}
     train = start("train", "--config", CARTPOLE, "--run-dir", "run", *sets(often))
-    train.wait_for(r"actor-0.*playing")
+    train.wait_for(r"updates [1-9]")
     roles = {words[words.index("apex_zmq") + 1]: (child.pid, words) for child, words in commands(train.process.pid)}
     _, words = roles["learner"]
     code, checks = ask(capsys, "--config", words[words.index("--config") + 1])
     assert code == 0, checks
+    assert checks["peers"]["found"] == "1 actor, 1 learner, 1 replay"
     assert levels(checks, "warn") <= {"clock"}, checks  # what a busy machine delays looks like another time
     for channel, role in (("experience 0", "replay"), ("priorities 0", "replay"), ("status", "learner")):
         assert f"is held by pid {roles[role][0]}: " in checks[channel]["found"]
         assert f"-m apex_zmq {role}" in checks[channel]["found"]
     assert checks["signatures"]["found"].endswith("as the learner's")
     assert checks["clock"]["found"].startswith("learner on ")
-    assert checks["peers"]["found"] == "1 actor, 1 learner, 1 replay"
 
 
 def commands(launcher: int) -> list[tuple[psutil.Process, list[str]]]:
