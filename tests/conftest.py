@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.abc
+import os
 import re
 import signal
 import socket
@@ -115,6 +116,11 @@ def start(tmp_path: Path) -> Iterator[StartProgram]:
     yield start_program
     for program in programs:
         program.end()
+
+
+def environment() -> dict[str, str]:
+    """For a program under a pseudo-terminal: COLUMNS, where the test runner has it, would hide that one's width."""
+    return {name: value for name, value in os.environ.items() if name != "COLUMNS"}
 
 
 def free_tcp_address() -> str:

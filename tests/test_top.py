@@ -30,7 +30,7 @@ from apex_zmq.view import FORGET_S, WINDOW_S, Process, View, Watch
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 
-from .conftest import ROOT, free_tcp_address
+from .conftest import ROOT, environment, free_tcp_address
 from .statuses import ACTOR, BALANCED, BEFORE, LEARNER, NOW, REPLAY, SECONDS, changed, status, view, watch, words
 
 MARIO = {
@@ -308,9 +308,10 @@ def test_a_terminal_shows_the_run_until_it_is_told_to_stop(relay: Callable[..., 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 130, 0, 0))
     command = [str(ROOT / "bin" / "apex-top"), "--parameters", relay().address]
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
     screen = b""
-    with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as program:
+    with subprocess.Popen(
+        command, env=environment() | {"TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as program:
         os.close(theirs)
         with contextlib.suppress(OSError):  # the other end is closed
             while chunk := os.read(ours, 1 << 16):

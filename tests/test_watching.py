@@ -24,7 +24,7 @@ from apex_zmq.board import EVALUATION
 from apex_zmq.launch import free_ports
 from apex_zmq.rundir import SETTINGS
 
-from .conftest import ROOT, StartProgram
+from .conftest import ROOT, StartProgram, environment
 
 ROLES = {"learner", "replay-0", "actor-0"}
 # Label on the progress line, tag, digits behind the point.
@@ -99,7 +99,7 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     process = subprocess.Popen(
         [ROOT / "bin" / "apex-train", "--config", ROOT / "configs" / "cartpole.yaml", *options],
         cwd=directory,
-        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
+        env=environment(),
         stdin=its,
         stdout=its,
         stderr=its,
