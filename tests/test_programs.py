@@ -262,15 +262,6 @@ def test_help_names_every_setting(program: str, outcomes: dict[str, Future[Outco
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_documents_name_every_option(program: str, outcomes: dict[str, Future[Outcome]]) -> None:
-    usage, _, _ = outcomes[f"{program} --help"].result().stdout.partition("\n\n")
-    documents = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
-    options = set(re.findall(r"--[a-z-]+", usage)) - {"--version"}
-    assert len(options) > 2
-    assert {option for option in options if not re.search(rf"{option}(?![a-z-])", documents)} == set()
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
 def test_version(program: str, outcomes: dict[str, Future[Outcome]]) -> None:
     outcome = outcomes[f"{program} --version"].result()
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, f"{apex_zmq.__version__}\n", "")
