@@ -120,3 +120,10 @@ def test_curves_and_settings_that_are_named_exist(document: Path) -> None:
         if re.fullmatch(rf"({'|'.join(sections)})(\.\w+)+", code) and not code.endswith(".py"):
             known = code in settings or any(name.startswith(f"{code}.") for name in settings)
             assert known, f"{document.name} names the setting {code}"
+
+
+def test_the_document_of_the_benchmarks_is_that_of_the_stored_results() -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import __main__ as benchmarks
+
+    assert benchmarks.document() == benchmarks.DOCUMENT.read_text(), "run `python -m benchmarks --document`"

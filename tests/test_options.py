@@ -215,8 +215,8 @@ def documented() -> Iterator[tuple[str, str, str, str]]:
     for cells in re.findall(r"^\| `(--[\w-]+)[^|]*\| ([^|]*) \| ([^|]*) \|(?: (.*))? \|$", PAGE, re.MULTILINE):
         option, programs, meaning, default = cells
         for named in programs.split(", "):
-            for program in ROLES if named == "roles" else (named,):
-                yield program, option, meaning, default
+            for each in ROLES if named == "roles" else (named,):
+                yield each, option, meaning, default
 
 
 def test_the_page_lists_the_options_of_every_program(parse: Callable[..., Parsed]) -> None:

@@ -115,8 +115,8 @@ def test_a_reader_gets_through_the_pages(clone: Path) -> None:
 
 
 def test_commands_are_taken_as_a_reader_would() -> None:
-    start = "## Start\n```sh\nmake train    # sets up\n# a remark\nbin/a --x \\\n --y '#1'\n```\n```python\nx\n```\n```text\nssh\n```\n"
-    assert commands(start) == ["make train", "bin/a --x   --y '#1'"]
+    start = "## Start\n```sh\nmake train    # sets up\n# a remark\nbin/a --x \\\n --y '#1'\n```\n```python\nx\n```\n"
+    assert commands(start + "```text\nssh\n```\n") == ["make train", "bin/a --x   --y '#1'"]
     assert bounded("bin/apex-train --resume", 3, "r").startswith(
         "bin/apex-train --resume --num-actors 1 --max-updates 60"
     )
