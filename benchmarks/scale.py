@@ -54,7 +54,8 @@ def one(connections: int, shards: int) -> Row:
     middle, late = np.percentile(latency_ms, [50, 99])
     row = versus(
         "scale",
-        f"transitions/s accepted from {connections} connections by {shards} shard{'s' * (shards > 1)}; peer: offered",
+        f"transitions/s accepted from {connections} connection{'s' * (connections > 1)} "
+        f"by {shards} shard{'s' * (shards > 1)}; peer: the offered rate",
         [accepted],
         [float(INSERTS_PER_S)],
         None,
