@@ -23,8 +23,8 @@ import numpy.typing as npt
 from matplotlib import pyplot
 from matplotlib.colors import TABLEAU_COLORS
 
-from apex_zmq.roles.evaluator import wilson
-from apex_zmq.telemetry import LOW_EPSILON
+from apex_zmq.play.evaluator import wilson
+from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.learning import FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED, TRIAL_MINUTES
 from benchmarks.rows import ROOT
 

@@ -1,0 +1,61 @@
+"""Atomic replacement of files, and locks on files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """A path beside `path` to write to; what is there when the block ends well takes its place, and is on the disk.
+
+    previous: where the file goes that was at `path`, if any; None: it is gone.
+
+    Raises:
+        OSError: it cannot be written. Both are as before then, as when the block raises.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # one left by a killed process may be a link to a file still in use
+    try:
+        yield temporary
+        _sync(temporary)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    finally:
+        # Also after success: renaming one link of a file over another of the same file does nothing.
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FileLock:
+    """An exclusive lock on a file, which is created where it is missing; the system frees it when the process ends.
+
+    Raises:
+        BlockingIOError: another process, or another lock of this one, holds it.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise
+
+    def release(self) -> None:
+        """Release the lock; no effect once it is released."""
+        self._file.close()
