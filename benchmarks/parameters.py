@@ -67,7 +67,7 @@ def seconds(count: int, forwarders: int) -> list[float]:
             tensors = arrays()
             parameters = Parameters(
                 run="bench",
-                epoch=1,
+                learner_incarnation=1,
                 version=version,
                 update=version,
                 network_signature=network_signature(tensors),

@@ -127,7 +127,7 @@ def test_every_role_may_be_killed_or_frozen_and_nobody_else_is_started_again(
     run.start_again("learner")
     run.programs["learner"].wait_for("resuming run at update")
     run.thaw("actor-0")
-    run.await_work()  # a new epoch, dealt to by both
+    run.await_work()  # a new incarnation, dealt to by both
     run.await_growth("actor-0", "parameter_update", 20)
 
     run.kill("actor-0")
