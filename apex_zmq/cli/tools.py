@@ -209,12 +209,11 @@ def top(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("--json and --timeout go with --once; give it too, or neither")
         if not arguments.once and not sys.stdout.isatty():
             raise ConfigError("standard output is no terminal; give --once, or --once --json")
-        address = config.addresses.parameters
-        check_address(address)
-        from apex_zmq.net import keys
+        check_address(config.addresses.parameters)
+        from apex_zmq.net.sockets import Links
         from apex_zmq.watch import top
 
-        with contextlib.closing(top.Listener(address, keys.client_keys(config.addresses, "parameters"))) as listener:
+        with contextlib.closing(top.Listener(Links(config))) as listener:
             if arguments.once:
                 timeout_s = 20.0 if arguments.timeout is None else arguments.timeout
                 return top.once(listener, timeout_s, as_json=arguments.json)

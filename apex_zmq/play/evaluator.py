@@ -16,10 +16,9 @@ from apex_zmq.agent.networks import load_arrays, to_arrays
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import EnvError
-from apex_zmq.errors import CheckpointError, ConfigError
-from apex_zmq.net.keys import client_keys
-from apex_zmq.net.parameters import Arrays, MismatchError, ParameterFollower
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.errors import CheckpointError, ConfigError, MismatchError
+from apex_zmq.net.parameters import Arrays, ParameterFollower
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.play.player import Moment, Player, Protocol
 from apex_zmq.play.video import Digest, Video
 from apex_zmq.rundir.checkpoint import BEST_EVAL, Checkpoint, load, save
@@ -182,10 +181,10 @@ def _await_parameters(
     Raises:
         MismatchError: they are another run's.
     """
-    address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
+    links = Links(config)
     network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
-    statuses: Inbox[Status] = Inbox.subscribe(address, {Kind.RELAYED_STATUS: decode_relayed_status}, keys=keys)
-    follower = ParameterFollower(address, network, experience, keys)
+    statuses: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
+    follower = ParameterFollower(links, network, experience)
     with contextlib.closing(statuses), contextlib.closing(follower):
         arrays: Arrays | None = None
         decisions: int | None = None
@@ -197,7 +196,8 @@ def _await_parameters(
             newest = follower.newest
             if newest is not None and newest.run != run_id:
                 raise MismatchError(
-                    f"{address} publishes run {newest.run} by now, not {run_id}: follow the run directory of that one"
+                    f"{config.addresses.parameters} publishes run {newest.run} by now, not {run_id}: follow the run "
+                    "directory of that one"
                 )
             if newest is None or arrays is None or decisions is None:
                 continue

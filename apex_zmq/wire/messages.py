@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from apex_zmq.wire.body import Body, Name, Parts, UInt, decode_body, require, require_finite
+from apex_zmq.wire.body import Body, Name, OpenBody, Parts, UInt, decode_body, require, require_finite
 from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 
 Role = Literal["actor", "replay", "learner", "forwarder"]
@@ -48,7 +48,7 @@ class Parameters(Body, frozen=True):
     tensors: Annotated[tuple[Tensor, ...], Meta(max_length=4096)]
 
 
-class Heartbeat(Body, frozen=True):
+class Heartbeat(OpenBody, frozen=True):
     """Kind HEARTBEAT, learner to all: what the newest parameters are."""
 
     run: Name
@@ -57,7 +57,7 @@ class Heartbeat(Body, frozen=True):
     update: UInt
 
 
-class Episode(Body, frozen=True):
+class Episode(OpenBody, frozen=True):
     """One finished episode; stage is empty and max_x 0 outside Mario."""
 
     episode_return: float
@@ -69,7 +69,7 @@ class Episode(Body, frozen=True):
     stages_cleared: UInt = 0
 
 
-class Status(Body, frozen=True):
+class Status(OpenBody, frozen=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
     role: Role

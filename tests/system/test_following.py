@@ -17,8 +17,9 @@ from zmq.auth import load_certificate
 from apex_zmq.agent.networks import to_arrays
 from apex_zmq.cli import tools
 from apex_zmq.config import loading
+from apex_zmq.errors import MismatchError
 from apex_zmq.net.keys import make_client, make_servers
-from apex_zmq.net.parameters import MismatchError
+from apex_zmq.net.sockets import Links
 from apex_zmq.play import evaluator
 from apex_zmq.play.player import Player
 from apex_zmq.roles.learner.broadcaster import Broadcaster
@@ -78,7 +79,7 @@ class Run:
         addresses = {f"addresses.{name}": f"ipc://{directory}/{name}" for name in ("parameters", "status")}
         self.config = loading.replace(CARTPOLE, {**addresses, "telemetry.log_interval_s": 0.2, **settings})
         self.checkpoint = untrained(self.config)
-        self.broadcaster = Broadcaster(self.config, directory)
+        self.broadcaster = Broadcaster(self.config, directory, Links(self.config))
         self.broadcaster.start()
 
     def publish(self, version: int, seed: int = 0, run: str = "run") -> None:

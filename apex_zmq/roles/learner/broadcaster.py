@@ -18,9 +18,9 @@ import numpy.typing as npt
 from apex_zmq.config.loading import to_yaml
 from apex_zmq.config.settings import Config
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.keys import server_keys
+from apex_zmq.net.links import LINKS
 from apex_zmq.net.parameters import ParameterPublisher
-from apex_zmq.net.sockets import Inbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.status import process_metrics
 from apex_zmq.rundir.directory import keep_settings
 from apex_zmq.rundir.episodes import EpisodeLog
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 SERVE_S = 0.05  # a welcome leaves only while subscriptions are being read: at least every 0.1 s
 FIRST_SUMMARY_S = 1.0
-STATUS_HWM = 1000
 
 
 class Broadcaster(threading.Thread):
@@ -55,20 +54,11 @@ class Broadcaster(threading.Thread):
         ConfigError: an address that cannot be bound.
     """
 
-    def __init__(self, config: Config, directory: Path) -> None:
+    def __init__(self, config: Config, directory: Path, links: Links) -> None:
         super().__init__(name="broadcaster", daemon=True)
-        addresses = config.addresses
-        self._publisher = ParameterPublisher(
-            addresses.parameters, insecure=addresses.insecure, keys=server_keys(addresses, "parameters")
-        )
+        self._publisher = ParameterPublisher(links)
         try:
-            self._statuses: Inbox[Status] = Inbox.bind(
-                addresses.status,
-                {Kind.STATUS: decode_status},
-                hwm=STATUS_HWM,
-                insecure=addresses.insecure,
-                keys=server_keys(addresses, "status"),
-            )
+            self._statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
         except ConfigError:
             self._publisher.close()
             raise
@@ -119,7 +109,7 @@ class Broadcaster(threading.Thread):
             self._publisher.serve()
             self._send_parameters()
             now = time.monotonic()
-            for _ in range(STATUS_HWM):  # at most, so that a flood of them cannot hold up parameters
+            for _ in range(LINKS["status"].bound_queue):  # at most, so that a flood of them cannot hold up parameters
                 if (status := self._statuses.receive()) is None:
                     break
                 self.stats.hear(status, now)

@@ -13,20 +13,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from apex_zmq.net.keys import ServerKeys
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.types import Batch, FrameSpec, Sample
+from apex_zmq.wire.body import Parts
 from apex_zmq.wire.checksums import corrupted_windows
-from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.codec import Kind, WireError
 from apex_zmq.wire.experience import decode_batch
 from apex_zmq.wire.frames import decode_windows
 
 log = logging.getLogger(__name__)
 
 DECODED_AHEAD = 2
-RECEIVE_HWM = 4
 IDLE_S = 0.1
 FOREIGN_PER_LINE = 100  # batches of another learner between two lines of the log
+
+
+def decode_known_batch(parts: Parts, frame: FrameSpec, n_step: int, num_shards: int) -> Batch:
+    """A batch of one of the run's shards.
+
+    Raises:
+        WireError: as `decode_batch`; a shard number that `addresses.priorities` has no address for.
+    """
+    batch = decode_batch(parts, frame, n_step)
+    if batch.shard >= num_shards:
+        raise WireError(f"shard {batch.shard}, but addresses.priorities lists {num_shards}; list one address per shard")
+    return batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +61,18 @@ class Feeder(threading.Thread):
 
     def __init__(
         self,
-        address: str,
+        links: Links,
+        rank: int,
         *,
-        insecure: bool,
         frame: FrameSpec,
         n_step: int,
         num_actions: int,
+        num_shards: int,
         pin_memory: bool,
-        keys: ServerKeys | None = None,
     ) -> None:
         super().__init__(name="feeder", daemon=True)
-        self._inbox: Inbox[Batch] = Inbox.bind(
-            address,
-            {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step)},
-            hwm=RECEIVE_HWM,
-            insecure=insecure,
-            keys=keys,
+        self._inbox: Inbox[Batch] = links.bind(
+            "batches", {Kind.BATCH: lambda parts: decode_known_batch(parts, frame, n_step, num_shards)}, rank
         )
         self._num_actions = num_actions
         self.learner_incarnation = 0
@@ -92,6 +99,14 @@ class Feeder(threading.Thread):
     def decoded(self) -> int:
         """Batches that are ready."""
         return self._decoded.qsize()
+
+    def check_version(self) -> None:
+        """End this process if the shards speak another major version of the protocol.
+
+        Raises:
+            MismatchError: they do.
+        """
+        self._inbox.check_version("replay")
 
     @property
     def refused(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from apex_zmq.agent.trainer import StepResult, Trainer
 from apex_zmq.config.settings import Config, to_tree
 from apex_zmq.errors import CheckpointError
+from apex_zmq.net.sockets import Links
 from apex_zmq.roles.learner.broadcaster import Broadcaster
 from apex_zmq.rundir.checkpoint import Checkpoint, CheckpointStore
 from apex_zmq.rundir.directory import RunDirectory
@@ -31,12 +32,14 @@ class Lead:
         CheckpointError: a directory that cannot be made.
     """
 
-    def __init__(self, config: Config, directory: Path, trainer: Trainer, experience: str, network: str) -> None:
+    def __init__(
+        self, config: Config, directory: Path, links: Links, trainer: Trainer, experience: str, network: str
+    ) -> None:
         self._config = config
         self._trainer = trainer
         self._experience, self._network = experience, network
         # Addresses before the directory, so that a run that cannot begin leaves none behind.
-        self.broadcaster = Broadcaster(config, directory)
+        self.broadcaster = Broadcaster(config, directory, links)
         self._directory = RunDirectory(directory)
         self._checkpoints = CheckpointStore(directory, config.learner.keep_checkpoints)
         self.run_id = secrets.token_hex(8)

@@ -19,8 +19,7 @@ from apex_zmq.agent.trainer import Trainer
 from apex_zmq.config.settings import Config, batch_addresses
 from apex_zmq.envs.make import env_spec
 from apex_zmq.errors import CheckpointError, ConfigError, UserError
-from apex_zmq.net.keys import client_keys, server_keys
-from apex_zmq.net.sockets import Outbox
+from apex_zmq.net.sockets import Links
 from apex_zmq.roles.learner import bad_batches
 from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder
 from apex_zmq.roles.learner.lead import Lead
@@ -34,7 +33,6 @@ from apex_zmq.wire.messages import Hello
 
 log = logging.getLogger(__name__)
 
-PRIORITY_HWM = 64
 HELLO_S = 1.0
 IDLE_S = 0.1
 # What each rank says to the others before a step.
@@ -98,24 +96,26 @@ class Learner:
         self._network_signature = network_signature(self._trainer.parameters())
         if init_from is not None:
             self._trainer.initialize(self._load(to_play(init_from)).played)
-        keys = client_keys(config.addresses, "priorities")
+        links = Links(config)
         self._feeder = Feeder(
-            addresses[ranks.rank],
-            insecure=config.addresses.insecure,
-            keys=server_keys(config.addresses, "batches"),
+            links,
+            ranks.rank,
             frame=spec.frame,
             n_step=config.agent.n_step,
             num_actions=spec.num_actions,
+            num_shards=len(config.addresses.priorities),
             pin_memory=self._trainer.device.type == "cuda",
         )
         self._lead: Lead | None = None
         if ranks.rank == 0:
-            self._lead = Lead(config, directory, self._trainer, self._experience_signature, self._network_signature)
+            self._lead = Lead(
+                config, directory, links, self._trainer, self._experience_signature, self._network_signature
+            )
         if resume:
             self._restore()
         self._hello = self._agree()
         self._feeder.learner_incarnation = self._hello.learner_incarnation
-        self._shards = [Outbox(address, hwm=PRIORITY_HWM, keys=keys) for address in config.addresses.priorities]
+        self._shards = [links.connect("priorities", shard) for shard in range(len(config.addresses.priorities))]
         self._weights = ImportanceWeights()
         self._bad_steps = self._bad_steps_in_a_row = 0
         log.info(
@@ -153,6 +153,7 @@ class Learner:
         Raises:
             DivergenceError: too many steps in a row were skipped; the checkpoints are those from before.
             RankLostError: another rank has ended.
+            MismatchError: the shards speak another major version of the protocol.
             RuntimeError: one of the learner's threads has died.
         """
         try:
@@ -202,6 +203,7 @@ class Learner:
         return said
 
     def _check_threads(self) -> None:
+        self._feeder.check_version()
         for thread in (self._feeder, *([self._lead.broadcaster] if self._lead is not None else [])):
             if not thread.is_alive():
                 raise RuntimeError(f"the learner's {thread.name} has died")
@@ -223,8 +225,7 @@ class Learner:
         update = PriorityUpdate(
             batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, keys, td_error
         )
-        if batch.shard < len(self._shards):
-            self._shards[batch.shard].send(encode_priorities(update))
+        self._shards[batch.shard].send(encode_priorities(update))
         if result.td_error is None:
             self._skip(decoded, weights, result.reason)
         if self._lead is not None:
