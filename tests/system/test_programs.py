@@ -102,17 +102,17 @@ BAD = {
         "apex-doctor --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"
     ),
     "missing checkpoint": Case(
-        "apex-eval --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+        "apex-eval --checkpoint {nowhere}", "checkpoint {nowhere} does not exist", "name a checkpoint file or a run directory"
     ),
     "foreign file as checkpoint": Case(
-        "apex-eval --checkpoint {foreign}", "{foreign}", "name one that this program saved"
+        "apex-eval --checkpoint {foreign}", "{foreign}", "name a checkpoint of this"
     ),
     "no episodes": Case("apex-eval --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "run directory that holds a run": Case(
-        "apex-train --run-dir {held}", "{held} holds a run already", "--resume it or choose another"
+        "apex-train --run-dir {held}", "{held} already holds a run", "pass --resume or choose another"
     ),
     "run directory that holds a run, learner": Case(
-        "apex-learner --run-dir {held}", "{held} holds a run already", "--resume it or choose another"
+        "apex-learner --run-dir {held}", "{held} already holds a run", "pass --resume or choose another"
     ),
     "run directory in use": Case(
         "apex-train --run-dir {used}", "{used} is in use by another learner", "choose another --run-dir"
@@ -125,7 +125,7 @@ BAD = {
     "a run to resume or begin without a name": Case("apex-learner --resume auto", "--resume auto", "needs --run-dir"),
     "no such run to resume": Case(
         "apex-learner --resume --run-dir {nowhere}",
-        "{nowhere} holds no checkpoint",
+        "{nowhere} has no checkpoint",
         "leave --resume out or name another",
     ),
     "resume and another start": Case("apex-train --resume --init-from {foreign}", "--init-from", "give one"),
@@ -143,7 +143,7 @@ BAD = {
     ),
     "playing nothing": Case("apex-play --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "playing no checkpoint": Case(
-        "apex-play --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+        "apex-play --checkpoint {nowhere}", "checkpoint {nowhere} does not exist", "name a checkpoint file or a run directory"
     ),
     "video of an unknown kind": Case("apex-eval --checkpoint {nowhere} --video out.avi", "out.avi", ".mp4 or .gif"),
     "video in no directory": Case(
