@@ -202,7 +202,11 @@ def _await_parameters(
                 )
             if newest is None or arrays is None or decisions is None:
                 continue
-            if evaluated is None or newest.epoch != evaluated.epoch or newest.version >= evaluated.version + every:
+            if (
+                evaluated is None
+                or newest.learner_incarnation != evaluated.learner_incarnation
+                or newest.version >= evaluated.version + every
+            ):
                 return newest, arrays, decisions
 
 
@@ -216,7 +220,7 @@ def _promote(path: Path, checkpoint: Checkpoint, player: Player, parameters: Par
         checkpoint,
         tensors={"online": dict(player.network.state_dict())},
         counters={"updates": parameters.update},
-        epoch=parameters.epoch,
+        learner_incarnation=parameters.learner_incarnation,
         best_score=score,
     )
     save(path, evaluated)

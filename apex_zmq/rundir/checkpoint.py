@@ -50,7 +50,7 @@ class Checkpoint:
     counters: dict[str, float]  # "updates", an integer, is required; decisions, episodes, ...
     config: dict[str, Any]  # `config.to_tree`
     run_id: str
-    epoch: int  # of the learner, in ns: the next one must be above it
+    learner_incarnation: int  # Unix time in ns at the learner's start, or above: the next start takes a higher one
     best_score: float | None  # of the evaluation that chose the best checkpoint so far
     experience: str  # signature
     network: str  # signature
@@ -77,6 +77,7 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "experience": str,
     "network": str,
 }
+_ATTRIBUTES = {"epoch": "learner_incarnation"}  # fields of the file's header that `Checkpoint` names otherwise
 
 
 def save(path: Path | str, checkpoint: Checkpoint) -> None:
@@ -91,7 +92,9 @@ def save(path: Path | str, checkpoint: Checkpoint) -> None:
         for group, named in checkpoint.tensors.items()
         for name, tensor in named.items()
     }
-    header = {"format_version": FORMAT_VERSION} | {name: getattr(checkpoint, name) for name in _JSON_TYPES}
+    header = {"format_version": FORMAT_VERSION} | {
+        name: getattr(checkpoint, _ATTRIBUTES.get(name, name)) for name in _JSON_TYPES
+    }
     data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(header, allow_nan=False)})
     with _replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -164,7 +167,7 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
                 raise ValueError(f"{name} is a {type(header[name]).__name__}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error}); use another checkpoint") from None
-    return header
+    return {_ATTRIBUTES.get(name, name): value for name, value in header.items()}
 
 
 def _looks_like_safetensors(path: Path) -> bool:

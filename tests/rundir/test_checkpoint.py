@@ -32,7 +32,7 @@ def make_checkpoint(updates: int = 5000, value: float = 1.0) -> Checkpoint:
         counters={"updates": updates, "decisions": 12345, "elapsed_s": 0.45},
         config=settings.to_tree(settings.Config()),
         run_id="run-1",
-        epoch=1_700_000_000_123_456_789,
+        learner_incarnation=1_700_000_000_123_456_789,
         best_score=None,
         experience="abc",
         network="def",

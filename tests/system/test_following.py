@@ -122,7 +122,11 @@ def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[...
     assert low["mean_return"] + 5 < high["mean_return"]
     following.close()  # type: ignore[attr-defined]
     promoted = checkpoint.load(path)
-    assert (promoted.best_score, promoted.epoch, promoted.counters) == (high["mean_return"], 7, {"updates": 200})
+    assert (promoted.best_score, promoted.learner_incarnation, promoted.counters) == (
+        high["mean_return"],
+        7,
+        {"updates": 200},
+    )
 
     written = events(tmp_path / "eval")
     assert [event.step for event in written.Scalars("eval/mean_ep_length")] == [1000, 2000]
