@@ -6,7 +6,6 @@ python -m benchmarks.demo build/demo
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from matplotlib import pyplot
 from apex_zmq.checkpoint import load
 from apex_zmq.episodes import EPISODES
 from apex_zmq.logs import PROGRESS
+from benchmarks.csv_files import read_csv
 from benchmarks.results import Floats, moving_mean
 from benchmarks.rows import ROOT
 
@@ -57,8 +57,7 @@ def look(directory: Path) -> str:
 
 def read(directory: Path) -> dict[str, Floats]:
     """[E] unix time, decisions and largest x of each episode of a run, in the order of their ends."""
-    with (directory / EPISODES).open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(directory / EPISODES)
     return {name: np.array([float(row[name]) for row in rows]) for name in ("time", "decisions", "max_x")}
 
 

@@ -8,7 +8,6 @@ of its first nine tenths and resumed each time. The final return is the mean of 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -25,6 +24,7 @@ import psutil
 from apex_zmq.checkpoint import load
 from apex_zmq.episodes import EPISODES
 from apex_zmq.telemetry import LOW_EPSILON
+from benchmarks.csv_files import read_csv
 from benchmarks.rows import ROOT, Row, table, versus
 
 CONFIG = ROOT / "configs/cartpole.yaml"
@@ -55,8 +55,8 @@ def final_return(seed: int, updates: int, kill_at: Sequence[float], directory: P
         resume = ["--resume"]
     subprocess.run([*command, *resume], stdout=subprocess.DEVNULL, check=True)
     assert load(directory).counters["updates"] == updates
-    with (directory / EPISODES).open() as file:
-        returns = [float(row["return"]) for row in csv.DictReader(file) if float(row["epsilon"]) <= LOW_EPSILON]
+    rows = read_csv(directory / EPISODES)
+    returns = [float(row["return"]) for row in rows if float(row["epsilon"]) <= LOW_EPSILON]
     return statistics.fmean(returns[-LAST:])
 
 

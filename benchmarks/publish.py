@@ -19,7 +19,8 @@ import torch
 
 from apex_zmq.checkpoint import BEST, load, save
 from apex_zmq.config import Addresses, Run, to_tree
-from benchmarks.learning import play, write_csv
+from benchmarks.csv_files import write_csv
+from benchmarks.learning import play
 
 CHOICE_SEEDS = range(40_000, 40_010)  # other than training's
 SEEDS = range(70_000, 70_010)  # neither training nor the choice of a checkpoint has seen them

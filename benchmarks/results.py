@@ -6,7 +6,6 @@ pictures go to docs/images/.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -25,7 +24,18 @@ from matplotlib.colors import TABLEAU_COLORS
 
 from apex_zmq.roles.evaluator import wilson
 from apex_zmq.telemetry import LOW_EPSILON
-from benchmarks.learning import FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED, TRIAL_MINUTES
+from benchmarks.csv_files import read_csv
+from benchmarks.learning import (
+    FRESH_SEED,
+    QUEUE,
+    RESULTS,
+    SELECTION_SEED,
+    SOLVED,
+    TRIAL_MINUTES,
+    about_file,
+    episodes_file,
+    evaluations_file,
+)
 from benchmarks.rows import ROOT
 
 DOCUMENT = ROOT / "docs/RESULTS.md"
@@ -84,14 +94,11 @@ class Result:
 
 def read(name: str, directory: Path = RESULTS) -> Result:
     """The results of a run."""
-    with (directory / f"{name}.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    with (directory / f"{name}-eval.csv").open() as file:
-        evaluations = list(csv.DictReader(file))
+    rows, evaluations = read_csv(episodes_file(name, directory)), read_csv(evaluations_file(name, directory))
     epsilons = [float(row["epsilon"] or 0) for row in rows]
     bound = max(LOW_EPSILON, min(epsilons))  # without a ladder every lane counts
     low = [row for row, epsilon in zip(rows, epsilons, strict=True) if epsilon <= bound]
-    return Result(json.loads((directory / f"{name}.json").read_text()), _curve(rows), _curve(low), evaluations)
+    return Result(json.loads(about_file(name, directory).read_text()), _curve(rows), _curve(low), evaluations)
 
 
 def _curve(rows: Sequence[dict[str, str]]) -> Curve:
@@ -334,8 +341,7 @@ def tables(document: str, results: Sequence[Result]) -> str:
 
 def card(path: Path) -> str:
     """A model's card with the table of its evaluation."""
-    with (path.parent / "evaluation.csv").open() as file:
-        return fill(path.read_text(), "evaluation", evaluation(list(csv.DictReader(file))))
+    return fill(path.read_text(), "evaluation", evaluation(read_csv(path.parent / "evaluation.csv")))
 
 
 def main() -> None:
