@@ -14,6 +14,7 @@ from apex_zmq import config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINKING = [*DOCUMENTS, *sorted((ROOT / "docs").glob("*/*.md"))]
 IMAGES = sorted((ROOT / "docs" / "images").glob("*.svg"))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,7 +31,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     for target in LINK.findall(prose(document)):
         if target.startswith(("https://", "http://")):

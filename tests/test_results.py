@@ -79,9 +79,14 @@ def test_a_trial_too_slow_for_the_early_window_says_so(tmp_path: Path) -> None:
 
 
 def test_the_documents_are_up_to_date() -> None:
-    document = results.DOCUMENT.read_text()
-    assert results.tables(document, results.read_all()) == document
+    tables = results.tables(results.read_all())
+    documents = [path.read_text() for path in results.DOCUMENTS]
+    for document in documents:
+        assert results.fill(document, tables) == document
+    marks = [match["name"] for document in documents for match in results.MARKED.finditer(document)]
+    assert sorted(marks) == sorted(tables)  # each table stands in one document, and no name is misspelled
     for path in results.CARDS:
+        assert "evaluation" in {match["name"] for match in results.MARKED.finditer(path.read_text())}
         assert results.card(path) == path.read_text()
 
 
