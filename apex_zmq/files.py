@@ -1,7 +1,8 @@
-"""Files that are replaced whole or not at all."""
+"""Atomic replacement of files, and locks on files."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,3 +38,24 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class FileLock:
+    """An exclusive lock on a file, which is created where it is missing; the system frees it when the process ends.
+
+    Raises:
+        BlockingIOError: another process, or another lock of this one, holds it.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise
+
+    def release(self) -> None:
+        """Release the lock; no effect once it is released."""
+        self._file.close()

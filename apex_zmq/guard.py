@@ -7,7 +7,6 @@ Who never comes so far as to show a key is heard of through the sockets' monitor
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -170,18 +169,24 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
 
 
 def _peer_of(descriptor: int) -> str:
-    """The address at the other end of one of libzmq's descriptors, which it may have closed since."""
+    """Return the address at the other end of a descriptor of libzmq, which may have closed it since.
+
+    Only the duplicate made here is closed, and once: its number may belong to another thread as soon as it is closed.
+    """
     try:
-        ours = os.dup(descriptor)
+        duplicate = os.dup(descriptor)
     except OSError:
         return GONE
     try:
-        with sockets.socket(fileno=ours) as connection:
+        connection = sockets.socket(fileno=duplicate)
+    except OSError:  # the number is not a socket's any more, so no socket object owns the duplicate
+        os.close(duplicate)
+        return GONE
+    with connection:
+        try:
             peer = connection.getpeername()
-    except OSError:
-        with contextlib.suppress(OSError):  # still open where it was no socket any more
-            os.close(ours)
-        return GONE
+        except OSError:
+            return GONE
     return str(peer[0]) if isinstance(peer, tuple) else "a local peer"
 
 

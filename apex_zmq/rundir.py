@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import re
 import time
 from pathlib import Path
 
 from apex_zmq.config import ConfigError
-from apex_zmq.files import replacing
+from apex_zmq.files import FileLock, replacing
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +76,12 @@ class RunDirectory:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = FileLock(path / LOCK)
+        except BlockingIOError:
+            raise ConfigError(f"run directory {path} is in use by another learner; choose another --run-dir") from None
         except OSError as error:
             raise ConfigError(f"cannot use run directory {path}: {error.strerror}; choose another --run-dir") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ConfigError(f"run directory {path} is in use by another learner; choose another --run-dir") from None
 
     def release(self) -> None:
-        """Let others use the directory."""
-        os.close(self._lock)
+        """Release the lock on the directory."""
+        self._lock.release()

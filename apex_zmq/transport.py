@@ -8,17 +8,17 @@ at a limited rate with the peer's address, and dropped; they never raise.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
-import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import zmq
 
 from apex_zmq import guard
 from apex_zmq.config import ConfigError
+from apex_zmq.files import FileLock
 from apex_zmq.keys import ClientKeys, ServerKeys
 from apex_zmq.types import Buffer
 from apex_zmq.wire.body import Parts
@@ -87,7 +87,7 @@ class _Bound:
     def __init__(self, socket: zmq.Socket[bytes], address: str, insecure: bool, keys: ServerKeys | None) -> None:
         self.guard = guard.admit_by(socket, keys) if keys is not None else None
         self.socket = socket
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         try:
             self._bind(address, insecure)
         except ConfigError:
@@ -114,8 +114,7 @@ class _Bound:
             guard.release(self.socket)
         self.socket.close()
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.release()
 
 
 class _Connected:
@@ -151,20 +150,15 @@ class _Connected:
         self._socket.close(linger=linger_ms)
 
 
-def _lock_ipc(address: str) -> int:
-    path = address.removeprefix("ipc://") + ".lock"
+def _lock_ipc(address: str) -> FileLock:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        return FileLock(Path(address.removeprefix("ipc://") + ".lock"))
+    except BlockingIOError:
+        raise ConfigError(f"address {address} is in use; {IN_USE_REMEDY}") from None
     except OSError as error:
         raise ConfigError(
             f"cannot bind {address}: {error.strerror}; its directory must exist and be writable"
         ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(f"address {address} is in use; {IN_USE_REMEDY}") from None
-    return descriptor
 
 
 class Inbox(Generic[T]):

@@ -68,9 +68,9 @@ class Program:
     def output(self) -> str:
         return "".join(self.lines)
 
-    def wait_for(self, pattern: str) -> str:
-        """The first line that matches; fails when the program ends without one."""
-        seen = 0
+    def wait_for(self, pattern: str, since: int = 0) -> str:
+        """The first line that matches, from line number `since` on; fails when the program ends without one."""
+        seen = since
         with self._changed:
             while True:
                 for line in self.lines[seen:]:

@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "keys": {"config", "files"},
     "guard": {"keys"},
-    "transport": {"types", "config", "wire", "keys", "guard"},
+    "transport": {"types", "config", "files", "wire", "keys", "guard"},
     "top": {"keys", "telemetry", "transport", "verdict", "view", "wire"},
     "roles": {
         "types",

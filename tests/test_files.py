@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all, and locks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_zmq.files import replacing
+from apex_zmq.files import FileLock, replacing
 
 
 def write(path: Path, text: str, previous: Path | None = None, fail: bool = False) -> None:
@@ -57,3 +57,25 @@ def test_what_a_killed_writer_left_is_no_link_to_write_through(tmp_path: Path) -
     write(path, "one")
     assert precious.read_text() == "precious"
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_lock_is_held_by_one_and_released_once(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = FileLock(path)
+    with pytest.raises(BlockingIOError):
+        FileLock(path)
+    lock.release()
+    again = FileLock(path)
+    lock.release()  # must not close a descriptor that has the number of its own by now
+    with pytest.raises(BlockingIOError):
+        FileLock(path)
+    again.release()
+
+
+def test_a_lock_refused_leaks_no_descriptor(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "lock")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(BlockingIOError):
+        FileLock(tmp_path / "lock")
+    assert os.listdir("/proc/self/fd") == before
+    lock.release()

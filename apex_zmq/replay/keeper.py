@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 import threading
 import time
 from pathlib import Path
 
 from apex_zmq.config import Config, ConfigError
+from apex_zmq.files import FileLock
 from apex_zmq.replay import snapshot
 from apex_zmq.replay.budget import disk_bytes
 from apex_zmq.replay.governor import Governor
@@ -65,11 +64,14 @@ class Keeper:
         self._recovered = self._dropped = self._taken = 0
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._found = self._read()
-            if self._found is None:
-                self.arena_path.unlink(missing_ok=True)
+            self._lock = FileLock(directory / LOCK)
+            try:
+                self._found = self._read()
+                if self._found is None:
+                    self.arena_path.unlink(missing_ok=True)
+            except BaseException:
+                self._lock.release()
+                raise
         except BlockingIOError:
             raise ConfigError(f"{directory} is in use by another shard; set another replay.snapshot_dir") from None
         except OSError as error:
@@ -139,7 +141,7 @@ class Keeper:
         taken = self._take(store, governor)
         if taken is not None:
             self._write(store, taken)
-        os.close(self._lock)
+        self._lock.release()
 
     def _take(self, store: Store, governor: Governor) -> Snapshot | None:
         state = store.state() if store.is_durable else None

@@ -60,7 +60,7 @@ class Shard:
 
     def kill(self) -> None:
         """As SIGKILL does: nothing more is written, the lock is free."""
-        os.close(self.keeper._lock)
+        self.keeper._lock.release()
 
     def leaves(self) -> dict[int, float]:
         keys = np.arange(self.store.first_key, self.store.next_key)
