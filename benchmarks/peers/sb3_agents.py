@@ -1,4 +1,4 @@
-"""PPO and DQN of stable-baselines3 with our torso, set for Mario and a given time; their training and evaluation."""
+"""Train and evaluate PPO and DQN of stable-baselines3 with our torso, with settings for Mario and a time budget."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _make_envs(config: Config, count: int, seed: int) -> SubprocVecEnv:
 
 
 class Recorder(BaseCallback):
-    """Writes `episodes.csv`, as our learner does, and a checkpoint a minute; ends the training in time."""
+    """Write `episodes.csv`, as our learner does, and a checkpoint per minute; end training at the deadline."""
 
     def __init__(self, directory: Path, deadline: float) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Preferences(nn.Module):
 def evaluate(
     algorithm: str, checkpoint: Path, config: Config, protocol: Protocol, episodes: int, seed: int, stochastic: bool
 ) -> dict[str, Any]:
-    """Play a checkpoint as `apex_zmq.roles.evaluator.evaluate` does and sum up.
+    """Play a checkpoint as `apex_zmq.roles.evaluator.evaluate` does and summarize.
 
     Raises:
         EnvError: emulator or game missing or unusable.
