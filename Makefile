@@ -37,7 +37,7 @@ bench-peers: benchmarks/peers/requirements.txt
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 
 docs: $(INSTALLED)
-	$(BIN)/python -m apex_zmq.config_doc > docs/CONFIGURATION.md
+	$(BIN)/python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

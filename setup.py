@@ -8,16 +8,16 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "apex_zmq/__init__.py").read_text()).group(1)
 PROGRAMS = {
-    "actor": "cli:actor",
-    "replay": "cli:replay",
-    "learner": "cli:learner",
-    "forwarder": "cli:forwarder",
-    "train": "cli:train",
-    "eval": "tools:evaluate",
-    "play": "tools:play",
-    "keys": "tools:keys",
-    "doctor": "tools:doctor",
-    "top": "tools:top",
+    "actor": "cli.main:actor",
+    "replay": "cli.main:replay",
+    "learner": "cli.main:learner",
+    "forwarder": "cli.main:forwarder",
+    "train": "cli.main:train",
+    "eval": "cli.tools:evaluate",
+    "play": "cli.tools:play",
+    "keys": "cli.tools:keys",
+    "doctor": "cli.tools:doctor",
+    "top": "cli.tools:top",
 }
 
 setup(
@@ -28,7 +28,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["apex_zmq", "apex_zmq.*"]),
+    packages=[*find_packages(include=["apex_zmq", "apex_zmq.*"]), "apex_zmq.configs"],
+    package_dir={"apex_zmq.configs": "configs"},
+    package_data={"apex_zmq.configs": ["*.yaml"]},
     install_requires=[
         "gymnasium>=1.0",
         "lz4>=4.3",

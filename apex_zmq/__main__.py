@@ -2,7 +2,7 @@
 
 import sys
 
-from apex_zmq.doctor.check import INSTALL
+from apex_zmq.errors import INSTALL
 
 PYTHON = (3, 11)
 
@@ -15,7 +15,7 @@ def main() -> int:
             raise ImportError(
                 "Python {}.{} is too old, {}.{} or newer is needed".format(*sys.version_info[:2], *PYTHON)
             )
-        from apex_zmq.cli import PROGRAMS
+        from apex_zmq.cli.main import PROGRAMS
     except ImportError as error:
         print(f"apex-{name}: error: nothing can run here: {error}; {INSTALL}", file=sys.stderr)
         return 2

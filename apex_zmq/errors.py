@@ -1,5 +1,16 @@
-"""The base of all errors that a user can mend."""
+"""Errors that a user can correct; the message is one line that names the thing and the remedy."""
+
+# The remedy for a missing package.
+INSTALL = "make .venv/.installed in a checkout, or pip install --constraint constraints.txt ."
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the thing and the remedy; programs exit with 2."""
+    """Base of all errors caused by bad input; programs print the message and exit with 2."""
+
+
+class ConfigError(UserError):
+    """A setting, option or address that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read, written or used."""

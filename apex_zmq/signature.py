@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from apex_zmq import config as settings
+from apex_zmq.config import settings
 from apex_zmq.envs.emulators import ROM_SHA256
 from apex_zmq.envs.mario import RULES_VERSION
 

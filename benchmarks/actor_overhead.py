@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apex_zmq.config import Config
+from apex_zmq.agent.networks import make_network, to_arrays
+from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import make_lanes
-from apex_zmq.networks import make_network, to_arrays
-from apex_zmq.roles.actor import Actor
+from apex_zmq.net.sockets import Publisher
+from apex_zmq.roles.actor.loop import Actor
 from apex_zmq.signature import experience_signature, network_signature
-from apex_zmq.transport import Publisher
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Parameters, make_tensors

@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 
-from apex_zmq import configure, rundir
-from apex_zmq.config import Config
-from apex_zmq.transport import Inbox, Outbox, wait
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config
+from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.rundir import directory as rundir
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Status, decode_relayed_status, decode_status
@@ -81,8 +82,8 @@ class Cluster:
         addresses = free_addresses(8)
         self.directory = directory
         self.run = directory / "run"
-        self.config: Config = configure.replace(
-            configure.load(ROOT / "configs/mario-cpu.yaml"),
+        self.config: Config = loading.replace(
+            loading.load(ROOT / "configs/mario-cpu.yaml"),
             {
                 **SETTINGS,
                 "replay.snapshot_dir": str(directory / "snapshots"),
@@ -95,7 +96,7 @@ class Cluster:
             },
         )
         self._path = directory / "config.yaml"
-        self._path.write_text(configure.to_yaml(self.config))
+        self._path.write_text(loading.to_yaml(self.config))
         # Statuses are relayed by this process, so that it receives them while the learner is dead.
         self._learner_status = addresses[7]
         self._statuses: Inbox[Status] = Inbox.bind(addresses[6], {Kind.STATUS: decode_status}, hwm=1000)

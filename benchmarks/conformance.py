@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex_zmq import config, configure
+from apex_zmq.config import loading, settings
 from apex_zmq.envs import emulators, mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy
 from apex_zmq.envs.mario import Outcome
@@ -71,7 +71,7 @@ def package_class() -> Any:
         return importlib.import_module("gym_super_mario_bros.smb_env").SuperMarioBrosEnv
 
 
-def play_package(inputs: bytes, first: int, game: str = config.MARIO, stage: str | None = "1-1") -> list[Played]:
+def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: str | None = "1-1") -> list[Played]:
     """Inputs from power-on on the package's environment: `first` frames for its start screen, the others as steps.
 
     stage: None for the package's whole game.
@@ -84,7 +84,7 @@ def play_package(inputs: bytes, first: int, game: str = config.MARIO, stage: str
                 self._frame_advance(buttons)
 
     target = (int(stage[0]), int(stage[2])) if stage else None
-    env = FromPowerOn(lost_levels=game != config.MARIO, target=target)
+    env = FromPowerOn(lost_levels=game != settings.MARIO, target=target)
     try:
         env.reset()
         played: list[Played] = []
@@ -100,7 +100,7 @@ def play_package(inputs: bytes, first: int, game: str = config.MARIO, stage: str
         env.close()
 
 
-def play_ours(machine: Emulator, inputs: bytes, first: int, env: config.Env, cut: bool = False) -> list[Played]:
+def play_ours(machine: Emulator, inputs: bytes, first: int, env: settings.Env, cut: bool = False) -> list[Played]:
     """Play the same inputs on one of our machines from power-on.
 
     cut: what lies between two lives is cut short in the package's way, not waited for in ours.
@@ -139,9 +139,9 @@ def cut_short(machine: Emulator, outcome: Outcome) -> None:
         machine.step(0)
 
 
-def package_env(**settings: Any) -> config.Env:
+def package_env(**changed: Any) -> settings.Env:
     """Environment settings with the installed package's reward."""
-    return configure.from_tree({"env": settings | {"reward": {"preset": package_preset()}}}, "conformance").env
+    return loading.from_tree({"env": changed | {"reward": {"preset": package_preset()}}}, "conformance").env
 
 
 def package_preset() -> str:
@@ -239,7 +239,7 @@ def whole_inputs(game: str, frames: int) -> tuple[bytes, int]:
 
     In the first game a recorded clear of 1-1 and then 1-2's script, in the Lost Levels 1-1's.
     """
-    if game == config.MARIO:
+    if game == settings.MARIO:
         return held_on(RECORDED["plays"][1]) + bytes(script("1-2", frames)), RECORDED["first_playable_frame"]
     title = bytes(60) + bytes([emulators.START]) + bytes(156)
     return title + bytes(script("1-1", frames)), len(title)
@@ -256,7 +256,7 @@ def comparable(played: Sequence[Played]) -> list[Any]:
 def whole_rows(frames: int) -> list[str]:
     """One row per game: the package's whole game with its three lives against ours."""
     rows = []
-    for game in config.WORLDS:
+    for game in settings.WORLDS:
         inputs, first = whole_inputs(game, frames)
         theirs = play_package(inputs, first, game, None)
         cells = [game, f"{len(theirs)}"]
@@ -346,9 +346,9 @@ def main() -> None:
     options = parser.parse_args()
     rows, whole = package_rows(), whole_rows(4000)
     comparisons = {}
-    for game in config.WORLDS:
+    for game in settings.WORLDS:
         machine = FCEUmm(game)
-        comparisons[game] = [compare(machine, stage, options.frames) for stage in config.stages(game)]
+        comparisons[game] = [compare(machine, stage, options.frames) for stage in settings.stages(game)]
         machine.close()
     document = ROOT / "docs/CONFORMANCE.md"
     document.write_text(report(rows, whole, comparisons, options.frames))

@@ -20,9 +20,9 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot
 
-from apex_zmq.checkpoint import load
-from apex_zmq.episodes import EPISODES
-from apex_zmq.logs import PROGRESS
+from apex_zmq.rundir.checkpoint import load
+from apex_zmq.rundir.episodes import EPISODES
+from apex_zmq.watch.stats import PROGRESS
 from benchmarks.csv_files import read_csv
 from benchmarks.results import Floats, moving_mean
 from benchmarks.rows import ROOT

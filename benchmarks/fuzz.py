@@ -26,9 +26,9 @@ import numpy.typing as npt
 
 from apex_zmq.replay.accounts import Accounts
 from apex_zmq.replay.store import Store
-from apex_zmq.segments import SegmentBuilder
-from apex_zmq.telemetry import RunStats
+from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.watch.stats import RunStats
 from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.checksums import corrupted_windows, frame_crc
 from apex_zmq.wire.codec import FLAG_LZ4, LIMITS, PRELUDE, PROTOCOL_VERSION, Kind, WireError, kind_of, unpack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from apex_zmq.config import Config
+from apex_zmq.config.settings import Config
 from apex_zmq.replay.store import Store
 from apex_zmq.types import Segment
 from benchmarks import mario_frames

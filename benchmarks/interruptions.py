@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from apex_zmq.checkpoint import load
-from apex_zmq.episodes import EPISODES
-from apex_zmq.telemetry import LOW_EPSILON
+from apex_zmq.rundir.checkpoint import load
+from apex_zmq.rundir.episodes import EPISODES
+from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv
 from benchmarks.rows import ROOT, Row, table, versus
 

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apex_zmq.config import Config
-from apex_zmq.roles.feeder import DecodedBatch, Feeder
-from apex_zmq.roles.learner import Learner
+from apex_zmq.config.settings import Config
+from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder
+from apex_zmq.roles.learner.loop import Learner
 from benchmarks import synthetic
 from benchmarks.rows import ROOT, Row, main, versus
 

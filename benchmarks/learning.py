@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from apex_zmq.checkpoint import load
-from apex_zmq.episodes import COLUMNS, EPISODES
-from apex_zmq.telemetry import LOW_EPSILON
+from apex_zmq.rundir.checkpoint import load
+from apex_zmq.rundir.episodes import COLUMNS, EPISODES
+from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv, write_csv
 from benchmarks.rows import PEERS_PYTHON, ROOT, machine
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from apex_zmq.config import Config
+from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import make_lanes
-from apex_zmq.segments import SegmentBuilder
+from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.types import Float32s, FrameSpec, Segment, UInt8s, UInt16s
 from benchmarks.rows import ROOT
 

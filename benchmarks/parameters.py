@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from apex_zmq import configure
-from apex_zmq.config import Agent, Config
-from apex_zmq.networks import make_network, to_arrays
-from apex_zmq.roles.parameters import ParameterPublisher
+from apex_zmq.agent.networks import make_network, to_arrays
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Agent, Config
+from apex_zmq.net.parameters import ParameterPublisher
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import FrameSpec
 from apex_zmq.wire.messages import Parameters, make_tensors
@@ -59,7 +59,7 @@ def arrays() -> dict[str, npt.NDArray[Any]]:
 def seconds(count: int, forwarders: int) -> list[float]:
     """Seconds from publishing to the last arrival, for each version but the first."""
     upstream, *downstream = free_addresses(1 + forwarders)
-    config = configure.replace(Config(), {"addresses.parameters": upstream, "telemetry.log_level": "warning"})
+    config = loading.replace(Config(), {"addresses.parameters": upstream, "telemetry.log_level": "warning"})
     publisher = ParameterPublisher(upstream, insecure=False)
     with running(config, downstream, count) as subscribers:
         times = []

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from apex_zmq.checkpoint import BEST, load, save
-from apex_zmq.config import Addresses, Run, to_tree
+from apex_zmq.config.settings import Addresses, Run, to_tree
+from apex_zmq.rundir.checkpoint import BEST, load, save
 from benchmarks.csv_files import write_csv
 from benchmarks.learning import play
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from matplotlib import pyplot
 from matplotlib.colors import TABLEAU_COLORS
 
-from apex_zmq.roles.evaluator import wilson
-from apex_zmq.telemetry import LOW_EPSILON
+from apex_zmq.play.evaluator import wilson
+from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv
 from benchmarks.learning import (
     FRESH_SEED,

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from apex_zmq.config import Config
+from apex_zmq.config.settings import Config
+from apex_zmq.net.sockets import Outbox, wait
 from apex_zmq.signature import experience_signature
-from apex_zmq.transport import Outbox, wait
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.experience import encode_segment
 from benchmarks import mario_frames, synthetic

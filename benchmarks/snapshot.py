@@ -15,8 +15,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from apex_zmq import configure
-from apex_zmq.config import Config
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config
 from apex_zmq.roles.replay import ReplayServer
 from benchmarks import mario_frames, synthetic
 from benchmarks.replay_to_learner_while_inserting import INSERTS_PER_S
@@ -82,7 +82,7 @@ def measure(stored: int, rounds: int, seconds: float) -> Row:
 def serve(path: str, shard: int) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    SwitchedReplay(configure.load(path), shard, Path(path).with_name(TAKING)).run(stop)
+    SwitchedReplay(loading.load(path), shard, Path(path).with_name(TAKING)).run(stop)
 
 
 def main() -> None:

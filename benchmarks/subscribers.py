@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from apex_zmq.transport import Inbox, wait
+from apex_zmq.net.sockets import Inbox, wait
 from apex_zmq.wire.codec import Kind
 
 

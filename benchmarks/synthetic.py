@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from apex_zmq import configure
-from apex_zmq.config import Config, batch_addresses
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config, batch_addresses
 from apex_zmq.envs.make import env_spec
-from apex_zmq.roles.feeder import DecodedBatch, Feeder
+from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder
 from apex_zmq.signature import experience_signature
-from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import PriorityUpdate, Segment
 from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.codec import Kind, pack, unpack
@@ -50,7 +50,7 @@ class Replay:
     def __init__(self, settings: Mapping[str, Any], directory: Path, module: str | None) -> None:
         shards = int(settings.get("replay.shards", 1))
         addresses = free_addresses(2 * shards + 3)
-        self.config: Config = configure.replace(
+        self.config: Config = loading.replace(
             Config(),
             {
                 "replay.arena_bytes": ARENA_BYTES,
@@ -65,7 +65,7 @@ class Replay:
             },
         )
         self.path = directory / "config.yaml"
-        self.path.write_text(configure.to_yaml(self.config))
+        self.path.write_text(loading.to_yaml(self.config))
         self._statuses: Inbox[Status] = Inbox.bind(self.config.addresses.status, {Kind.STATUS: decode_status}, hwm=1000)
         self.status: dict[str, Status] = {}
         program = [ROOT / "bin/apex-replay"] if module is None else [sys.executable, "-m", module]

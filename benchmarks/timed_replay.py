@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from apex_zmq import configure
-from apex_zmq.config import Config
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.types import Segment
 from benchmarks.synthetic import FIRST_BOOT
@@ -35,7 +35,7 @@ class TimedReplay(ReplayServer):
 def main(path: str, shard: int) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    server = TimedReplay(configure.load(path), shard)
+    server = TimedReplay(loading.load(path), shard)
     server.run(stop)
     np.save(f"{path}.{shard}.npy", np.array(server.latency_ns))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from apex_zmq.transport import Inbox, Outbox, Publisher, wait
+from apex_zmq.net.sockets import Inbox, Outbox, Publisher, wait
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (

@@ -9,15 +9,15 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-from apex_zmq import configure
-from apex_zmq.checkpoint import Checkpoint
-from apex_zmq.config import Config, to_tree
+from apex_zmq.agent.networks import make_network
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config, to_tree
 from apex_zmq.envs.make import env_spec
-from apex_zmq.networks import make_network
+from apex_zmq.rundir.checkpoint import Checkpoint
 from apex_zmq.types import UInt8s
 
-CARTPOLE = configure.replace(Config(), {"env.id": "CartPole-v1", "env.frame_stack": 1, "agent.network": "mlp"})
-MARIO = configure.replace(
+CARTPOLE = loading.replace(Config(), {"env.id": "CartPole-v1", "env.frame_stack": 1, "agent.network": "mlp"})
+MARIO = loading.replace(
     Config(),
     {
         "env.actions": [["right"], ["right", "A"]],

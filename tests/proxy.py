@@ -7,7 +7,7 @@ import struct
 import threading
 from contextlib import suppress
 
-from apex_zmq.transport import EXPERIENCE_KERNEL_BYTES
+from apex_zmq.net.sockets import EXPERIENCE_KERNEL_BYTES
 
 
 class Proxy:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apex_zmq.telemetry import GROWING
-from apex_zmq.view import View, Watch
+from apex_zmq.watch.stats import GROWING
+from apex_zmq.watch.view import View, Watch
 from apex_zmq.wire.messages import Status
 
 BEGAN, BEFORE, NOW = 1000.0, 1100.0, 1102.0  # unix seconds at the sender; monotonic ones here are equal

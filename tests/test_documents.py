@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import apex_zmq
-from apex_zmq import config
+from apex_zmq.config import settings as config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

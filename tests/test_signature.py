@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_zmq import config, configure
-from apex_zmq.config import Config
+from apex_zmq.config import loading, settings
+from apex_zmq.config.settings import Config
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import FrameSpec
 
@@ -18,7 +18,7 @@ CARTPOLE = Path(__file__).parents[1] / "configs" / "cartpole.yaml"
 FREE = {"env.emulator": "nes-py", "env.stages": ["8-4"]}  # actors may differ in these
 MEANINGFUL = [
     setting.name
-    for setting in config.settings()
+    for setting in settings.settings()
     if setting.name not in FREE and (setting.name.startswith("env.") or setting.name in ("agent.n_step", "agent.gamma"))
 ]
 OTHERS = {
@@ -49,7 +49,7 @@ def another(name: str) -> Any:
     """A valid value of a setting that is not its default."""
     if name in CHOICES:
         return CHOICES[name]
-    default = typing.cast("int | float | None", {each.name: each.default for each in config.settings()}[name])
+    default = typing.cast("int | float | None", {each.name: each.default for each in settings.settings()}[name])
     if isinstance(default, float):
         return default * 0.5
     return 17 if default is None else default + 1
@@ -58,45 +58,45 @@ def another(name: str) -> Any:
 @pytest.mark.parametrize("path", [None, CARTPOLE], ids=["mario", "cartpole"])
 def test_another_process_computes_the_same(path: Path | None) -> None:
     program = (
-        "import sys; from apex_zmq import configure, signature; "
-        "loaded = configure.load(*sys.argv[1:]); "
+        "import sys; from apex_zmq import signature; from apex_zmq.config import loading; "
+        "loaded = loading.load(*sys.argv[1:]); "
         "print(signature.experience_signature(loaded), 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", program, *([str(path)] if path else [])]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == [experience_signature(configure.load(path)), "False"]
+    assert ran.stdout.split() == [experience_signature(loading.load(path)), "False"]
 
 
 def test_it_is_16_hex_digits_and_survives_yaml(tmp_path: Path) -> None:
     signature = experience_signature(Config())
     assert len(bytes.fromhex(signature)) == 8
-    (tmp_path / "resolved.yaml").write_text(configure.to_yaml(Config()))
-    assert experience_signature(configure.load(tmp_path / "resolved.yaml")) == signature
+    (tmp_path / "resolved.yaml").write_text(loading.to_yaml(Config()))
+    assert experience_signature(loading.load(tmp_path / "resolved.yaml")) == signature
 
 
 @pytest.mark.parametrize("name", MEANINGFUL)
 def test_what_gives_a_transition_its_meaning_matters(name: str) -> None:
-    changed = configure.replace(Config(), {name: another(name)})
+    changed = loading.replace(Config(), {name: another(name)})
     assert experience_signature(changed) != experience_signature(Config())
 
 
 def test_that_the_whole_game_is_played_matters() -> None:
-    whole = configure.replace(Config(), {"env.stages": "all"})
+    whole = loading.replace(Config(), {"env.stages": "all"})
     assert experience_signature(whole) != experience_signature(Config())
-    lost_levels = configure.replace(Config(), {"env.id": "SuperMarioBros2"})
+    lost_levels = loading.replace(Config(), {"env.id": "SuperMarioBros2"})
     assert experience_signature(lost_levels) != experience_signature(Config())
 
 
 @pytest.mark.parametrize("changes", [FREE, OTHERS], ids=["emulator and stages", "other sections"])
 def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
     for name, value in changes.items():
-        changed = configure.replace(Config(), {name: value})
+        changed = loading.replace(Config(), {name: value})
         assert changed != Config()
         assert experience_signature(changed) == experience_signature(Config()), name
 
 
 def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    mario, cartpole = Config(), configure.load(CARTPOLE)
+    mario, cartpole = Config(), loading.load(CARTPOLE)
     before = experience_signature(mario), experience_signature(cartpole)
     for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", {"SuperMarioBros": "another game"})):
         with monkeypatch.context() as patched:
@@ -106,18 +106,18 @@ def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_network_is_known_by_names_shapes_and_dtypes_alone() -> None:
-    from apex_zmq.networks import make_network, to_arrays
+    from apex_zmq.agent.networks import make_network, to_arrays
 
     frame = FrameSpec((20, 20), "uint8", 2)
-    arrays = to_arrays(make_network(config.Agent("small"), frame, 3, seed=0))
+    arrays = to_arrays(make_network(settings.Agent("small"), frame, 3, seed=0))
     signature = network_signature(arrays)
-    assert network_signature(to_arrays(make_network(config.Agent("small"), frame, 3, seed=1))) == signature
-    assert network_signature(to_arrays(make_network(config.Agent("small"), frame, 4, seed=0))) != signature
+    assert network_signature(to_arrays(make_network(settings.Agent("small"), frame, 3, seed=1))) == signature
+    assert network_signature(to_arrays(make_network(settings.Agent("small"), frame, 4, seed=0))) != signature
     assert (
-        network_signature(to_arrays(make_network(config.Agent("small"), FrameSpec((20, 20), "uint8", 3), 3)))
+        network_signature(to_arrays(make_network(settings.Agent("small"), FrameSpec((20, 20), "uint8", 3), 3)))
         != signature
     )
-    assert network_signature(to_arrays(make_network(config.Agent("mlp"), frame, 3))) != signature
+    assert network_signature(to_arrays(make_network(settings.Agent("mlp"), frame, 3))) != signature
 
     first, *rest = arrays
     assert network_signature({"renamed" if name == first else name: arrays[name] for name in arrays}) != signature

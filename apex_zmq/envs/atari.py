@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 import gymnasium
 import numpy as np
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s
 
@@ -16,7 +16,7 @@ PREFIX = "ALE/"
 FRAMES_PER_S = 60  # of an NTSC console
 
 
-def make_atari(env: config.Env, **options: Any) -> gymnasium.Env[Any, Any]:
+def make_atari(env: settings.Env, **options: Any) -> gymnasium.Env[Any, Any]:
     """The game that `env.id` names, preprocessed; options: more of its constructor's, such as render_mode.
 
     Raises:

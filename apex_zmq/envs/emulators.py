@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apex_zmq.config import MARIO
+from apex_zmq.config.settings import MARIO
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
 

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs import atari, mario, preprocess
 from apex_zmq.envs.emulators import Emulator
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
@@ -19,13 +19,13 @@ from apex_zmq.envs.machines import Machines
 from apex_zmq.types import FrameSpec, UInt8s, UInt16s
 
 
-def mario_spec(env: config.Env) -> EnvSpec:
+def mario_spec(env: settings.Env) -> EnvSpec:
     """The specification of the Mario lanes, from the settings alone."""
     frame = FrameSpec((env.frame_height, env.frame_width), "uint8", env.frame_stack)
     return EnvSpec(frame, len(mario.action_buttons(env.actions)))
 
 
-def _clipped(reward: float, env: config.Env) -> float:
+def _clipped(reward: float, env: settings.Env) -> float:
     return min(max(reward, -1.0), 1.0) if env.clip_reward else reward
 
 
@@ -36,7 +36,7 @@ class MarioLanes:
     life or a stage (`mario.ended`); the decision that ends one then lasts until the game obeys again.
     """
 
-    def __init__(self, env: config.Env, num_lanes: int, seed: int, machines: Machines) -> None:
+    def __init__(self, env: settings.Env, num_lanes: int, seed: int, machines: Machines) -> None:
         self.spec = mario_spec(env)
         self.num_lanes = num_lanes
         self._env = env
@@ -159,7 +159,7 @@ class StickyLanes:
         self._lanes.close()
 
 
-def gym_spec(env: config.Env) -> EnvSpec:
+def gym_spec(env: settings.Env) -> EnvSpec:
     """The specification of a Gymnasium environment; makes it once.
 
     Raises:
@@ -172,7 +172,7 @@ def gym_spec(env: config.Env) -> EnvSpec:
         made.close()
 
 
-def _make_gym(env: config.Env, render: bool = False) -> gymnasium.Env[Any, Any]:
+def _make_gym(env: settings.Env, render: bool = False) -> gymnasium.Env[Any, Any]:
     options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
     try:
         if env.id.startswith(atari.PREFIX):
@@ -202,7 +202,7 @@ def _takes(function: Callable[..., Any], options: Mapping[str, Any]) -> bool:
     return True
 
 
-def _gym_spec(env: config.Env, made: gymnasium.Env[Any, Any]) -> EnvSpec:
+def _gym_spec(env: settings.Env, made: gymnasium.Env[Any, Any]) -> EnvSpec:
     actions, observations = made.action_space, made.observation_space
     if not isinstance(actions, gymnasium.spaces.Discrete):
         raise EnvError(f"env.id {env.id} has {actions} actions; only Discrete ones are supported")
@@ -224,7 +224,7 @@ class GymLanes:
             vectors nor uint8 images, render mode rgb_array not to be had although asked for.
     """
 
-    def __init__(self, env: config.Env, num_lanes: int, seed: int, render: bool = False) -> None:
+    def __init__(self, env: settings.Env, num_lanes: int, seed: int, render: bool = False) -> None:
         self.spec = gym_spec(env)
         self.num_lanes = num_lanes
         self._env = env

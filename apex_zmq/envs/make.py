@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
 from apex_zmq.envs.lanes import GymLanes, MarioLanes, StickyLanes, gym_spec, mario_spec
 from apex_zmq.envs.machines import make_machines
@@ -10,16 +10,16 @@ from apex_zmq.envs.machines import make_machines
 __all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spec", "make_lanes"]
 
 
-def env_spec(env: config.Env) -> EnvSpec:
+def env_spec(env: settings.Env) -> EnvSpec:
     """What the environment of these settings looks like; Mario needs no emulator for it.
 
     Raises:
         EnvError: a Gymnasium environment that cannot be made or used.
     """
-    return mario_spec(env) if env.id in config.WORLDS else gym_spec(env)
+    return mario_spec(env) if env.id in settings.WORLDS else gym_spec(env)
 
 
-def make_lanes(env: config.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
+def make_lanes(env: settings.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
     """Lanes of the environment of these settings, to be reset before they are stepped.
 
     render: `Lanes.render` will be called.
@@ -28,7 +28,7 @@ def make_lanes(env: config.Env, num_lanes: int, seed: int, *, render: bool = Fal
         EnvError: emulator, game or Gymnasium environment missing or unusable.
     """
     lanes: Lanes
-    if env.id in config.WORLDS:
+    if env.id in settings.WORLDS:
         lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator, env.id))
     else:
         lanes = GymLanes(env, num_lanes, seed, render)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs import emulators
 from apex_zmq.envs.emulators import Emulator, StatefulEmulator
 from apex_zmq.envs.interface import EnvError
@@ -59,7 +59,7 @@ def action_buttons(actions: str | tuple[tuple[str, ...], ...]) -> tuple[int, ...
     """The buttons byte of each action of a set, given by name or as lists of buttons.
 
     Raises:
-        KeyError: unknown name; `validation.validate` refuses it first.
+        KeyError: unknown name; `check.validate` refuses it first.
     """
     listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
     return tuple(sum(_BUTTONS[button] for button in set(action)) for action in listed)
@@ -200,7 +200,7 @@ def advance(episode: Episode, readings: Sequence[Reading]) -> Episode:
     )
 
 
-def reward(before: Episode, readings: Sequence[Reading], terms: config.Reward) -> float:
+def reward(before: Episode, readings: Sequence[Reading], terms: settings.Reward) -> float:
     """What a decision earned, given the account before it and the readings of its frames."""
     if terms.preset != "terms":
         return _package_reward(before, readings, terms.preset == "gym-super-mario-bros-9.1")
@@ -242,18 +242,18 @@ def _package_reward(before: Episode, readings: Sequence[Reading], newer: bool) -
     return total
 
 
-def ended(episode: Episode, env: config.Env) -> bool:
+def ended(episode: Episode, env: settings.Env) -> bool:
     """Whether an episode is over: its last life is lost, its stage (of the whole game: the last one) cleared."""
     if episode.outcome is Outcome.DEAD:
         # Judged at the touch, when the game has not counted the life yet.
         return env.lives == 1 or episode.last.lives in (0, 255)
     if episode.outcome is Outcome.CLEARED:
-        last_stage = episode.start.world == config.WORLDS[env.id] and episode.start.stage == 4
+        last_stage = episode.start.world == settings.WORLDS[env.id] and episode.start.stage == 4
         return env.stages != "all" or last_stage
     return False
 
 
-def truncated(episode: Episode, env: config.Env) -> bool:
+def truncated(episode: Episode, env: settings.Env) -> bool:
     """Whether an episode still being played is cut off: too long, or without progress for too long."""
     return episode.outcome is Outcome.PLAYING and (
         (env.stall_limit is not None and episode.stalled >= env.stall_limit)
@@ -320,7 +320,7 @@ def play_to_start(emulator: Emulator, stage: str) -> None:
     Raises:
         EnvError: no such stage, or the game does not get there.
     """
-    known = config.stages(emulator.game)
+    known = settings.stages(emulator.game)
     if stage not in known:
         raise EnvError(f"no stage {stage!r} in {emulator.game}; stages run from {known[0]} to {known[-1]}")
     world, number = int(stage[0]), int(stage[2])

@@ -16,20 +16,11 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from apex_zmq.replay import record
-from apex_zmq.replay.arena import Arena
-from apex_zmq.replay.recovery import Recovery, recover
-from apex_zmq.replay.snapshot import StoreState
+from apex_zmq.replay.disk.arena import Arena
+from apex_zmq.replay.disk.recovery import Recovery, recover
+from apex_zmq.replay.disk.snapshot import StoreState
 from apex_zmq.replay.sum_tree import SumTree
-from apex_zmq.types import (
-    Float32s,
-    Float64s,
-    FrameSpec,
-    Int64s,
-    Sample,
-    Segment,
-    UInt32s,
-    UInt64s,
-)
+from apex_zmq.types import Float32s, Float64s, FrameSpec, Int64s, Sample, Segment, UInt32s, UInt64s
 
 
 class UpdateCounts(NamedTuple):

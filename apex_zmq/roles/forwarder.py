@@ -6,9 +6,9 @@ import logging
 import secrets
 import threading
 
-from apex_zmq.config import Config
-from apex_zmq.keys import client_keys, server_keys
-from apex_zmq.roles.parameters import ParameterFollower, ParameterPublisher
+from apex_zmq.config.settings import Config
+from apex_zmq.net.keys import client_keys, server_keys
+from apex_zmq.net.parameters import ParameterFollower, ParameterPublisher
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
 

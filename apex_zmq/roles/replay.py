@@ -6,23 +6,23 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import psutil
 
-from apex_zmq import config as settings
-from apex_zmq.config import Config
-from apex_zmq.guard import Complaints
-from apex_zmq.keys import client_keys, server_keys
+from apex_zmq.config import settings
+from apex_zmq.config.settings import Config
+from apex_zmq.net.complaints import Complaints
+from apex_zmq.net.keys import client_keys, server_keys
+from apex_zmq.net.sockets import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Inbox, Outbox, wait
 from apex_zmq.replay.accounts import Accounts
-from apex_zmq.replay.budget import check_memory
+from apex_zmq.replay.credits import Credits, Dealing
+from apex_zmq.replay.disk.budget import check_memory
+from apex_zmq.replay.disk.keeper import keeper_of
 from apex_zmq.replay.governor import Governor
-from apex_zmq.replay.keeper import keeper_of
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
-from apex_zmq.transport import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Inbox, Outbox, wait
 from apex_zmq.types import Batch, PriorityUpdate, Segment
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.codec import Kind, WireError
@@ -35,58 +35,6 @@ PRIORITY_HWM = 256
 SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
 SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
 IDLE_S = 0.1
-
-
-@dataclass
-class Credits:
-    """Batches in flight to one rank of the learner: what may still be dealt, and what got lost.
-
-    A batch is in flight from dealing until a priority message acknowledges its
-    number or a later one, or until it is older than the timeout.
-    """
-
-    limit: int
-    timeout_s: float
-    next_number: int = 0
-    lost: int = 0
-    _in_flight: deque[tuple[int, float]] = field(default_factory=deque)
-
-    def available(self, now: float) -> bool:
-        """Whether one more batch may be dealt; returns credits older than the timeout."""
-        while self._in_flight and now - self._in_flight[0][1] > self.timeout_s:
-            self._in_flight.popleft()
-            self.lost += 1
-        return self.in_flight < self.limit
-
-    @property
-    def in_flight(self) -> int:
-        """Batches on their way, or being learned from."""
-        return len(self._in_flight)
-
-    def deal(self, now: float) -> int:
-        """Spend a credit; the number of the batch."""
-        number = self.next_number
-        self._in_flight.append((number, now))
-        self.next_number += 1
-        return number
-
-    def acknowledge(self, number: int) -> None:
-        """Return the credits of all batches up to this number."""
-        while self._in_flight and self._in_flight[0][0] <= number:
-            self._in_flight.popleft()
-
-
-@dataclass
-class Dealing:
-    """The learner that batches are dealt to.
-
-    heard: when any of its ranks last greeted (monotonic seconds).
-    credits: of the ranks that have greeted.
-    """
-
-    epoch: int
-    heard: float
-    credits: dict[int, Credits] = field(default_factory=dict)
 
 
 class ReplayServer:

@@ -10,11 +10,11 @@ import time
 
 import psutil
 
-from apex_zmq import metrics
-from apex_zmq.config import Config
-from apex_zmq.guard import counts
-from apex_zmq.keys import client_keys
-from apex_zmq.transport import Outbox
+from apex_zmq.config.settings import Config
+from apex_zmq.net.access import counts
+from apex_zmq.net.keys import client_keys
+from apex_zmq.net.sockets import Outbox
+from apex_zmq.watch import prometheus
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Episode, Role, Status
@@ -49,7 +49,7 @@ class StatusReporter(threading.Thread):
         self._boot = boot
         self._telemetry = config.telemetry
         self._address, self._keys = config.addresses.status, client_keys(config.addresses, "status")
-        self._endpoint: metrics.Endpoint | None = None
+        self._endpoint: prometheus.Endpoint | None = None
         self._episodes: list[Episode] = []
         self._lock = threading.Lock()
         self._start_time = self._progress_time = time.time()
@@ -70,9 +70,9 @@ class StatusReporter(threading.Thread):
         """Begin.
 
         Raises:
-            ConfigError: as `metrics.serve`.
+            ConfigError: as `prometheus.serve`.
         """
-        self._endpoint = metrics.serve(self._telemetry, lambda: self._last)
+        self._endpoint = prometheus.serve(self._telemetry, lambda: self._last)
         super().start()
 
     def run(self) -> None:

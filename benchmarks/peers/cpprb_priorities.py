@@ -10,7 +10,7 @@ from typing import Any
 import cpprb
 import numpy as np
 
-from apex_zmq.importance import Draw, ImportanceWeights
+from apex_zmq.agent.importance import Draw, ImportanceWeights
 from apex_zmq.replay.sum_tree import SumTree
 
 LEAVES = 1 << 21

@@ -19,11 +19,11 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import Tensor, nn
 
-from apex_zmq.config import Agent, Config
-from apex_zmq.episodes import COLUMNS, EPISODES
-from apex_zmq.networks import make_network
-from apex_zmq.roles.evaluator import summarize
-from apex_zmq.roles.player import Player, Protocol
+from apex_zmq.agent.networks import make_network
+from apex_zmq.config.settings import Agent, Config
+from apex_zmq.play.evaluator import summarize
+from apex_zmq.play.player import Player, Protocol
+from apex_zmq.rundir.episodes import COLUMNS, EPISODES
 from apex_zmq.types import FrameSpec
 from benchmarks.peers.sb3_env import MarioEnv
 
@@ -212,7 +212,7 @@ class Preferences(nn.Module):
 def evaluate(
     algorithm: str, checkpoint: Path, config: Config, protocol: Protocol, episodes: int, seed: int, stochastic: bool
 ) -> dict[str, Any]:
-    """Play a checkpoint as `apex_zmq.roles.evaluator.evaluate` does and summarize.
+    """Play a checkpoint as `apex_zmq.play.evaluator.evaluate` does and summarize.
 
     Raises:
         EnvError: emulator or game missing or unusable.

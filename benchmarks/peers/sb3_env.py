@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs.make import Progress, make_lanes
 from apex_zmq.types import UInt8s
 
@@ -23,7 +23,7 @@ class MarioEnv(gymnasium.Env[UInt8s, np.int64]):
         EnvError: emulator or game missing or unusable.
     """
 
-    def __init__(self, env: config.Env, seed: int) -> None:
+    def __init__(self, env: settings.Env, seed: int) -> None:
         self._lanes = make_lanes(env, 1, seed)
         frame, num_actions = self._lanes.spec
         self.observation_space = gymnasium.spaces.Box(0, 255, (frame.stack, *frame.shape), np.uint8)

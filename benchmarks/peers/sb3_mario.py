@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from apex_zmq import configure, options
-from apex_zmq.config import WORLDS, Config, ConfigError
-from apex_zmq.errors import UserError
+from apex_zmq.cli import options
+from apex_zmq.config import loading
+from apex_zmq.config.settings import WORLDS, Config
+from apex_zmq.errors import ConfigError, UserError
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
         command.add_argument("--seed", type=int, default=seed)
     arguments = parser.parse_args()
     try:
-        config = configure.load(arguments.config, addressed=False)
+        config = loading.load(arguments.config, addressed=False)
         if config.env.id not in WORLDS:
             raise ConfigError(f"{arguments.config}: env.id must be one of {', '.join(WORLDS)}")
         if arguments.seed < 0:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from apex_zmq import cli, program
-from apex_zmq.config import ADDRESSES, Config
+from apex_zmq.cli import main as cli
+from apex_zmq.cli import program
+from apex_zmq.config.settings import ADDRESSES, Config
 
 Resolve = Callable[[Sequence[str], Mapping[str, str]], Config]
 

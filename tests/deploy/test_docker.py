@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from apex_zmq.configure import load
+from apex_zmq.config.loading import load
 
 from ..conftest import ROOT
 from .conftest import Resolve, meet

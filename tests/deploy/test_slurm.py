@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_zmq.checkpoint import load
+from apex_zmq.rundir.checkpoint import load
 
 from ..conftest import ROOT, Program
 

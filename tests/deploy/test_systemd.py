@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from apex_zmq.configure import load
-from apex_zmq.launch import EXIT_BAD_INPUT
+from apex_zmq.cli.launch import EXIT_BAD_INPUT
+from apex_zmq.config.loading import load
 
 from ..conftest import ROOT
 from .conftest import Resolve

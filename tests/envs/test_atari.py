@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs.atari import AtariPreprocessing
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.envs.make import env_spec, make_lanes
 from apex_zmq.types import FrameSpec
 
-BREAKOUT = config.Env(id="ALE/Breakout-v5")
+BREAKOUT = settings.Env(id="ALE/Breakout-v5")
 
 
 class Counting(gymnasium.Env[Any, Any]):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_zmq import config
+from apex_zmq.config.settings import Env
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import FCEUmm
 from apex_zmq.envs.interface import EnvError, Frame, Lanes, Step
@@ -21,9 +21,7 @@ from apex_zmq.envs.preprocess import screen_frame
 from apex_zmq.types import UInt8s
 
 RIGHT_AND_JUMP = (("right", "B"), ("right", "A", "B"))
-ENV = config.Env(
-    stages=("1-1", "1-4"), actions=RIGHT_AND_JUMP, frame_skip=8, frame_height=48, frame_width=60, noop_max=8
-)
+ENV = Env(stages=("1-1", "1-4"), actions=RIGHT_AND_JUMP, frame_skip=8, frame_height=48, frame_width=60, noop_max=8)
 NUM_LANES, DECISIONS, SEED = 3, 24, 5
 # Lane 0 runs without jumping, dies at what comes first, and begins again.
 ACTIONS = np.random.default_rng(0).integers(0, 2, (NUM_LANES, DECISIONS)) * np.array([[0], [1], [1]])
@@ -70,7 +68,7 @@ def test_the_lanes_compared_differ_and_die(alone: list[list[Event]]) -> None:
 
 
 def test_nes_py_lanes_play_as_each_alone() -> None:
-    env = config.Env(emulator="nes-py", actions=RIGHT_AND_JUMP, frame_skip=8, noop_max=8)
+    env = Env(emulator="nes-py", actions=RIGHT_AND_JUMP, frame_skip=8, noop_max=8)
     together, lone = make_lanes(env, 2, SEED), make_lanes(env, 2, SEED)
     first, second = trajectory(together, 0), trajectory(together, 1)
     interleaved = [event for pair in zip(first, second, strict=False) for event in pair]
@@ -83,7 +81,7 @@ def test_nes_py_lanes_play_as_each_alone() -> None:
 
 def test_nes_py_lanes_keep_the_rules_of_the_shared_machine(emulator: FCEUmm) -> None:
     """The same walk to the same death; nes-py reports a frame later, hence the margin."""
-    env = config.Env(emulator="nes-py", stages=("1-1",), frame_skip=1, actions=(("right",),), noop_max=0)
+    env = Env(emulator="nes-py", stages=("1-1",), frame_skip=1, actions=(("right",),), noop_max=0)
     machines = make_machines("nes-py")
     walks = [run_out(MarioLanes(env, 1, 0, SharedMachine(emulator))), run_out(MarioLanes(env, 1, 0, machines))]
     machines.close()
@@ -92,7 +90,7 @@ def test_nes_py_lanes_keep_the_rules_of_the_shared_machine(emulator: FCEUmm) -> 
     assert abs(len(walks[0]) - len(walks[1])) <= 1
 
 
-def repeat(emulator: FCEUmm, env: config.Env) -> list[Step]:
+def repeat(emulator: FCEUmm, env: Env) -> list[Step]:
     """One episode of nothing but action 0."""
     return run_out(MarioLanes(env, 1, 0, SharedMachine(emulator)))
 
@@ -108,9 +106,9 @@ def run_out(lanes: MarioLanes) -> list[Step]:
 
 
 def test_a_skip_stops_at_the_terminal_frame(emulator: FCEUmm) -> None:
-    every = repeat(emulator, config.Env(frame_skip=1, actions=(("right",),), noop_max=0))
+    every = repeat(emulator, Env(frame_skip=1, actions=(("right",),), noop_max=0))
     last = emulator.ram.copy()
-    skipped = repeat(emulator, config.Env(frame_skip=60, actions=(("right",),), noop_max=0))
+    skipped = repeat(emulator, Env(frame_skip=60, actions=(("right",),), noop_max=0))
     np.testing.assert_array_equal(emulator.ram, last)
     assert len(skipped) == -(-len(every) // 60)
     assert skipped[-1].terminated
@@ -119,7 +117,7 @@ def test_a_skip_stops_at_the_terminal_frame(emulator: FCEUmm) -> None:
 
 
 def test_rewards_and_progress_of_a_walk(emulator: FCEUmm) -> None:
-    steps = repeat(emulator, config.Env(actions=(("right",),), noop_max=0))
+    steps = repeat(emulator, Env(actions=(("right",),), noop_max=0))
     walked = steps[-1].progress
     assert walked is not None
     assert walked == ("1-1", 298, False, 0)
@@ -128,7 +126,7 @@ def test_rewards_and_progress_of_a_walk(emulator: FCEUmm) -> None:
 
 
 def test_standing_still_stalls(emulator: FCEUmm) -> None:
-    steps = repeat(emulator, config.Env(actions=(("NOOP",),), stall_limit=5))
+    steps = repeat(emulator, Env(actions=(("NOOP",),), stall_limit=5))
     assert (len(steps), steps[-1].terminated, steps[-1].truncated) == (5, False, True)
 
 
@@ -154,7 +152,7 @@ def test_resets_draw_stages_and_waits(emulator: FCEUmm) -> None:
 
 
 def test_waits_are_as_long_as_allowed(emulator: FCEUmm) -> None:
-    lanes = MarioLanes(config.Env(noop_max=2), 1, 0, SharedMachine(emulator))
+    lanes = MarioLanes(Env(noop_max=2), 1, 0, SharedMachine(emulator))
     drawn = set()
     for _ in range(30):
         lanes.reset(0)
@@ -163,11 +161,11 @@ def test_waits_are_as_long_as_allowed(emulator: FCEUmm) -> None:
 
 
 def test_max_pool_takes_the_brighter_of_the_last_two_frames(emulator: FCEUmm) -> None:
-    env = config.Env(actions=RIGHT_AND_JUMP, frame_skip=3, max_pool=True, noop_max=0, hud="crop")
+    env = Env(actions=RIGHT_AND_JUMP, frame_skip=3, max_pool=True, noop_max=0, hud="crop")
     lanes = MarioLanes(env, 1, 0, SharedMachine(emulator))
     lanes.reset(0)
     pooled = [lanes.step(0, 1).frame for _ in range(12)]
-    every = config.Env(actions=RIGHT_AND_JUMP, frame_skip=1, noop_max=0)
+    every = Env(actions=RIGHT_AND_JUMP, frame_skip=1, noop_max=0)
     lanes = MarioLanes(every, 1, 0, SharedMachine(emulator))
     lanes.reset(0)
     differing = 0
@@ -184,7 +182,7 @@ def test_max_pool_takes_the_brighter_of_the_last_two_frames(emulator: FCEUmm) ->
 @pytest.mark.parametrize(("frame_skip", "size", "side"), [(4, (48, 60), 4), (3, (84, 84), 7)])
 def test_frames_show_the_buttons_held(emulator: FCEUmm, frame_skip: int, size: tuple[int, int], side: int) -> None:
     actions = (("right",), ("right", "A"), ("right", "B"), ("right", "A", "B"))
-    env = config.Env(
+    env = Env(
         actions=actions, frame_skip=frame_skip, noop_max=0, frame_height=size[0], frame_width=size[1], show_buttons=True
     )
     plain = msgspec.structs.replace(env, show_buttons=False)
@@ -200,7 +198,7 @@ def test_frames_show_the_buttons_held(emulator: FCEUmm, frame_skip: int, size: t
 
 
 def test_clipped_rewards(emulator: FCEUmm) -> None:
-    env = config.Env(actions=(("right",),), noop_max=0)
+    env = Env(actions=(("right",),), noop_max=0)
     plain = [step.reward for step in repeat(emulator, env)]
     clipped = [step.reward for step in repeat(emulator, msgspec.structs.replace(env, clip_reward=True))]
     assert min(plain) < -2
@@ -269,5 +267,5 @@ def test_sticky_lanes_look_like_those_below() -> None:
 
 
 def test_the_setting_makes_lanes_sticky() -> None:
-    assert isinstance(make_lanes(config.Env(id="CartPole-v1", frame_stack=1, sticky=0.25), 1, 0), StickyLanes)
-    assert not isinstance(make_lanes(config.Env(id="CartPole-v1", frame_stack=1), 1, 0), StickyLanes)
+    assert isinstance(make_lanes(Env(id="CartPole-v1", frame_stack=1, sticky=0.25), 1, 0), StickyLanes)
+    assert not isinstance(make_lanes(Env(id="CartPole-v1", frame_stack=1), 1, 0), StickyLanes)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.envs.machines import MachinePerLane, SharedMachine, make_machines
 from apex_zmq.envs.make import make_lanes
@@ -47,7 +47,7 @@ def test_the_emulator_that_is_asked_for_plays(
 ) -> None:
     hide(monkeypatch, PACKAGE[kind])
     with pytest.raises(EnvError, match=PACKAGE[kind]):
-        make_lanes(config.Env(emulator=kind), 1, 0).reset(0)
+        make_lanes(settings.Env(emulator=kind), 1, 0).reset(0)
 
 
 @pytest.mark.parametrize("kind", ["fceumm", "nes-py"])

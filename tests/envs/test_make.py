@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs.interface import EnvError, Lanes
 from apex_zmq.envs.make import env_spec, make_lanes
 from apex_zmq.envs.preprocess import image_frame
 from apex_zmq.types import FrameSpec
 
-CARTPOLE = config.Env(id="CartPole-v1", frame_stack=1)
+CARTPOLE = settings.Env(id="CartPole-v1", frame_stack=1)
 
 
 class Echo(gymnasium.Env[Any, Any]):
@@ -61,14 +61,14 @@ def rollout(lanes: Lanes, lane: int, action: int) -> list[bytes]:
 
 def test_mario_spec_needs_no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    env = config.Env(actions="COMPLEX_MOVEMENT", frame_height=48, frame_width=60, frame_stack=3)
+    env = settings.Env(actions="COMPLEX_MOVEMENT", frame_height=48, frame_width=60, frame_stack=3)
     assert env_spec(env) == (FrameSpec((48, 60), "uint8", 3), 12)
     with pytest.raises(EnvError, match="pip install"):
         make_lanes(env, 1, 0).reset(0)
 
 
 def test_mario_lanes_fit_their_spec() -> None:
-    env = config.Env(emulator="fceumm")
+    env = settings.Env(emulator="fceumm")
     lanes = make_lanes(env, 2, 0)
     assert lanes.spec == env_spec(env)
     assert lanes.reset(1).shape == (84, 84)
@@ -90,7 +90,7 @@ def test_cartpole_falls() -> None:
 
 
 def test_cartpole_is_cut_off() -> None:
-    lanes = make_lanes(config.Env(id="CartPole-v1", frame_stack=1, max_episode_steps=5), 1, 0)
+    lanes = make_lanes(settings.Env(id="CartPole-v1", frame_stack=1, max_episode_steps=5), 1, 0)
     for _ in range(2):
         lanes.reset(0)
         ends = [(step.terminated, step.truncated) for step in (lanes.step(0, 1) for _ in range(5))]
@@ -111,7 +111,7 @@ def test_gym_lanes_are_seeded_once_each() -> None:
 @pytest.mark.parametrize("shape", [(30, 40), (30, 40, 1), (30, 40, 3)])
 def test_images_become_luma_frames(echo: Any, shape: tuple[int, ...]) -> None:
     space = Box(0, 255, shape, np.uint8)
-    env = config.Env(id=echo(space, Discrete(2)), frame_height=12, frame_width=10)
+    env = settings.Env(id=echo(space, Discrete(2)), frame_height=12, frame_width=10)
     lanes = make_lanes(env, 1, 0)
     assert lanes.spec.frame == FrameSpec((12, 10), "uint8", 4)
     first = lanes.reset(0)
@@ -125,7 +125,7 @@ def test_images_become_luma_frames(echo: Any, shape: tuple[int, ...]) -> None:
 
 
 def test_vectors_are_float32_of_their_own(echo: Any) -> None:
-    lanes = make_lanes(config.Env(id=echo(Box(-1, 1, (6,), np.float64), Discrete(2)), frame_stack=2), 1, 0)
+    lanes = make_lanes(settings.Env(id=echo(Box(-1, 1, (6,), np.float64), Discrete(2)), frame_stack=2), 1, 0)
     assert lanes.spec.frame == FrameSpec((6,), "float32", 2)
     first = lanes.reset(0)
     before = first.tobytes()
@@ -134,7 +134,7 @@ def test_vectors_are_float32_of_their_own(echo: Any) -> None:
 
 
 def test_actions_begin_where_the_environment_says(echo: Any) -> None:
-    lanes = make_lanes(config.Env(id=echo(Box(0, 1, (2,), np.float32), Discrete(3, start=5))), 1, 0)
+    lanes = make_lanes(settings.Env(id=echo(Box(0, 1, (2,), np.float32), Discrete(3, start=5))), 1, 0)
     lanes.reset(0)
     assert lanes.spec.num_actions == 3
     assert [lanes.step(0, action).reward for action in range(3)] == [5.0, 6.0, 7.0]
@@ -152,7 +152,7 @@ def test_actions_begin_where_the_environment_says(echo: Any) -> None:
     ],
 )
 def test_unsuitable_spaces_are_refused(echo: Any, observations: Any, actions: Any, reason: str) -> None:
-    env = config.Env(id=echo(observations, actions))
+    env = settings.Env(id=echo(observations, actions))
     for attempt in (lambda: env_spec(env), lambda: make_lanes(env, 1, 0)):
         with pytest.raises(EnvError, match=reason) as refusal:
             attempt()
@@ -170,17 +170,17 @@ def test_a_factory_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "    return None\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    env = config.Env(id="own_envs:long_pole", frame_stack=1)
+    env = settings.Env(id="own_envs:long_pole", frame_stack=1)
     lanes, cartpole = make_lanes(env, 1, 0), make_lanes(CARTPOLE, 1, 0)
     assert lanes.spec == env_spec(env) == (FrameSpec((4,), "float32", 1), 2)
     assert len(rollout(lanes, 0, 1)) > len(rollout(cartpole, 0, 1))
     with pytest.raises(EnvError, match="own_envs:nothing: returned a NoneType, not a gymnasium"):
-        env_spec(config.Env(id="own_envs:nothing"))
+        env_spec(settings.Env(id="own_envs:nothing"))
 
 
 def test_rewards_of_a_gymnasium_environment_are_clipped_on_demand(echo: Any) -> None:
     name = echo(Box(0, 1, (2,), np.float32), Discrete(5, start=-2))
-    lanes = make_lanes(config.Env(id=name, clip_reward=True), 1, 0)
+    lanes = make_lanes(settings.Env(id=name, clip_reward=True), 1, 0)
     lanes.reset(0)
     assert [lanes.step(0, action).reward for action in range(5)] == [-1.0, -1.0, 0.0, 1.0, 1.0]
 
@@ -190,5 +190,5 @@ def test_rewards_of_a_gymnasium_environment_are_clipped_on_demand(echo: Any) -> 
 )
 def test_unknown_ids_are_refused(name: str) -> None:
     with pytest.raises(EnvError, match=name) as refusal:
-        env_spec(config.Env(id=name))
+        env_spec(settings.Env(id=name))
     assert "\n" not in str(refusal.value)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import RIGHT, A, B, FCEUmm
 from apex_zmq.envs.interface import EnvError
@@ -75,7 +75,7 @@ def test_the_start_of_1_1_is_the_recorded_one(emulator: FCEUmm) -> None:
     np.testing.assert_array_equal(start.screen, screen)
 
 
-@pytest.mark.parametrize("stage", config.stages(config.MARIO))
+@pytest.mark.parametrize("stage", settings.stages(settings.MARIO))
 def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
     emulator.load_state(mario.start_state(emulator, stage).state)
     start = mario.read(emulator.ram)
@@ -90,7 +90,7 @@ def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
 class Stuck:
     """An emulator on which nothing ever happens."""
 
-    game = config.MARIO
+    game = settings.MARIO
 
     def __init__(self) -> None:
         self.ram: UInt8s = np.zeros(2048, np.uint8)
@@ -154,7 +154,7 @@ def test_read_takes_numbers_apart() -> None:
 
 
 def test_rewards_by_hand() -> None:
-    terms = config.Reward(progress=0.5, progress_clip=10, time=-1.0, death=-10.0, clear=20.0)
+    terms = settings.Reward(progress=0.5, progress_clip=10, time=-1.0, death=-10.0, clear=20.0)
     decisions: list[tuple[list[dict[str, Any]], float]] = [
         ([{"x": 44}, {"x": 48}], 3.0),  # 8 pixels
         ([{"x": 46}, {"x": 43}], -1.0),  # back
@@ -174,7 +174,7 @@ def test_rewards_by_hand() -> None:
 
 
 def test_score_coins_and_power_ups_earn_by_hand() -> None:
-    terms = config.Reward(progress=0.0, time=0.0, score=0.01, coins=3.0, power_up=7.0)
+    terms = settings.Reward(progress=0.0, time=0.0, score=0.01, coins=3.0, power_up=7.0)
     decisions: list[tuple[list[dict[str, Any]], float]] = [
         ([{}], 0.0),
         ([{"score": 100}, {"score": 250}], 2.5),
@@ -211,12 +211,12 @@ def test_score_coins_and_power_ups_earn_by_hand() -> None:
 def test_presets_by_hand(changes: list[dict[str, Any]], older: float, newer: float) -> None:
     readings = [READING._replace(**change) for change in changes]
     before = mario.begin(READING)
-    assert mario.reward(before, readings, config.Reward(preset="gym-super-mario-bros-7.4")) == older
-    assert mario.reward(before, readings, config.Reward(preset="gym-super-mario-bros-9.1")) == newer
+    assert mario.reward(before, readings, settings.Reward(preset="gym-super-mario-bros-7.4")) == older
+    assert mario.reward(before, readings, settings.Reward(preset="gym-super-mario-bros-9.1")) == newer
 
 
 def test_a_stall_truncates_and_progress_starts_the_count_again() -> None:
-    env = config.Env(stall_limit=3)
+    env = settings.Env(stall_limit=3)
     cut = []
     episode = mario.begin(READING)
     for x in (41, 41, 30, 42, 42, 42, 42):
@@ -226,12 +226,12 @@ def test_a_stall_truncates_and_progress_starts_the_count_again() -> None:
 
 
 def test_length_truncates_but_a_terminal_end_is_none() -> None:
-    env = config.Env(stall_limit=None, max_episode_steps=2)
+    env = settings.Env(stall_limit=None, max_episode_steps=2)
     one = mario.advance(mario.begin(READING), [READING])
     assert not mario.truncated(one, env)
     assert mario.truncated(mario.advance(one, [READING]), env)
     assert not mario.truncated(mario.advance(one, [READING._replace(player_state=0x0B)]), env)
-    assert not mario.truncated(one, config.Env(stall_limit=None))
+    assert not mario.truncated(one, settings.Env(stall_limit=None))
 
 
 def test_action_sets() -> None:

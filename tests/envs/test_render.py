@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-from apex_zmq import config
+from apex_zmq.config import settings
 from apex_zmq.envs.interface import EnvError, Frame
 from apex_zmq.envs.make import make_lanes
 from apex_zmq.envs.preprocess import HUD_ROWS, image_frame, screen_rgb
@@ -24,7 +24,7 @@ def test_colours_are_widened_by_their_high_bits() -> None:
 
 
 def test_mario_is_shown_as_the_network_sees_it_but_in_colour() -> None:
-    lanes = make_lanes(config.Env(frame_height=48, frame_width=60, noop_max=0), 2, 0, render=True)
+    lanes = make_lanes(settings.Env(frame_height=48, frame_width=60, noop_max=0), 2, 0, render=True)
     pictures = []
 
     def look(lane: int, frame: Frame) -> None:
@@ -44,10 +44,10 @@ def test_mario_is_shown_as_the_network_sees_it_but_in_colour() -> None:
 
 
 def test_mario_names_its_buttons_and_its_pace() -> None:
-    lanes = make_lanes(config.Env(actions="RIGHT_ONLY", frame_skip=6), 1, 0)
+    lanes = make_lanes(settings.Env(actions="RIGHT_ONLY", frame_skip=6), 1, 0)
     assert lanes.action_names == ("NOOP", "right", "right+A", "right+B", "right+A+B")
     assert lanes.decisions_per_s == pytest.approx(10, abs=0.1)
-    listed = make_lanes(config.Env(actions=(("right",), ("A", "B"))), 1, 0)
+    listed = make_lanes(settings.Env(actions=(("right",), ("A", "B"))), 1, 0)
     assert listed.action_names == ("right", "A+B")
 
 
@@ -88,13 +88,13 @@ def painters() -> Iterator[None]:
 def test_gymnasium_environments_draw_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     monkeypatch.setattr(Painter, "picture", picture)
-    lanes = make_lanes(config.Env(id="Painter-v0"), 1, 0, render=True)
+    lanes = make_lanes(settings.Env(id="Painter-v0"), 1, 0, render=True)
     lanes.reset(0)
     drawn = lanes.render(0)
     np.testing.assert_array_equal(drawn, picture)
     assert not np.shares_memory(drawn, picture)
     assert (lanes.action_names, lanes.decisions_per_s) == (("0", "1"), 12.0)
-    assert make_lanes(config.Env(id="Meanings-v0"), 1, 0).action_names == ("NOOP", "FIRE")
+    assert make_lanes(settings.Env(id="Meanings-v0"), 1, 0).action_names == ("NOOP", "FIRE")
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_environments_that_draw_nothing_of_use_are_refused(
     monkeypatch: pytest.MonkeyPatch, picture: Any, reason: str
 ) -> None:
     monkeypatch.setattr(Painter, "picture", picture)
-    lanes = make_lanes(config.Env(id="Painter-v0"), 1, 0, render=True)
+    lanes = make_lanes(settings.Env(id="Painter-v0"), 1, 0, render=True)
     lanes.reset(0)
     with pytest.raises(EnvError, match=f"Painter-v0 {reason}"):
         lanes.render(0)
 
 
 def test_cartpole_draws_its_cart() -> None:
-    lanes = make_lanes(config.Env(id="CartPole-v1", frame_stack=1), 2, 0, render=True)
+    lanes = make_lanes(settings.Env(id="CartPole-v1", frame_stack=1), 2, 0, render=True)
     cart = []
     for lane in (0, 1):
         lanes.reset(lane)
@@ -131,7 +131,7 @@ def test_cartpole_draws_its_cart() -> None:
 
 def test_atari_draws_in_colour_at_the_pace_of_its_decisions() -> None:
     pytest.importorskip("ale_py", reason="no ale-py: pip install 'apex_zmq[atari]'")
-    lanes = make_lanes(config.Env(id="ALE/Breakout-v5", frame_skip=4, noop_max=0, sticky=0.25), 1, 0, render=True)
+    lanes = make_lanes(settings.Env(id="ALE/Breakout-v5", frame_skip=4, noop_max=0, sticky=0.25), 1, 0, render=True)
     lanes.reset(0)
     before = lanes.render(0)
     for _ in range(5):
@@ -156,10 +156,10 @@ def test_factories_draw_where_they_take_a_render_mode(tmp_path: Path, monkeypatc
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("with_mode", "with_options", "always"):
-        lanes = make_lanes(config.Env(id=f"drawn_envs:{name}", frame_stack=1), 1, 0, render=True)
+        lanes = make_lanes(settings.Env(id=f"drawn_envs:{name}", frame_stack=1), 1, 0, render=True)
         lanes.reset(0)
         assert lanes.render(0).shape == (400, 600, 3)
-    without = config.Env(id="drawn_envs:without", frame_stack=1)
+    without = settings.Env(id="drawn_envs:without", frame_stack=1)
     make_lanes(without, 1, 0)
     with pytest.raises(EnvError, match="drawn_envs:without cannot be drawn: it must take render_mode='rgb_array'"):
         make_lanes(without, 1, 0, render=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from apex_zmq import config
+from apex_zmq.config.settings import MARIO, Env, Reward
+from apex_zmq.config.settings import stages as stages_of
 from apex_zmq.envs import emulators, mario
 from apex_zmq.envs.emulators import FCEUmm, NESPy
 from apex_zmq.envs.interface import EnvError, Progress, Step
@@ -22,7 +23,7 @@ from apex_zmq.envs.mario import Outcome
 CLEARS = json.loads((Path(__file__).parents[1] / "data/mario-1-1-clears.json").read_text())
 LOST_LEVELS = "SuperMarioBros2"
 BUTTONS = {128: "right", 64: "left", 32: "down", 16: "up", 2: "B", 1: "A"}
-TERMS = config.Reward(progress=0.0, time=0.0, death=-3.0, clear=5.0, score=0.001)
+TERMS = Reward(progress=0.0, time=0.0, death=-3.0, clear=5.0, score=0.001)
 PLAYER_STATE, MODE, TASK, CASTLE = 0x0E, 0x770, 0x772, 0x746
 
 
@@ -36,7 +37,7 @@ def machines() -> Iterator[Machines]:
 def episode(machines: Machines, **settings: Any) -> MarioLanes:
     """One lane in an episode of its own, walking right with action 0."""
     walk: dict[str, Any] = {"actions": (("right",),), "noop_max": 0, "reward": TERMS}
-    lanes = MarioLanes(config.Env(**(walk | settings)), 1, 0, machines)
+    lanes = MarioLanes(Env(**(walk | settings)), 1, 0, machines)
     lanes.reset(0)
     return lanes
 
@@ -106,7 +107,7 @@ def test_three_lives_in_one_stage(machines: Machines) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fceumm", "nes-py"])
-@pytest.mark.parametrize("game", [config.MARIO, LOST_LEVELS])
+@pytest.mark.parametrize("game", [MARIO, LOST_LEVELS])
 def test_a_stage_leads_to_the_next_on_both_emulators(game: str, kind: str) -> None:
     own: Machines = SharedMachine(FCEUmm(game)) if kind == "fceumm" else MachinePerLane(game)
     lanes = episode(own, id=game, stages="all", max_pool=True, max_episode_steps=2)
@@ -162,7 +163,7 @@ def test_what_ends_an_episode(
     outcome: Outcome, world: int, left: int, settings: dict[str, Any], expected: bool
 ) -> None:
     now = mario.Reading(40, 1, False, 8, 0, left, world, 4, 4, 1, 300, 0, 0)
-    assert mario.ended(mario.begin(now)._replace(outcome=outcome), config.Env(**settings)) is expected
+    assert mario.ended(mario.begin(now)._replace(outcome=outcome), Env(**settings)) is expected
 
 
 def test_a_game_that_ignores_the_player_for_ever_is_an_error(machines: Machines, monkeypatch: Any) -> None:
@@ -175,9 +176,9 @@ def test_a_game_that_ignores_the_player_for_ever_is_an_error(machines: Machines,
 
 def test_every_stage_of_the_lost_levels_starts() -> None:
     machine = FCEUmm(LOST_LEVELS)
-    stages = config.stages(LOST_LEVELS)
-    assert (len(stages), stages[-1]) == (16, "4-4")
-    for stage in stages:
+    found = stages_of(LOST_LEVELS)
+    assert (len(found), found[-1]) == (16, "4-4")
+    for stage in found:
         machine.load_state(mario.start_state(machine, stage).state)
         start = mario.read(machine.ram)
         assert f"{start.world}-{start.stage}" == stage
@@ -209,4 +210,4 @@ def test_a_rom_is_known_by_its_content(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
     assert emulators.rom_path(LOST_LEVELS).name == "super-mario-bros-lost-levels.nes"
     with pytest.raises(EnvError, match=r"no ROM .* is SuperMarioBros's"):
-        emulators.rom_path(config.MARIO)
+        emulators.rom_path(MARIO)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scipy.stats import chisquare
 
-from apex_zmq.config import ConfigError
-from apex_zmq.replay import arena, record
+from apex_zmq.errors import ConfigError
+from apex_zmq.replay import record
+from apex_zmq.replay.disk import arena
 from apex_zmq.replay.store import Store
 from apex_zmq.types import FrameSpec, Segment, UInt64s
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_zmq import configure
-from apex_zmq.config import Config, batch_addresses
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.net.sockets import Inbox, Outbox, wait
 from apex_zmq.roles import replay
+from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.replay import ReplayServer
-from apex_zmq.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature
-from apex_zmq.transport import Inbox, Outbox, wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import frame_crc
@@ -36,7 +36,7 @@ class Peers:
     def __init__(self, directory: Path, values: int, changes: dict[str, Any]) -> None:
         paths = {name: f"ipc://{directory}/{name}" for name in ("experience", "priorities", "batches", "status")}
         many = {f"addresses.{name}": [paths[name]] for name in ("experience", "priorities")}
-        self.config: Config = configure.replace(
+        self.config: Config = loading.replace(
             Config(),
             {
                 "env.frame_stack": 1,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apex_zmq.replay.store import Store
-from apex_zmq.segments import SegmentBuilder
+from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire.body import Body, Parts, encode
 from apex_zmq.wire.codec import Kind

@@ -21,11 +21,10 @@ import pytest
 from msgspec import inspect
 from numpy.lib.stride_tricks import sliding_window_view
 
-from apex_zmq import config as settings
-from apex_zmq import configure
+from apex_zmq.agent.nstep import n_step_columns
+from apex_zmq.config import loading, settings
 from apex_zmq.envs.emulators import ROM_SHA256
 from apex_zmq.envs.mario import RULES_VERSION
-from apex_zmq.nstep import n_step_columns
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire import experience, messages
@@ -321,13 +320,13 @@ def test_the_experience_signature_example() -> None:
     assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256[settings.MARIO], RULES_VERSION)
     agent = {"n_step": meaning["n_step"], "gamma": meaning["gamma"]}
     for left_out in ({}, {"emulator": "nes-py", "stages": ["8-4"]}):
-        config = configure.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
+        config = loading.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
         assert experience_signature(config) == digest
-    whole = configure.from_tree({"env": meaning["env"] | {"stages": "all"}, "agent": agent}, "PROTOCOL.md")
+    whole = loading.from_tree({"env": meaning["env"] | {"stages": "all"}, "agent": agent}, "PROTOCOL.md")
     meaning["env"]["stages"] = "all"
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     assert experience_signature(whole) == hashlib.sha256(text.encode()).hexdigest()[:16]
-    other = configure.from_tree({"env": meaning["env"] | {"frame_skip": 3}, "agent": agent}, "PROTOCOL.md")
+    other = loading.from_tree({"env": meaning["env"] | {"frame_skip": 3}, "agent": agent}, "PROTOCOL.md")
     assert experience_signature(other) != digest
 
 
@@ -340,7 +339,7 @@ def test_the_keys_of_the_experience_signature() -> None:
 
 
 def test_the_experience_signature_of_another_environment_has_no_rules() -> None:
-    config = configure.from_tree({"env": {"id": "Träger-v1"}}, "test")
+    config = loading.from_tree({"env": {"id": "Träger-v1"}}, "test")
     env = settings.to_tree(config.env)
     del env["emulator"], env["stages"]
     text = json.dumps({"env": env, "gamma": 0.99, "n_step": 3}, sort_keys=True, separators=(",", ":"))
@@ -349,7 +348,7 @@ def test_the_experience_signature_of_another_environment_has_no_rules() -> None:
 
 
 def test_the_network_signature_example() -> None:
-    from apex_zmq.networks import make_network, to_arrays
+    from apex_zmq.agent.networks import make_network, to_arrays
 
     (rows,) = tables("Network signature")
     listed = [[row["name"], json.loads(row["shape"]), "float32"] for row in rows]
@@ -370,7 +369,7 @@ def test_the_network_signature_example() -> None:
 def test_networks_compute_what_the_document_says(name: Any, dueling: bool, layer_norm: bool) -> None:
     import torch
 
-    from apex_zmq.networks import load_arrays, make_network, to_arrays
+    from apex_zmq.agent.networks import load_arrays, make_network, to_arrays
 
     (rows,) = tables("9. Networks")
     (row,) = [row for row in rows if row["network"] == name]

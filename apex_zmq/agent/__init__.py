@@ -1,0 +1,1 @@
+"""Ape-X DQN without sockets: networks, losses, n-step returns, exploration, importance weights, gradient steps."""

@@ -1,0 +1,73 @@
+"""Log lines of a role: on the terminal, and in files that are rotated."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Literal
+
+from apex_zmq.errors import ConfigError
+
+Format = Literal["text", "json"]
+FILE_BYTES = 10_000_000
+OLD_FILES = 3  # kept beside the newest, as <role>.log.1 and so on
+
+
+class _File(RotatingFileHandler):
+    """A log file. A full disk is said once and costs lines, not the program."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not self._failed:
+            self._failed = True
+            print(f"{self.baseFilename} misses lines, the program goes on: {sys.exc_info()[1]}", file=sys.stderr)
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json_line(record.created, record.levelname, self._role, super().format(record))
+
+
+def json_line(created: float, level: str, role: str, message: str) -> str:
+    """One log line as an object; created: unix seconds, written as ISO 8601 in UTC."""
+    time = datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": time, "level": level, "role": role, "message": message})
+
+
+def configure(role: str, level: str, log_format: Format, directory: Path | None) -> None:
+    """Log to the terminal, and to `<directory>/<role>.log` where one is given; uncaught exceptions too.
+
+    Raises:
+        ConfigError: a directory that cannot be written.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if directory is not None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            handlers.append(_File(directory / f"{role}.log", maxBytes=FILE_BYTES, backupCount=OLD_FILES))
+        except OSError as error:
+            raise ConfigError(f"cannot write logs in {directory}: {error.strerror}; choose another --log-dir") from None
+    text = logging.Formatter(f"%(asctime)s %(levelname)-7s {role} %(message)s")
+    for handler in handlers:
+        handler.setFormatter(_JsonFormatter(role) if log_format == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=handlers)
+    sys.excepthook = lambda kind, error, _: logging.critical("uncaught %s", kind.__name__, exc_info=error)
+    threading.excepthook = lambda args: logging.critical("uncaught in a thread", exc_info=args.exc_value)
+
+
+def keep(message: str) -> None:
+    """Put an error that has been printed already into the log file, where there is one."""
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RotatingFileHandler):
+            handler.handle(record)

@@ -1,0 +1,1 @@
+"""ZeroMQ: links, sockets, access by keys, and the parameter stream."""

@@ -1,0 +1,1 @@
+"""Playing checkpoints: evaluation, viewing, windows and films."""

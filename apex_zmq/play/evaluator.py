@@ -1,0 +1,221 @@
+"""The evaluator: plays a checkpoint, or what a live run publishes, under a fixed protocol and sums up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apex_zmq.agent.networks import load_arrays, to_arrays
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config
+from apex_zmq.envs.make import EnvError
+from apex_zmq.errors import CheckpointError, ConfigError
+from apex_zmq.net.keys import client_keys
+from apex_zmq.net.parameters import Arrays, MismatchError, ParameterFollower
+from apex_zmq.net.sockets import Inbox
+from apex_zmq.play.player import Moment, Player, Protocol
+from apex_zmq.play.video import Digest, Video
+from apex_zmq.rundir.checkpoint import BEST_EVAL, Checkpoint, load, save
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.types import UInt8s
+from apex_zmq.watch.tensorboard import EvaluationBoard
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Parameters, Status, decode_relayed_status
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 0.5
+
+
+def evaluate(
+    checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, video: Path | None = None
+) -> dict[str, Any]:
+    """Play a checkpoint and sum up; the figures are ready for JSON.
+
+    video: file that shows all episodes.
+
+    Raises:
+        ConfigError, EnvError: an environment that cannot be made.
+        VideoError: a video that cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        player = stack.enter_context(contextlib.closing(Player.of(checkpoint, protocol, seed, render=bool(video))))
+        film = stack.enter_context(contextlib.closing(Video(video, player.lanes.decisions_per_s))) if video else None
+        ends = [_play(player, film.show if film else None) for _ in range(episodes)]
+    return {"env": checkpoint.config["env"]["id"], "protocol": protocol, "seed": seed, **summarize(ends)}
+
+
+def _play(player: Player, show: Callable[[UInt8s], None] | None = None) -> Moment:
+    """An episode's last moment."""
+    for moment in player.episode():
+        end = moment
+        if show is not None:
+            show(player.lanes.render(0))
+    return end
+
+
+def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a rate seen in `count` trials (Wilson 1927)."""
+    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def summarize(ends: list[Moment]) -> dict[str, Any]:
+    """The figures of some episodes, given their last moments; the clear rate with its 95% interval."""
+    summary: dict[str, Any] = {
+        "episodes": len(ends),
+        "mean_return": float(np.mean([end.episode_return for end in ends])),
+        "mean_length": float(np.mean([end.length for end in ends])),
+    }
+    progress = [end.progress for end in ends if end.progress is not None]
+    if progress:
+        clear_rate = float(np.mean([each.cleared for each in progress]))
+        summary |= {
+            "stages": sorted({each.stage for each in progress}),
+            "clear_rate": clear_rate,
+            "clear_rate_95": [round(bound, 3) for bound in wilson(clear_rate, len(progress))],
+            "mean_stages_cleared": float(np.mean([each.stages_cleared for each in progress])),
+            "mean_x": float(np.mean([each.max_x for each in progress])),
+            "best_x": max(each.max_x for each in progress),
+        }
+    return summary
+
+
+def follow(
+    checkpoint: Checkpoint,
+    directory: Path,
+    every: int,
+    episodes: int,
+    protocol: Protocol,
+    seed: int,
+    keys: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Evaluate what a live run publishes, every so many versions, and keep the best in its run directory.
+
+    The run notices nothing: its learner has a subscriber only while the next version is awaited. The best by mean
+    return becomes best-eval.safetensors. One that is there already is played first, since the protocol it was chosen
+    under may have been another. Curves, and a short film of the best, go to TensorBoard. Ends when closed.
+
+    Args:
+        checkpoint: one of the run's: its settings say where the run publishes.
+        directory: the run's.
+        every: versions from one evaluation to the next, at least; what comes in between is left out.
+        episodes: of each evaluation.
+        protocol: as for `evaluate`.
+        seed: of the first evaluation's games; later ones go on from there.
+        keys: the evaluator's; those that the checkpoint names are the learner's.
+
+    Yields:
+        The figures of each evaluation.
+
+    Raises:
+        CheckpointError: a best-eval.safetensors that cannot be read.
+        ConfigError, EnvError: an environment that cannot be made; a run with keys, and none given.
+        MismatchError: at this address there is another run by now.
+    """
+    config = loading.from_tree(checkpoint.config, "checkpoint")
+    if config.addresses.keys and keys is None:
+        raise ConfigError("this run lets in holders of keys only; give those of an evaluator with --keys")
+    config = loading.replace(config, {"addresses.keys": str(keys) if keys is not None else None})
+    with contextlib.ExitStack() as stack:
+        player, drawn = _make_player(config, protocol, seed)
+        stack.enter_context(contextlib.closing(player))
+        board = stack.enter_context(contextlib.closing(EvaluationBoard(directory)))
+        best, kept = -math.inf, directory / BEST_EVAL
+        if kept.is_file():
+            player.network.load_state_dict(load(kept).played)
+            best = summarize([_play(player) for _ in range(episodes)])["mean_return"]
+            log.info("%s is the one to beat: its mean return is %g", kept, best)
+        evaluated: Parameters | None = None
+        log.info("waiting for parameters from %s", config.addresses.parameters)
+        while True:
+            evaluated, arrays, decisions = _await_parameters(config, checkpoint.run_id, player, evaluated, every)
+            load_arrays(player.network, arrays)
+            film = Digest(player.lanes.decisions_per_s)
+            ends = [_play(player, film.show if drawn and not episode else None) for episode in range(episodes)]
+            figures = summarize(ends)
+            if figures["mean_return"] > best:
+                try:
+                    _promote(kept, checkpoint, player, evaluated, figures["mean_return"])
+                    best = figures["mean_return"]
+                except CheckpointError as error:
+                    log.warning("evaluation goes on without: %s", error)
+                if drawn:
+                    board.show(film.gif(), decisions)
+            board.write(figures, decisions)
+            yield {
+                "version": evaluated.version,
+                "update": evaluated.update,
+                "decisions": decisions,
+                "protocol": protocol,
+                **figures,
+            }
+
+
+def _make_player(config: Config, protocol: Protocol, seed: int) -> tuple[Player, bool]:
+    """A player, and whether its game can be drawn."""
+    try:
+        with contextlib.ExitStack() as unless_drawn:
+            player = unless_drawn.enter_context(contextlib.closing(Player(config, protocol, seed, render=True)))
+            player.lanes.reset(0)
+            player.lanes.render(0)
+            unless_drawn.pop_all()
+            return player, True
+    except EnvError as error:
+        log.warning("no films of the best: %s", error)
+        return Player(config, protocol, seed), False
+
+
+def _await_parameters(
+    config: Config, run_id: str, player: Player, evaluated: Parameters | None, every: int
+) -> tuple[Parameters, Arrays, int]:
+    """The newest parameters, once they are due, and the decisions of the run so far.
+
+    Raises:
+        MismatchError: they are another run's.
+    """
+    address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
+    network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
+    statuses: Inbox[Status] = Inbox.subscribe(address, {Kind.RELAYED_STATUS: decode_relayed_status}, keys=keys)
+    follower = ParameterFollower(address, network, experience, keys)
+    with contextlib.closing(statuses), contextlib.closing(follower):
+        arrays: Arrays | None = None
+        decisions: int | None = None
+        while True:
+            arrays = follower.poll(IDLE_S) or arrays
+            while (status := statuses.receive()) is not None:
+                if status.role == "learner" and "decisions" in status.metrics:
+                    decisions = round(status.metrics["decisions"])
+            newest = follower.newest
+            if newest is not None and newest.run != run_id:
+                raise MismatchError(
+                    f"{address} publishes run {newest.run} by now, not {run_id}: follow the run directory of that one"
+                )
+            if newest is None or arrays is None or decisions is None:
+                continue
+            if evaluated is None or newest.epoch != evaluated.epoch or newest.version >= evaluated.version + every:
+                return newest, arrays, decisions
+
+
+def _promote(path: Path, checkpoint: Checkpoint, player: Player, parameters: Parameters, score: float) -> None:
+    """Save what has just been evaluated, to be played or to start from; the run's training state is not in it.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    evaluated = dataclasses.replace(
+        checkpoint,
+        tensors={"online": dict(player.network.state_dict())},
+        counters={"updates": parameters.update},
+        epoch=parameters.epoch,
+        best_score=score,
+    )
+    save(path, evaluated)

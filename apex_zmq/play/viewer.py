@@ -1,0 +1,101 @@
+"""Plays a checkpoint for people to watch, and lets them look over an actor's shoulder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from apex_zmq.envs.make import Lanes, Progress
+from apex_zmq.play.picture import COLUMNS, ROWS, Scene, draw
+from apex_zmq.play.player import Player, Protocol
+from apex_zmq.play.video import Video
+from apex_zmq.play.window import Window, WindowClosed
+from apex_zmq.rundir.checkpoint import Checkpoint
+from apex_zmq.types import Float32s
+
+log = logging.getLogger(__name__)
+
+PICTURES_PER_S = 10.0  # of an actor: it steps a lane faster than anybody can look, and drawing takes its time
+
+
+def play(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, video: Path | None) -> None:
+    """Show episodes in a window, at the pace of a person's play, or write them to a video file.
+
+    Raises:
+        ConfigError, EnvError: an environment that cannot be made or drawn.
+        WindowError, VideoError: no window to be had, or a video that cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        player = stack.enter_context(contextlib.closing(Player.of(checkpoint, protocol, seed, render=True)))
+        lanes = player.lanes
+        rate = lanes.decisions_per_s
+        screen: Video | Window = Video(video, rate) if video is not None else Window(ROWS, COLUMNS, rate)
+        stack.enter_context(contextlib.closing(screen))
+        stack.enter_context(contextlib.suppress(WindowClosed))
+        for _ in range(episodes):
+            values: list[float] = []
+            for moment in player.episode():
+                values.append(float(moment.q.max()))
+                facts = _facts(moment.episode_return, moment.progress, player.epsilon)
+                game = lanes.render(0)
+                scene = Scene(game, moment.observation, moment.q, moment.action, lanes.action_names, values, facts)
+                screen.show(draw(scene))
+
+
+class LaneWindow:
+    """A window on one lane of an actor; closing it changes nothing else.
+
+    Raises:
+        WindowError: no window to be had.
+    """
+
+    def __init__(self, lanes: Lanes, lane: int) -> None:
+        self.lane = lane
+        self._lanes = lanes
+        self._window: Window | None = Window(ROWS, COLUMNS)
+        self._values: list[float] = []
+        self._shown_at = 0.0
+
+    def reset(self) -> None:
+        """The lane begins an episode."""
+        self._values.clear()
+
+    def show(
+        self,
+        observation: npt.NDArray[Any],
+        q: Float32s,
+        action: int,
+        episode_return: float,
+        progress: Progress | None,
+        epsilon: float,
+    ) -> None:
+        """The lane has just been stepped: what it sees now, and the decision that led there."""
+        self._values.append(float(q.max()))
+        now = time.monotonic()
+        if self._window is None or now - self._shown_at < 1 / PICTURES_PER_S:
+            return
+        self._shown_at = now
+        game, facts = self._lanes.render(self.lane), _facts(episode_return, progress, epsilon)
+        try:
+            self._window.show(draw(Scene(game, observation, q, action, self._lanes.action_names, self._values, facts)))
+        except WindowClosed:
+            log.info("window closed; training goes on")
+            self.close()
+
+    def close(self) -> None:
+        """Close the window, if nobody has yet."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+
+def _facts(episode_return: float, progress: Progress | None, epsilon: float) -> dict[str, str]:
+    facts = {"return": f"{episode_return:.2f}", "epsilon": f"{epsilon:.4f}"}
+    if progress is not None:
+        facts |= {"stage": progress.stage, "x": f"{progress.max_x}"}
+    return facts

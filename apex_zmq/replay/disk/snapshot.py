@@ -1,0 +1,126 @@
+"""What a shard knows beside its records, as a file: priorities, counters, random state.
+
+magic     8 bytes
+crc       uint32, CRC-32 of all that follows
+header    uint32, bytes of the header
+header    JSON, UTF-8
+priority  float64[N], little-endian: of the transitions first_key .. first_key + N - 1
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+import zlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apex_zmq.errors import ConfigError
+from apex_zmq.rundir.files import replacing
+from apex_zmq.types import Float64s, FrameSpec
+
+MAGIC = b"APEXSNAP"
+FORMAT_VERSION = 1
+_PRELUDE = struct.Struct("<8sII")
+_CRC_AT = _PRELUDE.size - 4  # all behind the field
+_PIECE_BYTES = 1 << 18
+_BYTES_PER_S = 32e6  # slower than disks, so that sampling keeps its processor
+
+
+class SnapshotError(Exception):
+    """Bytes that are no snapshot, or not a whole one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreState:
+    """What a store knows beside its records.
+
+    log: number of the log whose records it knows.
+    priority: float64 [N], of the transitions from first_key on, as stored.
+    alpha, epsilon: by which they were computed.
+    random: state of the generator that samples.
+    """
+
+    log: int
+    first_key: int
+    priority: Float64s
+    alpha: float
+    epsilon: float
+    frame: FrameSpec
+    random: dict[str, Any]
+
+    @property
+    def next_key(self) -> int:
+        """Key of the transition behind the newest."""
+        return self.first_key + len(self.priority)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A shard at one moment.
+
+    time: Unix seconds.
+    signature: of the experience.
+    inserts, samples: the governor's counts.
+    """
+
+    time: float
+    signature: str
+    inserts: int
+    samples: int
+    store: StoreState
+
+
+def encode(snapshot: Snapshot) -> tuple[bytes, memoryview]:
+    """The file's bytes: prelude and header, and the priorities."""
+    priority = np.ascontiguousarray(snapshot.store.priority, "<f8")
+    store = {each.name: getattr(snapshot.store, each.name) for each in fields(StoreState) if each.name != "priority"}
+    store["frame"] = asdict(snapshot.store.frame)
+    own = {each.name: getattr(snapshot, each.name) for each in fields(Snapshot) if each.name != "store"}
+    header = json.dumps(own | {"format": FORMAT_VERSION, "store": store}).encode()
+    size = struct.pack("<I", len(header))
+    crc = zlib.crc32(priority.data, zlib.crc32(header, zlib.crc32(size)))
+    return _PRELUDE.pack(MAGIC, crc, len(header)) + header, priority.view(np.uint8).data
+
+
+def decode(data: bytes) -> Snapshot:
+    """A snapshot that is whole.
+
+    Raises:
+        SnapshotError: it is not.
+        ConfigError: it is of another format.
+    """
+    if len(data) < _PRELUDE.size:
+        raise SnapshotError("cut off")
+    magic, crc, header_bytes = _PRELUDE.unpack_from(data)
+    if magic != MAGIC or crc != zlib.crc32(memoryview(data)[_CRC_AT:]):
+        raise SnapshotError("damaged")
+    header = json.loads(data[_PRELUDE.size : _PRELUDE.size + header_bytes])
+    if (version := header.pop("format")) != FORMAT_VERSION:
+        raise ConfigError(
+            f"a replay's snapshot has format {version}, this program reads {FORMAT_VERSION}; "
+            "use the program that wrote it, or another directory"
+        )
+    store = header.pop("store")
+    frame = store.pop("frame")
+    spec = FrameSpec(tuple(frame["shape"]), frame["dtype"], frame["stack"])
+    priority = np.frombuffer(data, "<f8", offset=_PRELUDE.size + header_bytes)
+    return Snapshot(store=StoreState(priority=priority, frame=spec, **store), **header)
+
+
+def write(path: Path, snapshot: Snapshot, previous: Path) -> None:
+    """Put a snapshot at `path`, where there is all of it or none; what was there goes to `previous`.
+
+    Raises:
+        OSError: it cannot be written; both are as before then.
+    """
+    with replacing(path, previous) as temporary, temporary.open("wb") as file:
+        for part in encode(snapshot):
+            for start in range(0, len(part), _PIECE_BYTES):
+                piece = part[start : start + _PIECE_BYTES]
+                file.write(piece)
+                time.sleep(len(piece) / _BYTES_PER_S)

@@ -1,0 +1,280 @@
+"""The actor role: steps its lanes with its own copy of the network and ships segments."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import secrets
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from apex_zmq.agent.exploration import Explorer, elastic_epsilon, ladder
+from apex_zmq.agent.networks import load_arrays, make_network, to_arrays
+from apex_zmq.config.settings import Config
+from apex_zmq.envs.make import EnvError, Lanes, Step, make_lanes
+from apex_zmq.net.keys import client_keys
+from apex_zmq.net.parameters import ParameterFollower
+from apex_zmq.play.viewer import LaneWindow
+from apex_zmq.roles.actor.segments import SegmentBuilder
+from apex_zmq.roles.actor.shipper import Shipper
+from apex_zmq.roles.status import StatusReporter
+from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.types import Segment
+from apex_zmq.wire.messages import Episode
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 10.0
+IDLE_S = 0.1
+REARM_S = 1.0
+
+
+class Watchdog:
+    """Ends the process with a stack trace when the emulator hangs, the GIL held or not.
+
+    Armed around emulator work, disarmed while waiting on a socket.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._armed_at: float | None = None
+
+    def arm(self) -> None:
+        """Start the countdown anew; cheap enough to call before every decision."""
+        now = time.monotonic()
+        if self._armed_at is None or now - self._armed_at > min(REARM_S, self._timeout_s / 4):
+            faulthandler.dump_traceback_later(self._timeout_s, exit=True)
+            self._armed_at = now
+
+    def disarm(self) -> None:
+        """Stop the countdown."""
+        faulthandler.cancel_dump_traceback_later()
+        self._armed_at = None
+
+
+class Actor:
+    """One actor process over `actor.lanes` lanes.
+
+    index: this actor's place among its peers; total_lanes: lanes of all actors.
+    Both None: exploration is elastic. render: show the last lane, whose epsilons are the lowest, in a window.
+
+    Raises:
+        EnvError: the environment cannot be made.
+        WindowError: no window to be had.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        index: int | None = None,
+        total_lanes: int | None = None,
+        *,
+        render: bool = False,
+    ) -> None:
+        torch.set_num_threads(config.actor.threads)
+        count = config.actor.lanes
+        boot = secrets.randbits(63)
+        self._watchdog = Watchdog(config.actor.watchdog_s)
+        # An elastic actor draws its seed, or two of them on two hosts would play the same games.
+        entropy = [config.run.seed, index] if index is not None else [config.run.seed, boot]
+        self._rng = np.random.default_rng(entropy)
+        self._config = config
+        self._name, self._boot = name, boot
+        self._watchdog.arm()
+        try:
+            self._lanes: Lanes = make_lanes(config.env, count, int(self._rng.integers(1 << 31)), render=render)
+        finally:
+            self._watchdog.disarm()
+        self._window = LaneWindow(self._lanes, count - 1) if render else None
+        spec = self._lanes.spec
+        self._network = make_network(config.agent, spec.frame, spec.num_actions).eval()
+        self._signature = experience_signature(config)
+        self._parameters = ParameterFollower(
+            config.addresses.parameters,
+            network_signature(to_arrays(self._network)),
+            self._signature,
+            client_keys(config.addresses, "parameters"),
+        )
+        self._shipper = Shipper(
+            config.addresses.experience,
+            self._signature,
+            drop_oldest=config.actor.when_blocked == "drop_oldest",
+            keys=client_keys(config.addresses, "experience"),
+        )
+        self._explorer = Explorer(count, spec.num_actions, config.actor.repeat_zeta, config.actor.repeat_max, self._rng)
+        self._ladder: list[float] | None = None
+        if index is not None and total_lanes is not None:
+            rungs = range(index * count, (index + 1) * count)
+            self._ladder = [
+                ladder(config.actor.epsilon, config.actor.epsilon_alpha, rung, total_lanes) for rung in rungs
+            ]
+        self._builders = [
+            SegmentBuilder(spec.frame, config.agent.n_step, config.agent.gamma, config.actor.segment_length)
+            for _ in range(count)
+        ]
+        self._observations = np.zeros((count, spec.frame.stack, *spec.frame.shape), spec.frame.dtype)
+        self._epsilon = np.zeros(count)
+        self._returns = np.zeros(count)
+        self._lengths = np.zeros(count, np.int64)
+        self._decisions = 0
+        self._reporter = StatusReporter("actor", name, boot, config)
+
+    def run(self, stop: threading.Event) -> None:
+        """Play until told to stop.
+
+        Raises:
+            MismatchError: the learner trains something else.
+            RuntimeError, or what the environment raises: it failed, and may work again in a new process.
+        """
+        self._reporter.start()
+        try:
+            if self._await_parameters(stop):
+                self._play(stop)
+        except EnvError as error:
+            raise RuntimeError(f"the environment failed: {error}") from error
+        finally:
+            self._watchdog.disarm()
+            self._shipper.farewell(self._name, self._boot)
+            self._report()
+            self._reporter.close()
+            self._shipper.close()
+            self._parameters.close()
+            self._lanes.close()
+            if self._window is not None:
+                self._window.close()
+
+    def _await_parameters(self, stop: threading.Event) -> bool:
+        log.info("waiting for parameters from %s", self._config.addresses.parameters)
+        while not stop.is_set():
+            if self._follow(IDLE_S):
+                return True
+        return False
+
+    def _follow(self, timeout_s: float = 0.0) -> bool:
+        arrays = self._parameters.poll(timeout_s)
+        if arrays is None:
+            return False
+        load_arrays(self._network, arrays)
+        return True
+
+    def _play(self, stop: threading.Event) -> None:
+        lanes = range(self._lanes.num_lanes)
+        log.info("playing %d lanes%s", len(lanes), ", the last one in a window" if self._window is not None else "")
+        self._watchdog.arm()
+        for lane in lanes:
+            self._reset(lane)
+        q = self._q_values(self._observations)
+        while not stop.is_set():
+            self._watchdog.arm()
+            actions = self._explorer.act(q.argmax(axis=1), self._epsilon)
+            steps = [self._step(lane, int(actions[lane]), q[lane]) for lane in lanes]
+            next_value = self._final_values(steps)
+            for lane in lanes:
+                if steps[lane].terminated or steps[lane].truncated:
+                    self._finish_episode(lane, steps[lane])
+                    self._reset(lane)
+            self._follow()
+            q = self._q_values(self._observations)
+            running = np.isnan(next_value)
+            next_value[running] = q.max(axis=1)[running]
+            for lane in lanes:
+                self._builders[lane].bootstrap(float(next_value[lane]))
+                while (segment := self._builders[lane].take(self._name, self._boot)) is not None:
+                    self._ship(segment, stop)
+            self._decisions += len(lanes)
+            self._reporter.progress()
+            self._report()
+        for builder in self._builders:
+            if (segment := builder.take(self._name, self._boot, flush=True)) is not None:
+                self._shipper.ship(segment)
+
+    def _ship(self, segment: Segment, stop: threading.Event) -> None:
+        self._watchdog.disarm()
+        self._shipper.ship(segment)
+        started, told = time.monotonic(), False
+        while self._shipper.blocked and not stop.is_set():
+            self._shipper.wait(IDLE_S)
+            self._report()
+            if not told and time.monotonic() - started > PATIENCE_S:
+                log.warning("no shard has taken a segment for %g s; waiting for replay and learner", PATIENCE_S)
+                told = True
+
+    def _q_values(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            q: npt.NDArray[np.float32] = self._network(torch.from_numpy(observations)).numpy()
+        return q
+
+    def _step(self, lane: int, action: int, q: npt.NDArray[np.float32]) -> Step:
+        step = self._lanes.step(lane, action)
+        self._builders[lane].step(action, float(q[action]), step.frame, step.reward, step.terminated, step.truncated)
+        stack = self._observations[lane]
+        stack[:-1] = stack[1:]
+        stack[-1] = step.frame
+        self._returns[lane] += step.reward
+        self._lengths[lane] += 1
+        if self._window is not None and self._window.lane == lane:
+            epsilon, episode_return = float(self._epsilon[lane]), float(self._returns[lane])
+            self._window.show(stack, q, action, episode_return, step.progress, epsilon)
+        return step
+
+    def _final_values(self, steps: list[Step]) -> npt.NDArray[np.float64]:
+        """[L] bootstrap value of lanes whose episode ended with this step; NaN for the others.
+
+        A truncated episode bootstraps from its real final observation, which only
+        now stands in the stack.
+        """
+        values = np.full(len(steps), np.nan)
+        values[[step.terminated for step in steps]] = 0.0
+        truncated = [lane for lane, step in enumerate(steps) if step.truncated and not step.terminated]
+        if truncated:
+            values[truncated] = self._q_values(self._observations[truncated]).max(axis=1)
+        return values
+
+    def _reset(self, lane: int) -> None:
+        frame = self._lanes.reset(lane)
+        self._observations[lane] = frame
+        self._builders[lane].reset(frame)
+        self._explorer.reset(lane)
+        self._returns[lane], self._lengths[lane] = 0.0, 0
+        if self._window is not None and self._window.lane == lane:
+            self._window.reset()
+        if self._ladder is not None:
+            self._epsilon[lane] = self._ladder[lane]
+        else:
+            actor = self._config.actor
+            self._epsilon[lane] = elastic_epsilon(actor.epsilon, actor.epsilon_alpha, lane, actor.lanes, self._rng)
+
+    def _finish_episode(self, lane: int, step: Step) -> None:
+        progress = step.progress
+        self._reporter.episode(
+            Episode(
+                episode_return=float(self._returns[lane]),
+                length=int(self._lengths[lane]),
+                epsilon=float(self._epsilon[lane]),
+                stage=progress.stage if progress else "",
+                max_x=progress.max_x if progress else 0,
+                cleared=progress.cleared if progress else False,
+                stages_cleared=progress.stages_cleared if progress else 0,
+            )
+        )
+
+    def _report(self) -> None:
+        newest = self._parameters.newest
+        if newest is None:
+            return
+        self._reporter.metrics = {
+            "decisions": self._decisions,
+            "segments": self._shipper.sent,
+            "queued_segments": self._shipper.queued,
+            "dropped_segments": self._shipper.dropped,
+            "blocked_s": self._shipper.waited_s,
+            "parameter_version": newest.version,
+            "parameter_update": newest.update,
+            "parameter_age_s": time.monotonic() - self._parameters.received_at,
+        }

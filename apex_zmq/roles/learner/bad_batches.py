@@ -1,0 +1,55 @@
+"""Batches on which a gradient step failed, kept in the run directory for inspection."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from apex_zmq.roles.learner.feeder import DecodedBatch
+from apex_zmq.rundir.files import replacing
+from apex_zmq.types import Float32s
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = "bad-batches"
+KEPT = 10  # the newest of each rank
+
+
+def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s) -> None:
+    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: columns by the names of `Sample`, and the rest.
+
+    A failure is logged and costs the file, not the run.
+
+    Args:
+        directory: the run's.
+        update: gradient steps taken before.
+        decoded: the batch.
+        weights: [B] importance weights.
+    """
+    batch, sample = decoded.batch, decoded.batch.sample
+    name = f"update-{update:09d}-rank-{batch.rank}-shard-{batch.shard}-{batch.number}.npz"
+    path = directory / DIRECTORY / name
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                keys=sample.keys,
+                priority=sample.priority,
+                action=sample.action,
+                reward=sample.reward,
+                discount=sample.discount,
+                steps=sample.steps,
+                windows=decoded.windows,
+                broken=decoded.broken,
+                weights=weights,
+            )
+        own = path.parent.glob(f"*-rank-{batch.rank}-*.npz")
+        for old in sorted(own, key=lambda found: found.stat().st_mtime_ns)[:-KEPT]:
+            old.unlink()
+    except OSError as error:
+        log.error("%s not saved, training goes on: %s", path, error)
+    else:
+        log.error("the batch is in %s", path)

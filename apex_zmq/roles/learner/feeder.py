@@ -1,0 +1,156 @@
+"""Batches from the shards, decoded into buffers ready for the network, off the training thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from apex_zmq.net.keys import ServerKeys
+from apex_zmq.net.sockets import Inbox
+from apex_zmq.types import Batch, FrameSpec, Sample
+from apex_zmq.wire.checksums import corrupted_windows
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.experience import decode_batch
+from apex_zmq.wire.frames import decode_windows
+
+log = logging.getLogger(__name__)
+
+DECODED_AHEAD = 2
+RECEIVE_HWM = 4
+IDLE_S = 0.1
+FOREIGN_PER_LINE = 100  # batches of another learner between two lines of the log
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """A batch and its frames. The windows' memory goes back with `Feeder.recycle`."""
+
+    batch: Batch
+    windows: npt.NDArray[Any]  # [B, W, *frame]
+    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, are not what their actor sent, or of no action
+
+
+class Feeder(threading.Thread):
+    """Receives the batches of one learner epoch and decodes each frame once.
+
+    epoch: set before it starts; batches of another are dropped.
+    corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking them.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        insecure: bool,
+        frame: FrameSpec,
+        n_step: int,
+        num_actions: int,
+        pin_memory: bool,
+        keys: ServerKeys | None = None,
+    ) -> None:
+        super().__init__(name="feeder", daemon=True)
+        self._inbox: Inbox[Batch] = Inbox.bind(
+            address,
+            {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step)},
+            hwm=RECEIVE_HWM,
+            insecure=insecure,
+            keys=keys,
+        )
+        self._num_actions = num_actions
+        self.epoch = 0
+        self.corrupted = 0
+        self.decode_s = 0.0
+        self._foreign = 0
+        self._pin_memory = pin_memory
+        self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
+        self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
+        self._closing = threading.Event()
+
+    def get(self, timeout_s: float) -> DecodedBatch | None:
+        """The next decoded batch, or None when there is none in time."""
+        try:
+            return self._decoded.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def recycle(self, decoded: DecodedBatch) -> None:
+        """Give a batch's memory back once nothing reads it any more."""
+        self._buffers.put(decoded.windows)
+
+    @property
+    def decoded(self) -> int:
+        """Batches that are ready."""
+        return self._decoded.qsize()
+
+    @property
+    def refused(self) -> int:
+        """Messages dropped for breaking the protocol."""
+        return self._inbox.refused
+
+    def run(self) -> None:
+        """Receive and decode until closed."""
+        while not self._closing.is_set():
+            batch = self._inbox.receive(IDLE_S)
+            if batch is None:
+                continue
+            if batch.epoch != self.epoch:
+                self._complain(batch.epoch)
+                continue
+            started = time.monotonic()
+            unknown = batch.sample.action >= self._num_actions
+            sample = replace(batch.sample, action=np.where(unknown, np.uint16(0), batch.sample.action))
+            windows = self._buffer(sample)
+            broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, windows)
+            corrupted = corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs)
+            self.corrupted += int(corrupted.sum())
+            self.decode_s += time.monotonic() - started
+            self._hand_over(DecodedBatch(replace(batch, sample=sample), windows, broken | corrupted | unknown))
+        self._inbox.close()
+
+    def _complain(self, epoch: int) -> None:
+        # A few are what was on the way when this learner took another's place; many, that another has taken its own.
+        self._foreign += 1
+        if self._foreign % FOREIGN_PER_LINE == 0:
+            log.warning(
+                "%d batches dropped, dealt to the learner of epoch %d: stop that one or this", self._foreign, epoch
+            )
+
+    def _buffer(self, sample: Sample) -> npt.NDArray[Any]:
+        shape = (*sample.frame_sizes.shape, *sample.frame.shape)
+        try:
+            buffer = self._buffers.get_nowait()
+        except queue.Empty:
+            buffer = np.empty(0)
+        if buffer.shape == shape:
+            return buffer
+        # Zeros: padded places of short windows are never read but must not be garbage that is not finite.
+        dtype = torch.uint8 if sample.frame.dtype == "uint8" else torch.float32
+        fresh: npt.NDArray[Any] = torch.zeros(shape, dtype=dtype, pin_memory=self._pin_memory).numpy()
+        return fresh
+
+    def _hand_over(self, decoded: DecodedBatch) -> None:
+        while not self._closing.is_set():
+            try:
+                self._decoded.put(decoded, timeout=IDLE_S)
+                return
+            except queue.Full:
+                continue
+
+    def close(self) -> None:
+        """End the thread and free its address."""
+        self._closing.set()
+        if self.is_alive():
+            self.join()
+        else:
+            self._inbox.close()

@@ -1,0 +1,1 @@
+"""The directory of a run: its lock and layout, checkpoints, episodes, atomic files."""

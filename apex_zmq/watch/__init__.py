@@ -1,0 +1,1 @@
+"""Watching a run: statistics, TensorBoard, Prometheus, apex-top and apex-doctor."""

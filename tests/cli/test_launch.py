@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from apex_zmq.cli.launch import Role, Terminal
+from apex_zmq.cli.logs import json_line
+
+
+def test_away_from_a_terminal_text_lines_get_their_roles_name(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal("text")
+    terminal.show("learner", "2026-01-01 INFO    learner progress  episodes 3")
+    terminal.show("actor-12", "Traceback")
+    terminal.close()
+    assert capsys.readouterr().out == (
+        "learner  | 2026-01-01 INFO    learner progress  episodes 3\nactor-12 | Traceback\n"
+    )
+
+
+def test_away_from_a_terminal_json_stays_json_and_the_rest_becomes_so(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal("json")
+    logged = json_line(0.0, "INFO", "learner", "progress  episodes 3")
+    terminal.show("learner", logged)
+    terminal.show("actor-12", '{"a": "dictionary" that is no JSON')
+    terminal.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == logged
+    line = json.loads(second)
+    assert (line["level"], line["role"]) == ("WARNING", "actor-12")
+    assert line["message"] == '{"a": "dictionary" that is no JSON'
+
+
+def test_a_role_is_read_to_its_end_where_its_lines_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        terminal = Terminal("text")
+        role = Role("doctor", ["doctor", "--help"], terminal)
+        role.start()
+        role.wait(60)
+        terminal.close()
+        monkeypatch.undo()
+    assert role.process is not None
+    assert role.process.stdout is not None
+    with role.process.stdout as rest:
+        assert rest.read() == ""

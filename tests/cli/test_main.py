@@ -1,0 +1,55 @@
+"""Where a program cannot start, or may not look, it says why in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apex_zmq import __main__
+from apex_zmq.cli import tools
+from apex_zmq.play import evaluator
+
+from ..conftest import ROOT
+
+assert evaluator  # loaded, since a user who may not look cannot load it
+NOBODY = 65534
+
+
+def test_without_its_packages_a_program_says_how_to_get_them() -> None:
+    command = [sys.executable, "-S", "-m", "apex_zmq", "doctor"]
+    ran = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("apex-doctor: error: nothing can run here: No module named ")
+    assert "make .venv/.installed" in line
+
+
+def test_an_old_python_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    monkeypatch.setattr(sys, "argv", ["apex_zmq", "train"])
+    assert __main__.main() == 2
+    assert "apex-train: error: nothing can run here: Python 3.9 is too old" in capsys.readouterr().err
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A directory that this process may not search."""
+    path = tmp_path / "closed"
+    path.mkdir(mode=0)
+    if os.geteuid() == 0:  # may do everything
+        os.seteuid(NOBODY)
+        yield path
+        os.seteuid(0)
+    else:
+        yield path
+
+
+def test_a_path_that_may_not_be_looked_at_is_named(closed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tools.evaluate(["--checkpoint", str(closed / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"apex-eval: error: cannot use {closed / 'run'}: Permission denied; ")

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from apex_zmq.net import parameters
+from apex_zmq.net.parameters import ParameterFollower, ParameterPublisher
+
+from ..channels import PATIENCE_S, SIGNATURE
+from ..channels import parameters as publication
+
+
+def test_a_learner_of_a_lower_epoch_is_followed_once_the_former_is_silent(
+    address: str, opened: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a run is resumed from an early checkpoint on a host whose clock is behind."""
+    monkeypatch.setattr(parameters, "SILENT_S", 1.0)
+    former: ParameterPublisher = opened(ParameterPublisher(address, insecure=False))
+    follower: ParameterFollower = opened(ParameterFollower(address, None, SIGNATURE))
+    former.publish(replace(publication(3), epoch=7))
+    deadline = time.monotonic() + PATIENCE_S
+    while follower.newest is None:
+        former.serve()
+        follower.poll(0.01)
+        assert time.monotonic() < deadline
+    former.publish(replace(publication(9), epoch=5))
+    heard_at = follower.received_at
+    while follower.newest.epoch == 7:
+        former.serve()
+        former.publish(replace(publication(9), epoch=5))
+        follower.poll(0.01)
+        assert time.monotonic() < deadline
+    assert (follower.newest.epoch, follower.newest.version) == (5, 9)
+    assert follower.received_at - heard_at > 1.0

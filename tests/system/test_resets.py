@@ -1,0 +1,98 @@
+"""A stranger that connects and resets, again and again, to each bound port of a run with keys: nobody notices."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from apex_zmq.net import access
+from apex_zmq.net.keys import make_client, make_servers
+
+from ..conftest import ROOT, StartProgram, free_tcp_address
+
+CONFIG = ROOT / "configs" / "cartpole.yaml"
+PORTS = {
+    "experience": "replay",
+    "priorities": "replay",
+    "batches": "learner",
+    "parameters": "learner",
+    "status": "learner",
+}
+THREADS = 4
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST
+
+
+class ReusedSocket(socket.socket):
+    """A socket whose number is taken by somebody else as soon as it is closed."""
+
+    others: list[int] = []  # noqa: RUF012 (emptied by its test)
+
+    def close(self) -> None:
+        super().close()
+        self.others.append(os.open(os.devnull, os.O_RDONLY))
+
+
+def test_the_duplicate_of_a_descriptor_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apex_zmq.net.access.sockets.socket", ReusedSocket)
+    ReusedSocket.others.clear()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as unconnected:
+        assert access._peer_of(unconnected.fileno()) == access.GONE
+    for descriptor in ReusedSocket.others:
+        os.close(descriptor)  # raises where somebody has closed it
+
+
+def test_a_descriptor_that_is_no_socket_is_left_open_and_its_duplicate_closed(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        before = os.listdir("/proc/self/fd")
+        assert access._peer_of(file.fileno()) == access.GONE
+        assert os.listdir("/proc/self/fd") == before
+        os.fstat(file.fileno())
+
+
+def reset(address: str, count: int) -> int:
+    """Connect and reset so often; how often it was let connect."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    connected = 0
+    for _ in range(count):
+        with socket.socket() as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            connected += stranger.connect_ex((host, int(port))) == 0
+    return connected
+
+
+def disturb(start: StartProgram, tmp_path: Path, resets: int) -> None:
+    """Reset connections to each bound port of a run with keys while it trains; all of it goes on and ends well."""
+    keys = tmp_path / "keys"
+    make_servers(keys)
+    make_client(keys, "actors", "actor")
+    addresses = {name: free_tcp_address() for name in PORTS}
+    common = ["--config", str(CONFIG), "--set", "replay.min_size=200", "--set", "run.episodes=null"]
+    common += [argument for name, address in addresses.items() for argument in (f"--{name}", address)]
+    replay = start("replay", *common, "--keys", str(keys / "replay"))
+    learner = start("learner", *common, "--keys", str(keys / "learner"), "--run-dir", "run")
+    actor = start("actor", *common, "--keys", str(keys / "actors"))
+    learner.wait_for(r"updates [1-9]\d* ")
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name in PORTS:
+            assert sum(pool.map(reset, [addresses[name]] * THREADS, [resets // THREADS] * THREADS)) > resets / 2
+            for program in (replay, learner, actor):
+                assert program.process.poll() is None, program.output[-3000:]
+    learner.wait_for(r"updates [1-9]\d* ", since=len(learner.lines))
+    for program in (actor, replay, learner):
+        program.interrupt()
+        assert program.wait() == 0, program.output[-3000:]
+
+
+def test_resets_disturb_nobody(start: StartProgram, tmp_path: Path) -> None:
+    disturb(start, tmp_path, 1_000)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_thirty_thousand_resets_of_each_port_disturb_nobody(start: StartProgram, tmp_path: Path) -> None:
+    disturb(start, tmp_path, 30_000)

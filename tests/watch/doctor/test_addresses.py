@@ -1,0 +1,302 @@
+"""Keys and addresses as one host sees them: each fault provoked for real."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Addresses, Config
+from apex_zmq.net import keys
+from apex_zmq.net.keys import make_client, make_servers
+from apex_zmq.net.sockets import Inbox
+from apex_zmq.watch.doctor import addresses, links
+from apex_zmq.watch.doctor.addresses import check_keys, check_link
+from apex_zmq.watch.doctor.check import Check
+from apex_zmq.watch.doctor.links import Holder, Link
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import decode_hello
+
+from ...conftest import free_tcp_address
+
+Opened = Callable[[Any], Any]
+ELSEWHERE = "tcp://198.51.100.7"  # for documents; no host of anybody's (RFC 5737)
+LISTENER = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Keys of a holder of each role."""
+    path = tmp_path / "keys"
+    make_servers(path)
+    make_client(path, "alice", "actor")
+    make_client(path, "judge", "evaluator")
+    make_client(path, "box", "forwarder")
+    make_client(path, "bob", "actor", "box")
+    return path
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[int, str]]:
+    """Another process that listens: its pid and address."""
+    command = [sys.executable, "-c", LISTENER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.pid, f"tcp://127.0.0.1:{process.stdout.readline().strip()}"
+        process.stdin.close()
+
+
+def settings(**given: object) -> Config:
+    return loading.replace(Config(), {f"addresses.{name}": value for name, value in given.items()})
+
+
+def link(address: str, channel: str = "experience") -> Link:
+    return next(each for each in links.links(Addresses()) if each.channel == channel)._replace(address=address)
+
+
+def check(address: str, *, here: bool = False, directory: Path | None = None) -> Check:
+    """An experience address as the replay's host, or an actor's, sees it."""
+    config = settings(keys=str(directory) if directory is not None else None)
+    holder = links.find_holder(address) if here else None
+    return check_link(config, link(address), holder, here=here, opens=not here)
+
+
+def bind(address: str, directory: Path | None = None, *, insecure: bool = False) -> Inbox[Any]:
+    """What a replay binds."""
+    server = keys.server_keys(Addresses(keys=str(directory) if directory is not None else None), "experience")
+    return Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=4, keys=server, insecure=insecure)
+
+
+@pytest.mark.parametrize(
+    ("given", "roles", "shards"),
+    [
+        ({}, ["replay", "learner", "actor"], [0]),
+        ({"status": "tcp://0.0.0.0:5555"}, ["replay", "learner"], [0]),
+        (dict.fromkeys(("batches", "parameters", "status"), f"{ELSEWHERE}:1"), ["replay"], [0]),
+        ({name: [f"{ELSEWHERE}:1"] for name in ("experience", "priorities")}, ["learner"], []),
+        ({"experience": [f"{ELSEWHERE}:1"], "status": f"{ELSEWHERE}:1"}, ["actor"], []),
+        # As actors behind a forwarder have it.
+        (
+            {"experience": [f"{ELSEWHERE}:1"], "batches": f"{ELSEWHERE}:2", "status": f"{ELSEWHERE}:1"}
+            | {"parameters": "ipc:///tmp/parameters"},
+            ["actor"],
+            [],
+        ),
+    ],
+)
+def test_roles_are_where_their_addresses_are(given: dict[str, Any], roles: list[str], shards: list[int]) -> None:
+    config = settings(**given)
+    assert links.roles_here(config) == roles
+    assert links.shards_here(config.addresses) == shards
+
+
+def test_of_several_shards_a_host_has_those_that_it_can_bind() -> None:
+    def shards(*hosts: str) -> list[int]:
+        found = [f"{host}:1" for host in hosts]
+        return links.shards_here(Addresses(experience=tuple(found), priorities=tuple(found)))
+
+    assert shards(ELSEWHERE, "tcp://127.0.0.1") == [1]
+    assert shards("tcp://0.0.0.0", "tcp://0.0.0.0") == [0]
+    assert shards(ELSEWHERE, ELSEWHERE) == []
+    config = loading.replace(
+        Config(),
+        {
+            "replay.shards": 2,
+            "addresses.experience": [f"{ELSEWHERE}:1", "tcp://127.0.0.1:1"],
+            "addresses.priorities": [f"{ELSEWHERE}:2", "tcp://127.0.0.1:2"],
+        },
+    )
+    assert [(each.name, each.address) for each in links.bound_here(config, ["replay"])] == [
+        ("experience 1", "tcp://127.0.0.1:1"),
+        ("priorities 1", "tcp://127.0.0.1:2"),
+    ]
+    assert {each.name for each in links.opened_here(config, ["actor"])} == {
+        "experience 0",
+        "experience 1",
+        "parameters",
+        "status",
+    }
+
+
+def test_of_several_ranks_a_host_has_those_whose_addresses_are_its_own() -> None:
+    config = settings(batches=[f"{ELSEWHERE}:1", "tcp://127.0.0.1:2"])
+    assert "learner" in links.roles_here(config)
+    bound = [(each.name, each.address) for each in links.bound_here(config, ["learner"])]
+    assert bound[0] == ("batches 1", "tcp://127.0.0.1:2")
+    assert [name for name, _ in bound[1:]] == ["parameters", "status"]
+    assert {each.name for each in links.opened_here(config, ["replay"])} == {"batches 0", "batches 1", "status"}
+
+
+@pytest.mark.parametrize(
+    ("holder", "role"),
+    [("replay", "replay"), ("learner", "learner"), ("alice", "actor"), ("judge", "evaluator"), ("box", "forwarder")],
+)
+def test_keys_say_whose_they_are(root: Path, holder: str, role: str) -> None:
+    config = settings(keys=str(root / holder))
+    assert links.roles_here(config) == [role]
+    found = check_keys(config, [role], [])
+    assert (found.level, found.remedy) == ("ok", ""), found
+
+
+def test_the_lists_of_a_server_are_told(root: Path) -> None:
+    config = settings(keys=str(root / "learner"))
+    assert check_keys(config, ["learner"], []).found.endswith("of learner; lets in alice, bob, box, judge, replay")
+    (root / "learner" / "allowed" / "batches").write_text("# nobody\n")
+    found = check_keys(config, ["learner"], [])
+    assert (found.level, "allowed/batches: lets nobody in" in found.found) == ("warn", True)
+    (root / "learner" / "allowed" / "batches").write_text("replay\n")
+    assert "allowed/batches: line 1 is left out" in check_keys(config, ["learner"], []).found
+
+
+def test_keys_that_are_not_safe_or_another_roles_are_refused(root: Path) -> None:
+    config = settings(keys=str(root / "replay"))
+    found = check_keys(config, ["actor"], [])
+    assert (found.level, "servers must hold a line `experience" in found.found) == ("fail", True)
+    (root / "replay" / "allowed" / "experience").chmod(0o666)
+    found = check_keys(config, ["replay"], [])
+    assert (found.level, found.remedy) == ("fail", f"chmod -R go-w {root / 'replay'}")
+    (root / "replay" / "allowed" / "experience").chmod(0o600)
+    secret = root / "replay" / "identity.key_secret"
+    secret.chmod(0o644)
+    found = check_keys(config, ["replay"], [])
+    assert found.level == "fail"
+    assert f"{secret} can be read by others (mode 644)" in found.found
+    assert found.remedy == "chmod 600 it"
+    secret.unlink()
+    assert "cannot read" in check_keys(config, ["replay"], []).found
+
+
+def test_who_binds_for_others_needs_keys_or_says_that_it_wants_none() -> None:
+    bound = [link("tcp://127.0.0.1:1"), link("tcp://0.0.0.0:1")]
+    assert check_keys(settings(), ["replay"], bound[:1]).level == "ok"
+    found = check_keys(settings(), ["replay"], bound)
+    assert (found.level, "other hosts can reach tcp://0.0.0.0:1" in found.found) == ("fail", True)
+    found = check_keys(settings(insecure=True), ["replay"], bound)
+    assert (found.level, "--keys" in found.remedy) == ("warn", True)
+
+
+def test_a_free_address_can_be_bound(address: str) -> None:
+    found = check(address, here=True)
+    assert found == Check("experience 0", "ok", f"{address} is free; no replay is up")
+    bind(address).close()  # nothing was left in the way
+
+
+def test_who_holds_an_address_is_named(stranger: tuple[int, str], directory: Path) -> None:
+    pid, address = stranger
+    found = check(address, here=True)
+    assert (found.level, found.remedy) == ("fail", "stop it, or choose another address")
+    assert f"held by pid {pid}: {sys.executable} -c import socket" in found.found
+    assert f"held by pid {pid}" in check(address.replace("127.0.0.1", "0.0.0.0"), here=True).found
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{directory}/socket")
+        server.listen()
+        assert f"held by pid {os.getpid()}" in check(f"ipc://{directory}/socket", here=True).found
+    assert check(f"ipc://{directory}/socket", here=True).level == "ok"  # a file that is left is no holder
+
+
+@pytest.mark.parametrize(
+    ("words", "role"),
+    [
+        ("/usr/bin/python3 -m apex_zmq learner --run-dir actor", "learner"),
+        ("/usr/bin/python3 /usr/local/bin/apex-replay --shard 1", "replay"),
+        ("/usr/bin/python3 -m http.server 5551", None),
+        ("", None),
+    ],
+)
+def test_a_role_is_known_by_its_command(words: str, role: str | None) -> None:
+    assert links.role_of_command(words.split()) == role
+
+
+def test_a_role_may_hold_its_own_address_alone(address: str, opened: Opened) -> None:
+    opened(bind(address))
+    config = settings()
+    for role, level in (("replay", "ok"), ("learner", "fail")):
+        holder = Holder(os.getpid(), f"apex-{role}", role)
+        assert check_link(config, link(address), holder, here=True, opens=True).level == level
+    hidden = Holder(None, "", None)  # of another user: it is asked instead
+    found = check_link(config, link(address), hidden, here=True, opens=False)
+    assert (found.level, "of another user" in found.found) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("address", "thing", "remedy"),
+    [
+        (f"{ELSEWHERE}:5551", "Cannot assign requested address", "tcp://0.0.0.0:5551"),
+        ("ipc:///no/such/place/socket", "/no/such/place is no directory", "make it"),
+        ("tcp://[::1]:5551", "no IPv4 address is known of ::1", "write its number"),
+        ("tcp://a..b:5551", "no IPv4 address is known of a..b", "/etc/hosts"),
+    ],
+)
+def test_what_cannot_be_bound_is_refused(address: str, thing: str, remedy: str) -> None:
+    found = check(address, here=True) if links.resolves(address) else check(address)
+    assert found.level == "fail"
+    assert thing in found.found
+    assert remedy in found.remedy
+
+
+def test_a_name_that_is_loopback_here_is_no_place_for_others() -> None:
+    address = free_tcp_address().replace("127.0.0.1", "127.1")  # as /etc/hosts has it for many a host's own name
+    found = check(address, here=True)
+    assert (found.level, "but 127.0.0.1 here" in found.found) == ("warn", True)
+    bind(address, insecure=True).close()
+
+
+def test_who_is_not_up_yet_is_awaited_and_who_cannot_be_reached_is_not(address: str) -> None:
+    found = check(address)
+    assert (found.level, found.found) == ("warn", f"{address}: no replay is up")
+    assert "start apex-replay" in found.remedy
+    found = check("tcp://255.255.255.255:5551")
+    assert (found.level, "cannot be reached" in found.found) == ("fail", True)
+    assert "firewalls let port 5551 through" in found.remedy
+
+
+def test_who_is_up_is_reached(address: str, opened: Opened, root: Path) -> None:
+    inbox = opened(bind(address))
+    assert check(address) == Check("experience 0", "ok", f"{address} answers")
+    assert inbox.receive() is None
+    found = check(address, directory=root / "alice")
+    assert found.level == "fail"
+    assert "does not speak CURVE" in found.found or "hung up" in found.found
+    found = check_link(settings(), link(address, "parameters"), None, here=False, opens=True)
+    assert (found.level, "as another link of the run does" in found.found) == ("fail", True)
+
+
+def test_keys_open_what_they_are_for(address: str, opened: Opened, root: Path, tmp_path: Path) -> None:
+    opened(bind(address, root / "replay"))
+    assert check(address, directory=root / "alice").level == "ok"
+    make_servers(tmp_path / "others")
+    make_client(tmp_path / "others", "alice", "actor")
+    found = {
+        "none": check(address),
+        "of another run": check(address, directory=tmp_path / "others" / "alice"),
+        "of another channel": check(address, directory=root / "judge"),
+    }
+    keys.remove(root, "alice")
+    make_client(root, "alice", "actor")
+    (root / "replay" / "allowed" / "experience").write_text("")
+    opened(bind(later := free_tcp_address(), root / "replay"))
+    found["struck off"] = check(later, directory=root / "alice")
+    assert {name: each.level for name, each in found.items()} == {
+        "none": "fail",
+        "of another run": "fail",
+        "of another channel": "warn",
+        "struck off": "fail",
+    }
+    assert "it wants keys" in found["none"].found
+    assert "another than our list of servers says" in found["of another run"].found
+    assert "allow-list does not name our key" in found["struck off"].found
+    assert all(each.remedy for each in found.values())
+
+
+def test_who_answers_with_silence_is_no_server(stranger: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "HANDSHAKE_S", 0.3)
+    found = check(stranger[1])
+    assert (found.level, "it says nothing" in found.found) == ("fail", True)

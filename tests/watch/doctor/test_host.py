@@ -1,0 +1,161 @@
+"""What a host has: each fault provoked for real."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from apex_zmq.config import loading
+from apex_zmq.config.settings import MARIO, Config
+from apex_zmq.watch.doctor import host
+from apex_zmq.watch.doctor.check import Check
+
+METADATA = """Metadata-Version: 2.1
+Name: some-program
+Version: 1
+Requires-Dist: numpy<1
+Requires-Dist: msgspec>=0.18
+Requires-Dist: no-such-library>=2
+Requires-Dist: no-such-library-either; extra == "dev"
+"""
+LIMITED = """
+import resource
+from apex_zmq.watch.doctor.host import check_open_files
+for limits in (700, 700), (499, 700), (499, 499):
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    print(*check_open_files(200, ["learner"]), sep="|")
+"""
+
+
+def settings(**changes: object) -> Config:
+    return loading.replace(Config(), {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def install(directory: Path, package: str) -> Path:
+    """A package that hides the real one, without what the real one brings."""
+    (directory / package).mkdir()
+    (directory / package / "__init__.py").touch()
+    return directory / package
+
+
+def test_this_python_and_its_libraries_will_do() -> None:
+    python, libraries = host.check_python(), host.check_libraries()
+    assert (python.level, libraries.level) == ("ok", "ok"), (python, libraries)
+    assert sys.executable in python.found
+    assert "numpy" in libraries.found
+
+
+def test_libraries_that_are_missing_or_of_a_wrong_version_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "some_program-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(METADATA)
+    monkeypatch.syspath_prepend(tmp_path)
+    check = host.check_libraries("some-program")
+    assert check.level == "fail"
+    assert check.found.startswith("numpy ")
+    assert check.found.endswith(" is not <1, no-such-library is missing")
+    assert "constraints.txt" in check.remedy
+    assert host.check_libraries("some-other-program").level == "warn"
+
+
+def test_an_emulator_plays() -> None:
+    check = host.check_emulator("fceumm", MARIO)
+    assert check.level == "ok", check
+    assert check.found.startswith("FCEUmm plays /")
+    assert host.check_emulator("nes-py", MARIO).found.startswith("nes-py plays /")
+
+
+def test_without_the_rom_there_is_no_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = install(tmp_path, "gym_super_mario_bros")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert host.check_emulator("auto", MARIO) == Check(
+        "emulator", "fail", "gym_super_mario_bros/_roms/*.nes not found", "pip install gym-super-mario-bros"
+    )
+    (package / "_roms").mkdir()
+    (package / "_roms" / "super-mario-bros.nes").write_bytes(b"another game")
+    check = host.check_emulator("auto", MARIO)
+    assert (check.level, check.remedy) == ("fail", "reinstall gym-super-mario-bros")
+
+
+def test_without_fceumm_it_is_slow_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "stable_retro")
+    monkeypatch.syspath_prepend(tmp_path)
+    slow, none = host.check_emulator("auto", MARIO), host.check_emulator("fceumm", MARIO)
+    assert slow.level == "warn"
+    assert "nes-py, several times slower" in slow.found
+    assert none.level == "fail"
+    assert slow.remedy == none.remedy == "pip install stable-retro"
+
+
+def test_the_device_of_the_learner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    assert host.check_gpu("cpu").level == "ok"
+    if torch.cuda.is_available():
+        assert torch.cuda.get_device_name() in host.check_gpu("cuda").found
+        return
+    check = host.check_gpu("cuda")
+    assert (check.level, check.remedy) == ("fail", "set learner.device=cpu")
+    assert host.check_gpu("auto").level == "ok"
+    monkeypatch.setattr(host, "NVIDIA_DRIVER", tmp_path)
+    check = host.check_gpu("auto")
+    assert (check.level, "though there is a driver" in check.found) == ("warn", True)
+
+
+def test_memory_counts_what_shards_hold_already() -> None:
+    assert host.check_memory(settings(replay__arena_bytes=1 << 20), 1, 0).level == "ok"
+    check = host.check_memory(settings(replay__arena_bytes=999 * 10**12), 1, 0)
+    assert check.level == "fail"
+    assert "replay needs 999000.0 GB" in check.found
+    assert "lower replay.arena_bytes" in check.remedy
+    total = psutil.virtual_memory().total
+    all_there_is = settings(replay__arena_bytes=total - 10**7, replay__capacity=100_000)
+    check = host.check_memory(all_there_is, 1, 0)
+    assert (check.level, "lower replay.arena_bytes" in check.remedy) == ("warn", True)
+    assert host.check_memory(all_there_is, 1, 10**15).level == "ok"
+
+
+def test_disks_must_have_room_and_be_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run, snapshots = tmp_path / "not" / "yet", tmp_path / "snapshots"
+    (snapshots / "replay-0").mkdir(parents=True)
+    both = {"run__dir": str(run), "replay__snapshot_dir": str(snapshots)}
+    found = list(host.check_disks(settings(**both), ["replay", "learner"], 1, network_bytes=10**7))
+    assert [(check.name, check.level) for check in found] == [("disk", "ok"), ("disk, replay", "ok")]
+    assert not run.exists()
+    assert f"{run} takes up to 0.7 GB" in found[0].found  # 13 checkpoints
+    large = settings(**both, replay__arena_bytes=999 * 10**12, learner__keep_checkpoints=10**9)
+    found = list(host.check_disks(large, ["replay", "learner"], 1, network_bytes=10**7))
+    assert [(check.name, check.level) for check in found] == [("disk", "fail"), ("disk, replay", "fail")]
+    assert [check.remedy for check in found] == [
+        "make room, or set another run.dir",
+        "make room, or set another replay.snapshot_dir",
+    ]
+    large = settings(run__dir=str(run), replay__arena_bytes=10**18)
+    (check,) = host.check_disks(large, ["replay"], 1, 1, together=True)
+    assert (check.name, check.level, check.remedy) == ("disk, replay", "fail", "make room, or set another run.dir")
+    (check,) = host.check_disks(settings(run__dir=str(tmp_path / "file" / "run")), ["learner"], 1, 1)
+    assert (check.level, check.found) == ("fail", f"{tmp_path / 'file'} cannot be written")
+    assert list(host.check_disks(settings(), ["actor"], 0, 1)) == []
+
+
+def test_room_counts_what_is_there_already(tmp_path: Path) -> None:
+    needed = shutil.disk_usage(tmp_path).free + 10**9
+    assert host.check_disk("disk", tmp_path, needed, 0, "run.dir").level == "fail"
+    assert host.check_disk("disk", tmp_path, needed, 2 * 10**9, "run.dir").level == "ok"
+
+
+def test_connections_take_open_files() -> None:
+    ran = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [
+        "open files|ok|700 at most, enough for 300 actors|",
+        "open files|fail|499 at most, with 200 actors 500 are needed|ulimit -n 500",
+        "open files|fail|499 at most, with 200 actors 500 are needed|raise the hard limit (LimitNOFILE= of systemd, "
+        "limits.conf)",
+    ]

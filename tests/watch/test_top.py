@@ -1,0 +1,328 @@
+"""apex-top: from what a learner relays to what people and scripts see of it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from apex_zmq.cli import tools
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config
+from apex_zmq.net.keys import make_client, make_servers, server_keys
+from apex_zmq.net.sockets import Publisher
+from apex_zmq.watch import top
+from apex_zmq.watch.stats import AWAY_S
+from apex_zmq.watch.verdict import Verdict, judge
+from apex_zmq.watch.view import FORGET_S, WINDOW_S, Process, View, Watch
+from apex_zmq.wire.body import encode
+from apex_zmq.wire.codec import Kind
+
+from ..conftest import ROOT, environment, free_tcp_address
+from ..statuses import ACTOR, BALANCED, BEFORE, LEARNER, NOW, REPLAY, SECONDS, changed, status, view, watch, words
+
+MARIO = {
+    "rollout/episodes": 12.0,
+    "rollout/best_x": 3161.0,
+    "rollout/clears": 2.0,
+    "rollout/ep_rew_mean_by_epsilon/to_0.001": 250.5,
+    "rollout/clear_rate_by_epsilon/to_0.001": 0.25,
+    "rollout/episodes_by_epsilon/to_0.001": 8.0,
+    "rollout/ep_rew_mean_by_epsilon/to_1": -3.0,
+    "rollout/clear_rate_by_epsilon/to_1": 0.0,
+    "rollout/episodes_by_epsilon/to_1": 4.0,
+}
+
+
+def named(view: View, name: str) -> Process:
+    (process,) = (process for process in view.processes if process.name == name)
+    return process
+
+
+# Statuses to a view.
+
+
+def test_rates_and_shares_are_of_the_window_by_the_senders_clock() -> None:
+    heard = Watch(since=0.0)
+    for second in range(30):  # blocked for the first 20 seconds; relayed unevenly
+        metrics = {"decisions": 100.0 * second, "blocked_s": min(second, 20.0), "rss_bytes": 5e8}
+        heard.hear(status("actor-0", 5000.0 + second, metrics=metrics), second + 0.3 * (second % 3))
+    numbers = named(heard.view(29.5), "actor-0").numbers
+    assert numbers["decisions_per_s"] == pytest.approx(100)
+    assert numbers["blocked"] == pytest.approx(1 / WINDOW_S, abs=0.1)
+    assert (numbers["rss_bytes"], numbers["decisions"]) == (5e8, 2900)
+
+
+def test_a_process_heard_once_has_no_rates() -> None:
+    heard = Watch(since=0.0)
+    heard.hear(words("actor-0", {"decisions_per_s": 10, "blocked": 0.9})[0], BEFORE)
+    process = named(heard.view(BEFORE), "actor-0")
+    assert not {"decisions_per_s", "blocked"} & process.numbers.keys()
+    assert "decisions" in process.numbers
+
+
+def test_a_process_that_started_again_takes_the_place_of_the_one_before() -> None:
+    heard = watch({"actor-0": {**ACTOR, "decisions_per_s": 100}})
+    for each in words("actor-0", {"decisions_per_s": 30}, boot=2, pid=8, start_time=1050.0):
+        heard.hear(each, NOW)
+    heard.hear(status("actor-0", NOW, metrics={"decisions": 9e9}), NOW)  # last words of the first
+    process = named(heard.view(NOW), "actor-0")
+    assert (process.pid, process.numbers["decisions_per_s"], process.age_s) == (8, 30, 52)
+
+
+def test_one_started_again_by_a_clock_that_was_set_back_is_shown_once_the_former_is_silent() -> None:
+    heard = watch({"actor-0": ACTOR})
+    again = status("actor-0", NOW + 60, boot=2, pid=8, start_time=0.0)
+    heard.hear(again, NOW + 1)
+    assert named(heard.view(NOW + 1), "actor-0").pid == 7
+    heard.hear(again, NOW + 60)
+    assert named(heard.view(NOW + 60), "actor-0").pid == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "fields", "state"),
+    [
+        ("actor-0", ACTOR, {}, "working"),
+        ("actor-0", {"blocked": 0.0}, {}, "no parameters"),
+        ("actor-0", ACTOR, {"progress_time": NOW - 60}, "stuck"),
+        ("replay-0", {**REPLAY, "min_size_left": 1}, {}, "filling"),
+        ("learner", LEARNER, {}, "working"),
+        ("learner", {**LEARNER, "waited": 0.9}, {"progress_time": NOW - 60}, "waiting for batches"),
+        ("learner", LEARNER, {"progress_time": NOW - 60}, "stuck"),
+    ],
+)
+def test_states(name: str, numbers: dict[str, float], fields: dict[str, Any], state: str) -> None:
+    heard = Watch(since=BEFORE)
+    for each in words(name, numbers, **fields):
+        heard.hear(each, each.time)
+    assert named(heard.view(NOW), name).state == state
+    assert named(heard.view(NOW + AWAY_S + 1), name).state == "away"
+
+
+def test_an_actor_is_throttled_when_the_governor_is_what_it_waits_for() -> None:
+    waiting = changed(BALANCED, {"actor-0": {"blocked": 0.9}})
+    assert named(view(waiting), "actor-0").state == "blocked"
+    governed = changed(waiting, {"replay": {"insert_blocked": 0.8}})
+    assert [named(view(governed), name).state for name in ("actor-0", "actor-1")] == ["throttled", "working"]
+
+
+def test_what_relates_processes_to_each_other() -> None:
+    run = changed(BALANCED, {"replay": {"inserts": 1000, "samples": 4000, "sample_age": 5000}})
+    shown = view(run)
+    assert named(shown, "actor-0").numbers["parameter_age_updates"] == 10
+    assert named(shown, "replay-0").numbers["samples_per_insert"] == pytest.approx(4600 / 1050, rel=0.2)
+    assert [process.name for process in shown.processes] == ["learner", "replay-0", "actor-0", "actor-1"]
+    assert shown.run == {"train/updates": 1000}
+
+
+def test_the_age_of_samples_is_told_in_seconds() -> None:
+    shown = view(changed(BALANCED, {"replay": {"sample_age": 2000}}))
+    assert named(shown, "replay-0").numbers["sample_age_s"] == pytest.approx(5)  # at 400 inserts per second
+
+
+def test_who_has_left_is_forgotten_in_time_but_for_learner_and_shards() -> None:
+    heard = watch(BALANCED)
+    assert len(heard.view(NOW + FORGET_S - 1).processes) == 4
+    assert [process.name for process in heard.view(NOW + FORGET_S + 1).processes] == ["learner", "replay-0"]
+
+
+def test_all_have_been_heard_when_the_learner_knows_of_no_more() -> None:
+    assert watch(BALANCED).complete(SECONDS)
+    assert not watch(BALANCED).complete(SECONDS + 1)
+    assert not watch({name: BALANCED[name] for name in ("learner", "replay-0", "actor-0")}).complete(SECONDS)
+    assert not watch({name: BALANCED[name] for name in ("replay-0", "actor-0")}).complete(SECONDS)
+    heard = watch({name: BALANCED[name] for name in ("learner", "replay-0", "actor-0")})
+    heard.hear(words("actor-1", ACTOR)[0], NOW)  # once: nothing of it can be measured
+    assert not heard.complete(SECONDS)
+
+
+# A view to a picture.
+
+
+def picture(view: View, verdict: Verdict, **options: Any) -> str:
+    page = io.StringIO()
+    Console(width=top.WIDTH, file=page).print(top.frame(view, verdict, **options))
+    return page.getvalue()
+
+
+def test_a_picture_shows_every_process_shard_and_bucket() -> None:
+    changes = {"learner": {**MARIO, "shards": 2}, "actor-1": {"blocked": 0.8}}
+    accounts = {"segments_received": 321, "segments_lost": 4, "segments_duplicate": 5, "segments_refused": 6}
+    shown = view(changed(BALANCED, {**changes, "replay-0": {**accounts, "rss_bytes": 2e8, "sample_age": 2000}}))
+    lines = picture(shown, Verdict("lost shard", "start it again")).splitlines()
+
+    def line(beginning: str) -> str:
+        (found,) = (line for line in lines if line.startswith(beginning))
+        return " ".join(found.split())
+
+    assert "verdict: lost shard: start it again" in lines
+    assert "best x 3161  clears 2" in lines[0]
+    assert line("learner ") == "learner box:7 102 s working 100% 30.0 updates 10% 2 batches"
+    assert line("actor-0 ") == "actor-0 box:7 102 s working 200 decisions 10% 1.0 s, 10 updates"
+    assert line("actor-1 ").startswith("actor-1 box:7 102 s blocked 200 decisions 80%")
+    assert line("replay-1 ") == "replay-1 away 2 s"
+    first, second = (" ".join(each.split()) for each in lines if each.startswith("replay-0 "))
+    assert first == ("replay-0 box:7 102 s working 20% 200 MB 400 in, 1800 out 10% in, 10% out 3 in flight 5 s")
+    assert second.startswith("replay-0 5000")
+    assert "of 4.5 321 4 5 6 to 0.001 8 250.5 25%" in second
+    assert " ".join(lines[-1].split()) == "to 1 4 -3.0 0%"
+
+
+def test_a_name_is_no_markup() -> None:
+    lines = picture(view(changed(BALANCED, {"replay-[/b]": REPLAY})), Verdict("fine", "")).splitlines()
+    assert sum(line.startswith("replay-[/b] ") for line in lines) == 2  # among processes, and among shards
+
+
+def test_a_small_screen_leaves_out_actors_that_work() -> None:
+    crowd = {f"actor-{index}": ACTOR for index in range(50)}
+    run = changed(BALANCED, {"learner": {"live_actor": 50}, **crowd, "actor-33": {"blocked": 0.9}})
+    shown = view(run)
+    lines = picture(shown, judge(shown), max_processes=4).splitlines()
+    names = [line.split()[0] for line in lines if line.startswith(("actor", "learner", "replay", "and"))]
+    assert names == ["learner", "replay-0", "actor-33", "actor-0", "and", "replay-0"]
+    assert "and 48 more" in "\n".join(lines)
+    everybody = picture(shown, judge(shown))
+    assert all(f"{name} " in everybody for name in crowd)
+
+
+def test_json_holds_the_same_and_more() -> None:
+    shown = view(changed(BALANCED, {"learner": MARIO}))
+    found = json.loads(top.to_json(shown, judge(shown)))
+    assert found["verdict"]["rule"] == "balanced"
+    assert [process["name"] for process in found["processes"]] == [process.name for process in shown.processes]
+    assert found["processes"][0]["numbers"]["updates_per_s"] == 30
+    assert found["run"]["rollout/clears"] == 2
+    assert found["buckets"][0] == {"up_to": 0.001, "episodes": 8, "mean_return": 250.5, "clear_rate": 0.25}
+
+
+# The program.
+
+
+class Relay:
+    """The learner's voice, saying of a balanced run what goes on now."""
+
+    def __init__(self, address: str, keys: str | None = None) -> None:
+        self.address = address
+        addresses = loading.replace(Config(), {"addresses.keys": keys}).addresses
+        self._publisher = Publisher(address, keys=server_keys(addresses, "parameters"))
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        turn = 0
+        while not self._closing.wait(0.02):
+            self._publisher.serve()
+            for name, numbers in BALANCED.items():
+                first, last = words(name, numbers)
+                grown = {
+                    each: first.metrics[each] + turn * (last.metrics[each] - first.metrics[each])
+                    for each in first.metrics
+                }
+                said = status(name, NOW + turn * SECONDS, metrics=grown)
+                self._publisher.send(encode(Kind.RELAYED_STATUS, said))
+            turn += 1
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+        self._publisher.close()
+
+
+@pytest.fixture
+def relay(opened: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Relay]:
+    monkeypatch.setattr(top, "ONCE_S", 0.1)
+    monkeypatch.delenv("APEX_PARAMETERS", raising=False)
+
+    def make(keys: str | None = None) -> Relay:
+        made: Relay = opened(Relay(free_tcp_address(), keys))
+        return made
+
+    return make
+
+
+def test_a_run_is_shown_once_by_options_flag_and_environment(
+    relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = relay().address
+    assert tools.top(["--once", "--parameters", address]) == 0
+    shown = capsys.readouterr().out
+    assert "verdict: balanced: " in shown
+    assert max(map(len, shown.splitlines())) <= top.WIDTH
+    config = tmp_path / "config.yaml"
+    config.write_text(f"addresses: {{parameters: '{address}'}}\nreplay: {{shards: 2}}\n")
+    assert tools.top(["--once", "--json", "--config", str(config)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["verdict"]["rule"] == "balanced"
+    monkeypatch.setenv("APEX_PARAMETERS", address)
+    monkeypatch.setenv("APEX_EXPERIENCE", "tcp://host:1,tcp://host:2")  # of two shards: none of our business
+    assert tools.top(["--once", "--json"]) == 0
+    assert {process["state"] for process in json.loads(capsys.readouterr().out)["processes"]} == {"working"}
+
+
+def test_without_a_learner_the_program_says_so(relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str]) -> None:
+    address = free_tcp_address()
+    assert tools.top(["--once", "--parameters", address, "--timeout", "0.2"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"no word from a learner at {address} within 0.2 s" in err
+
+
+def test_who_is_missing_is_not_waited_for_without_end(
+    relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BALANCED, "learner", {**LEARNER, "live_actor": 3})
+    assert tools.top(["--once", "--parameters", relay().address, "--timeout", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "actor-1" in out
+    assert "not every role has been heard" in err
+
+
+def test_a_run_with_keys_is_shown_to_holders_of_a_key(
+    relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "keys"
+    make_servers(root)
+    make_client(root, "eye", "evaluator")
+    address = relay(str(root / "learner")).address
+    assert tools.top(["--once", "--parameters", address, "--keys", str(root / "eye")]) == 0
+    assert "actor-1" in capsys.readouterr().out
+    assert tools.top(["--once", "--parameters", address, "--timeout", "0.5"]) == 1  # without any
+    assert tools.top(["--once", "--parameters", address, "--keys", str(root / "learner")]) == 2
+    assert "keys of actor, evaluator or forwarder" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_the_run_until_it_is_told_to_stop(relay: Callable[..., Relay]) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 130, 0, 0))
+    command = [str(ROOT / "bin" / "apex-top"), "--parameters", relay().address]
+    screen = b""
+    with subprocess.Popen(
+        command, env=environment() | {"TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as program:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while chunk := os.read(ours, 1 << 16):
+                screen += chunk
+                if b"actor-1" in chunk:
+                    program.send_signal(signal.SIGINT)
+                    break
+            while os.read(ours, 1 << 16):
+                pass
+    os.close(ours)
+    assert program.returncode == 0, screen
+    assert b"verdict: " in screen
