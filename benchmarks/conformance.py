@@ -323,7 +323,6 @@ def whole_rows(frames: int) -> list[str]:
 
 def report(rows: list[str], whole: list[str], comparisons: Mapping[str, Sequence[Comparison]], frames: int) -> str:
     """Text of docs/CONFORMANCE.md."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     listed = [(game, c) for game, compared in comparisons.items() for c in compared]
     table = [
         f"| {game} {c.stage} | {c.frames} | {c.end} | {_at(c.differs)} | {_at(c.differs_with_its_counter)} |"
