@@ -196,7 +196,7 @@ class Ledger:
 
 
 class Telemetry:
-    """As the learner's broadcaster."""
+    """As the learner's publisher."""
 
     def __init__(self) -> None:
         self._stats = RunStats(since=0.0)

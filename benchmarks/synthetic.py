@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from apex_zmq.config import loading
-from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import env_spec
 from apex_zmq.net.sockets import Inbox, Outbox, wait
-from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder
+from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import PriorityUpdate, Segment
 from apex_zmq.wire.body import Parts, encode
@@ -166,17 +166,11 @@ class SyntheticLearner:
 
     def __init__(self, config: Config) -> None:
         spec = env_spec(config.env)
-        self._feeder = Feeder(
-            batch_addresses(config.addresses)[0],
-            insecure=False,
-            frame=spec.frame,
-            n_step=config.agent.n_step,
-            num_actions=spec.num_actions,
-            pin_memory=False,
-        )
-        self._feeder.epoch = time.time_ns()
+        epoch = time.time_ns()
+        inbox = bind_batches(config, 0, spec.frame)
+        self._feeder = Feeder(inbox, epoch=epoch, num_actions=spec.num_actions, pin_memory=False)
         self._priorities = [Outbox(address, hwm=64) for address in config.addresses.priorities]
-        self._hello = Hello(run="bench", epoch=self._feeder.epoch, rank=0, signature=experience_signature(config))
+        self._hello = Hello(run="bench", epoch=epoch, rank=0, signature=experience_signature(config))
         self._td_error = np.random.default_rng(2).random(config.learner.batch_size).astype(np.float32)
         self._feeder.start()
         self._greeted = 0.0
