@@ -19,7 +19,7 @@ ROW = np.dtype(
         ("leave", "?"),  # told to stop, or a budget is spent
         ("ready", "?"),  # has a batch, which the columns of DRAW describe
         ("shard", "i8"),
-        ("generation", "i8"),
+        ("shard_incarnation", "i8"),
         ("mass", "f8"),
         ("num_transitions", "i8"),
         ("least", "f8"),
@@ -61,7 +61,7 @@ def exchange(
     if decoded is not None:
         batch, sample = decoded.batch, decoded.batch.sample
         mine["ready"] = True
-        mine["shard"], mine["generation"] = batch.shard, batch.generation
+        mine["shard"], mine["shard_incarnation"] = batch.shard, batch.shard_incarnation
         mine["mass"], mine["num_transitions"] = sample.mass, sample.num_transitions
         mine["least"] = sample.priority.min()
     rows = ranks.gather(mine)
@@ -75,13 +75,13 @@ def exchange(
     )
 
 
-def agree(ranks: Ranks, run_id: str, epoch: int, experience: str, network: str, updates: int) -> tuple[str, int]:
-    """Rank 0's run and epoch, which all ranks take; the rest must be the same on all.
+def agree(ranks: Ranks, run_id: str, incarnation: int, experience: str, network: str, updates: int) -> tuple[str, int]:
+    """Rank 0's run and incarnation, which all ranks take; the rest must be the same on all.
 
     Args:
         ranks: all of them call this.
         run_id: of the run.
-        epoch: of this start of its learner.
+        incarnation: of this start of the learner.
         experience: signature of the experience.
         network: signature of the network.
         updates: gradient steps taken so far.
@@ -91,10 +91,10 @@ def agree(ranks: Ranks, run_id: str, epoch: int, experience: str, network: str, 
         RankLostError: another rank has ended.
     """
     here = [experience, network, updates]
-    run_id, epoch, *there = ranks.share([run_id, epoch, *here])
+    run_id, incarnation, *there = ranks.share([run_id, incarnation, *here])
     if here != there:
         raise ConfigError(
             f"rank {ranks.rank} has signatures and updates {here}, rank 0 {there}; give all ranks the same config, "
             "and a run directory that all see"
         )
-    return run_id, epoch
+    return run_id, incarnation

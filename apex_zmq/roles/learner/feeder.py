@@ -55,19 +55,20 @@ def bind_batches(config: Config, rank: int, frame: FrameSpec) -> Inbox[Batch]:
 
 
 class Feeder(threading.Thread):
-    """Receives the batches of one learner epoch and decodes each frame once.
+    """Receives the batches of one learner incarnation and decodes each frame once.
 
-    inbox: closed with the feeder. epoch: batches of others are dropped. num_actions: rows of further ones are broken.
+    inbox: closed with the feeder. learner_incarnation: batches of others are dropped.
+    num_actions: rows with an action beyond are broken.
     pin_memory: page-locked buffers, for copies to a GPU.
 
     corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking.
     Both are written by this thread alone.
     """
 
-    def __init__(self, inbox: Inbox[Batch], *, epoch: int, num_actions: int, pin_memory: bool) -> None:
+    def __init__(self, inbox: Inbox[Batch], *, learner_incarnation: int, num_actions: int, pin_memory: bool) -> None:
         super().__init__(name="feeder", daemon=True)
         self._inbox = inbox
-        self._epoch = epoch
+        self._learner_incarnation = learner_incarnation
         self._num_actions = num_actions
         self._pin_memory = pin_memory
         self.corrupted = 0
@@ -104,8 +105,8 @@ class Feeder(threading.Thread):
             batch = self._inbox.receive(IDLE_S)
             if batch is None:
                 continue
-            if batch.epoch != self._epoch:
-                self._complain(batch.epoch)
+            if batch.learner_incarnation != self._learner_incarnation:
+                self._complain(batch.learner_incarnation)
                 continue
             started = time.monotonic()
             unknown = batch.sample.action >= self._num_actions
@@ -118,12 +119,14 @@ class Feeder(threading.Thread):
             self._hand_over(DecodedBatch(replace(batch, sample=sample), windows, broken | corrupted | unknown))
         self._inbox.close()
 
-    def _complain(self, epoch: int) -> None:
+    def _complain(self, incarnation: int) -> None:
         # A few are what was on the way when this learner took another's place; many, that another has taken its own.
         self._foreign += 1
         if self._foreign % FOREIGN_PER_LINE == 0:
             log.warning(
-                "%d batches dropped, dealt to the learner of epoch %d: stop that one or this", self._foreign, epoch
+                "%d batches dropped, dealt to a learner of incarnation %d: stop that one or this",
+                self._foreign,
+                incarnation,
             )
 
     def _buffer(self, sample: Sample) -> npt.NDArray[Any]:

@@ -58,11 +58,11 @@ class Totals:
 class Origin:
     """Where a run stands when this learner process begins.
 
-    run_id: of the run. epoch: of this process; later ones of the run have higher ones.
+    run_id: of the run. learner_incarnation: of this process; it grows with every start.
     """
 
     run_id: str
-    epoch: int
+    learner_incarnation: int
     totals: Totals = Totals()
     elapsed_s: float = 0.0  # trained before
     best_score: float | None = None  # of the best checkpoint so far
@@ -77,7 +77,7 @@ class Origin:
         totals = Totals(**{name: int(counters[name]) for name in ("episodes", "decisions", "clears", "best_x")})
         return cls(
             checkpoint.run_id,
-            max(now, checkpoint.epoch + 1),
+            max(now, checkpoint.learner_incarnation + 1),
             totals,
             counters["elapsed_s"],
             checkpoint.best_score,
@@ -134,7 +134,7 @@ class Journal(threading.Thread):
             best_x=totals.best_x,
         )
         self._start_time = time.time()
-        self._boot = secrets.randbits(63)
+        self._incarnation = secrets.randbits(63)
         self._at_summary = time.monotonic(), begin.rank_waited_s
         self._summary: dict[str, float] = {}
         self._process = process_metrics()
@@ -241,7 +241,7 @@ class Journal(threading.Thread):
             name="learner",
             host=socket.gethostname(),
             pid=os.getpid(),
-            boot=self._boot,
+            incarnation=self._incarnation,
             start_time=self._start_time,
             time=time.time(),
             progress_time=self._report.progress_time,
@@ -296,7 +296,7 @@ class Saver:
             },
             config=to_tree(self._config),
             run_id=self._origin.run_id,
-            epoch=self._origin.epoch,
+            learner_incarnation=self._origin.learner_incarnation,
             best_score=best_score,
             experience=self._experience,
             network=self._network,

@@ -98,7 +98,7 @@ class Learner:
         self._origin = self._agree(self._restore() if resume else None)
         self._feeder = Feeder(
             batches,
-            epoch=self._origin.epoch,
+            learner_incarnation=self._origin.learner_incarnation,
             num_actions=spec.num_actions,
             pin_memory=self._trainer.device.type == "cuda",
         )
@@ -249,7 +249,9 @@ class Learner:
         else:
             keys = keys[decoded.broken | result.hopeless]
             td_error = np.full(len(keys), -1, np.float32)
-        update = PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, keys, td_error)
+        update = PriorityUpdate(
+            batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, keys, td_error
+        )
         if batch.shard < len(self._shards):
             self._shards[batch.shard].send(encode_priorities(update))
 
@@ -272,7 +274,7 @@ class Learner:
     def _greet_shards(self) -> None:
         hello = Hello(
             run=self._origin.run_id,
-            epoch=self._origin.epoch,
+            learner_incarnation=self._origin.learner_incarnation,
             rank=self._ranks.rank,
             signature=self._experience_signature,
         )
@@ -287,7 +289,7 @@ class Learner:
         publisher.publish(
             Parameters(
                 run=self._origin.run_id,
-                epoch=self._origin.epoch,
+                learner_incarnation=self._origin.learner_incarnation,
                 version=self._version,
                 update=self._trainer.updates,
                 network_signature=self._network_signature,
@@ -345,12 +347,12 @@ class Learner:
             ConfigError: rank 0 has other settings, or begins elsewhere.
         """
         origin = Origin.of(checkpoint)
-        run_id, epoch = consensus.agree(
+        run_id, incarnation = consensus.agree(
             self._ranks,
             origin.run_id,
-            origin.epoch,
+            origin.learner_incarnation,
             self._experience_signature,
             self._network_signature,
             self._trainer.updates,
         )
-        return dataclasses.replace(origin, run_id=run_id, epoch=epoch)
+        return dataclasses.replace(origin, run_id=run_id, learner_incarnation=incarnation)
