@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from apex_zmq.config import loading
-from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import env_spec
 from apex_zmq.net.sockets import Inbox, Outbox, wait
-from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder
+from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import PriorityUpdate, Segment
 from apex_zmq.wire.body import Parts, encode
@@ -168,19 +168,17 @@ class SyntheticLearner:
 
     def __init__(self, config: Config) -> None:
         spec = env_spec(config.env)
+        incarnation = time.time_ns()
         self._feeder = Feeder(
-            batch_addresses(config.addresses)[0],
-            insecure=False,
-            frame=spec.frame,
-            n_step=config.agent.n_step,
+            bind_batches(config, 0, spec.frame),
+            learner_incarnation=incarnation,
             num_actions=spec.num_actions,
             pin_memory=False,
         )
-        self._feeder.learner_incarnation = time.time_ns()
         self._priorities = [Outbox(address, hwm=64) for address in config.addresses.priorities]
         self._hello = Hello(
             run="bench",
-            learner_incarnation=self._feeder.learner_incarnation,
+            learner_incarnation=incarnation,
             rank=0,
             signature=experience_signature(config),
         )

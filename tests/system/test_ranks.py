@@ -44,13 +44,13 @@ PROGRAM = """
 import sys
 import numpy as np
 from apex_zmq.cli import main as cli
-from apex_zmq.roles.learner import Learner
+from apex_zmq.roles.learner.loop import Learner
 
-close = Learner._close
-def keep_and_close(learner):
+run = Learner.run
+def run_and_keep(learner, stop):
+    run(learner, stop)
     np.savez(f"rank-{learner._ranks.rank}.npz", **learner._trainer.parameters())
-    close(learner)
-Learner._close = keep_and_close
+Learner.run = run_and_keep
 sys.exit(cli.learner(sys.argv[1:]))
 """
 
