@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import hypothesis
 import pytest
 
+from .fork_server import ROLES, ForkedProcess, ForkServer
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,19 +41,20 @@ hypothesis.settings.load_profile("unhurried")
 class Program:
     """A running program; its lines can be awaited."""
 
-    def __init__(self, command: Sequence[str], directory: Path) -> None:
-        self.process = subprocess.Popen(
-            command,
-            cwd=directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def __init__(self, process: subprocess.Popen[str] | ForkedProcess) -> None:
+        self.process = process
         self.lines: list[str] = []
         self._ended = False
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    @classmethod
+    def of(cls, command: Sequence[str], directory: Path) -> Program:
+        """Start a command in a directory."""
+        return cls(
+            subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -103,14 +106,23 @@ class StartProgram(Protocol):
     def __call__(self, name: str, *arguments: str) -> Program: ...
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartProgram]:
-    """Starts programs under bin/ in the test's directory; ends what is left of them."""
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
     pytest.importorskip("torch")
+    with closing(ForkServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def start(tmp_path: Path, fork_server: ForkServer) -> Iterator[StartProgram]:
+    """Starts programs in the test's directory: roles as forks, others as under bin/; ends what is left of them."""
     programs: list[Program] = []
 
     def start_program(name: str, *arguments: str) -> Program:
-        programs.append(Program([str(ROOT / "bin" / f"apex-{name}"), *arguments], tmp_path))
+        if name in ROLES:
+            programs.append(Program(fork_server.start(name, arguments, tmp_path)))
+        else:
+            programs.append(Program.of([str(ROOT / "bin" / f"apex-{name}"), *arguments], tmp_path))
         return programs[-1]
 
     yield start_program
