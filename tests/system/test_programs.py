@@ -101,11 +101,11 @@ BAD = {
         "apex-doctor --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"
     ),
     "missing checkpoint": Case(
-        "apex-eval --checkpoint {nowhere}", "checkpoint {nowhere} does not exist", "name a checkpoint file or a run directory"
+        "apex-eval --checkpoint {nowhere}",
+        "checkpoint {nowhere} does not exist",
+        "name a checkpoint file or a run directory",
     ),
-    "foreign file as checkpoint": Case(
-        "apex-eval --checkpoint {foreign}", "{foreign}", "name a checkpoint of this"
-    ),
+    "foreign file as checkpoint": Case("apex-eval --checkpoint {foreign}", "{foreign}", "name a checkpoint of this"),
     "no episodes": Case("apex-eval --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "run directory that holds a run": Case(
         "apex-train --run-dir {held}", "{held} already holds a run", "pass --resume or choose another"
@@ -142,7 +142,9 @@ BAD = {
     ),
     "playing nothing": Case("apex-play --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "playing no checkpoint": Case(
-        "apex-play --checkpoint {nowhere}", "checkpoint {nowhere} does not exist", "name a checkpoint file or a run directory"
+        "apex-play --checkpoint {nowhere}",
+        "checkpoint {nowhere} does not exist",
+        "name a checkpoint file or a run directory",
     ),
     "video of an unknown kind": Case("apex-eval --checkpoint {nowhere} --video out.avi", "out.avi", ".mp4 or .gif"),
     "video in no directory": Case(
