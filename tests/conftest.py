@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.abc
+import itertools
 import os
 import re
 import signal
@@ -36,6 +37,21 @@ sys.meta_path.append(WithoutTorch())
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("unhurried")
+
+
+@pytest.hookimpl(trylast=True)  # once the long ones are deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put whole runs first in each half of the tests: xdist begins with one half per worker.
+
+    At the end of the others one worker would wait for the other's long test. The tests of a file stay together, since
+    they share what its fixtures start.
+    """
+    whole_runs = [item for item in items if item.path.parent.name == "system"]
+    others = [item for item in items if item.path.parent.name != "system"]
+    files = [list(tests) for _, tests in itertools.groupby(whole_runs, lambda item: item.path)]
+    first, second = (list(itertools.chain.from_iterable(files[half::2])) for half in (0, 1))
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *others[:middle], *second, *others[middle:]]
 
 
 class Program:

@@ -44,7 +44,7 @@ PROGRAM = """
 import sys
 import numpy as np
 from apex_zmq.cli import main as cli
-from apex_zmq.roles.learner import Learner
+from apex_zmq.roles.learner.loop import Learner
 
 close = Learner._close
 def keep_and_close(learner):
