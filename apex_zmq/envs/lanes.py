@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex_zmq.config import settings
-from apex_zmq.envs import atari, mario, preprocess
+from apex_zmq.envs import atari, games, mario, preprocess
 from apex_zmq.envs.emulators import Emulator
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
 from apex_zmq.envs.machines import Machines
@@ -22,7 +22,7 @@ from apex_zmq.types import FrameSpec, UInt8s, UInt16s
 def mario_spec(env: settings.Env) -> EnvSpec:
     """The specification of the Mario lanes, from the settings alone."""
     frame = FrameSpec((env.frame_height, env.frame_width), "uint8", env.frame_stack)
-    return EnvSpec(frame, len(mario.action_buttons(env.actions)))
+    return EnvSpec(frame, len(games.action_buttons(env.actions)))
 
 
 def _clipped(reward: float, env: settings.Env) -> float:
@@ -40,9 +40,9 @@ class MarioLanes:
         self.spec = mario_spec(env)
         self.num_lanes = num_lanes
         self._env = env
-        self._buttons = mario.action_buttons(env.actions)
+        self._buttons = games.action_buttons(env.actions)
         self._machines = machines
-        self.action_names = mario.action_names(env.actions)
+        self.action_names = games.action_names(env.actions)
         self.decisions_per_s = mario.FRAMES_PER_S / env.frame_skip
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(num_lanes)]
         self._stages_drawn = ("1-1",) if env.stages == "all" else env.stages

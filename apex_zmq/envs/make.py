@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from apex_zmq.config import settings
+from apex_zmq.envs import games
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
 from apex_zmq.envs.lanes import GymLanes, MarioLanes, StickyLanes, gym_spec, mario_spec
 from apex_zmq.envs.machines import make_machines
@@ -14,9 +15,11 @@ def env_spec(env: settings.Env) -> EnvSpec:
     """What the environment of these settings looks like; Mario needs no emulator for it.
 
     Raises:
+        ConfigError: as `games.check_env`.
         EnvError: a Gymnasium environment that cannot be made or used.
     """
-    return mario_spec(env) if env.id in settings.WORLDS else gym_spec(env)
+    games.check_env(env)
+    return mario_spec(env) if env.id in games.WORLDS else gym_spec(env)
 
 
 def make_lanes(env: settings.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
@@ -25,10 +28,12 @@ def make_lanes(env: settings.Env, num_lanes: int, seed: int, *, render: bool = F
     render: `Lanes.render` will be called.
 
     Raises:
+        ConfigError: as `games.check_env`.
         EnvError: emulator, game or Gymnasium environment missing or unusable.
     """
+    games.check_env(env)
     lanes: Lanes
-    if env.id in settings.WORLDS:
+    if env.id in games.WORLDS:
         lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator, env.id))
     else:
         lanes = GymLanes(env, num_lanes, seed, render)

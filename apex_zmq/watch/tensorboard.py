@@ -16,7 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from apex_zmq.config.loading import to_yaml
-from apex_zmq.config.settings import WORLDS, Config, to_tree
+from apex_zmq.config.settings import Config, to_tree
+from apex_zmq.envs.games import WORLDS
 
 log = logging.getLogger(__name__)
 

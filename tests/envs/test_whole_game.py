@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from apex_zmq.config.settings import MARIO, Env, Reward
-from apex_zmq.config.settings import stages as stages_of
+from apex_zmq.config.settings import Env, Reward
 from apex_zmq.envs import emulators, mario
 from apex_zmq.envs.emulators import FCEUmm, NESPy
+from apex_zmq.envs.games import MARIO
+from apex_zmq.envs.games import stages as stages_of
 from apex_zmq.envs.interface import EnvError, Progress, Step
 from apex_zmq.envs.lanes import MarioLanes
 from apex_zmq.envs.machines import MachinePerLane, Machines, SharedMachine
