@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from apex_zmq.envs.info import MARIO_COLUMNS
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
 from apex_zmq.watch.stats import LOW_EPSILON
@@ -170,7 +171,7 @@ def train(run: Run) -> None:
         "machine": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
-    write_csv(RESULTS / f"{run.name}.csv", ("minutes", *COLUMNS[1:]), episodes)
+    write_csv(RESULTS / f"{run.name}.csv", ("minutes", *COLUMNS[1:], *MARIO_COLUMNS), episodes)
     write_csv(RESULTS / f"{run.name}-eval.csv", EVALUATION, evaluations)
     (RESULTS / f"{run.name}.json").write_text(json.dumps(about, indent=1) + "\n")
 

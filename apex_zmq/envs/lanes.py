@@ -14,7 +14,8 @@ import numpy.typing as npt
 from apex_zmq.config import settings
 from apex_zmq.envs import atari, games, mario, preprocess
 from apex_zmq.envs.emulators import Emulator
-from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
+from apex_zmq.envs.info import GYMNASIUM_FLAGS
+from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Step
 from apex_zmq.envs.machines import Machines
 from apex_zmq.types import FrameSpec, UInt8s, UInt16s
 
@@ -93,7 +94,12 @@ class MarioLanes:
             reward=reward,
             terminated=terminated,
             truncated=truncated,
-            progress=Progress(after.stage, after.max_x, after.outcome is mario.Outcome.CLEARED, after.stages_cleared),
+            stage=after.stage,
+            info={
+                "max_x": after.max_x,
+                "cleared": int(after.outcome is mario.Outcome.CLEARED),
+                "stages_cleared": after.stages_cleared,
+            },
         )
 
     def _frames(self, emulator: Emulator, buttons: int) -> Iterator[mario.Reading]:
@@ -251,12 +257,13 @@ class GymLanes:
 
     def step(self, lane: int, action: int) -> Step:
         """Step the lane's environment once."""
-        observation, reward, terminated, truncated, _ = self._lanes[lane].step(self._first_action + action)
+        observation, reward, terminated, truncated, told = self._lanes[lane].step(self._first_action + action)
         self._decisions[lane] += 1
         limit = self._env.max_episode_steps
         cut = truncated or (limit is not None and self._decisions[lane] >= limit)
         earned = _clipped(float(reward), self._env)
-        return Step(self._frame(observation), earned, bool(terminated), bool(cut and not terminated), None)
+        info = {flag: int(bool(told[flag])) for flag in GYMNASIUM_FLAGS if flag in told}
+        return Step(self._frame(observation), earned, bool(terminated), bool(cut and not terminated), "", info)
 
     def render(self, lane: int) -> UInt8s:
         """What the environment draws in render mode rgb_array."""

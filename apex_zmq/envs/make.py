@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from apex_zmq.config import settings
 from apex_zmq.envs import games
-from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
+from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Step
 from apex_zmq.envs.lanes import GymLanes, MarioLanes, StickyLanes, gym_spec, mario_spec
 from apex_zmq.envs.machines import make_machines
 
-__all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spec", "make_lanes"]
+__all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Step", "env_spec", "make_lanes"]
 
 
 def env_spec(env: settings.Env) -> EnvSpec:

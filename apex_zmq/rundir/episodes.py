@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from apex_zmq.wire.messages import Episode
@@ -13,16 +13,18 @@ from apex_zmq.wire.messages import Episode
 log = logging.getLogger(__name__)
 
 EPISODES = "episodes.csv"
-COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared")
+COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length")  # then entries of `Episode.info`
 
 
 class EpisodeLog:
-    """Appends to the file; a resumed run goes on in it, after what its interrupted part wrote beyond its checkpoint.
+    """Appends to the file. A resumed run goes on in it, after the lines that its interrupted part wrote last.
 
-    time: unix seconds at which the learner heard of the episode. decisions: of the whole run, of all lanes, then.
+    time: unix seconds at which the learner received the episode. decisions: of the whole run, of all lanes, then.
+    entries: those of `Episode.info` that have a column; empty where an episode lacks one.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, entries: Sequence[str] = ()) -> None:
+        self._entries = entries
         self._failed = False
         try:
             self._file = (directory / EPISODES).open("a", newline="")
@@ -31,7 +33,7 @@ class EpisodeLog:
             self._file = Path(os.devnull).open("w")  # noqa: SIM115 (as long as this object)
         self._rows = csv.writer(self._file)
         if self._file.tell() == 0:
-            self._write([COLUMNS])
+            self._write([(*COLUMNS, *entries)])
 
     def write(self, time: float, decisions: int, episodes: Iterable[Episode]) -> None:
         """One line per episode. A file that cannot be written is logged once and costs lines, not the run."""
@@ -43,8 +45,7 @@ class EpisodeLog:
                 episode.stage,
                 f"{episode.episode_return:.4g}",
                 episode.length,
-                episode.max_x,
-                int(episode.cleared),
+                *(f"{episode.info[entry]:.10g}" if entry in episode.info else "" for entry in self._entries),
             )
             for episode in episodes
         )

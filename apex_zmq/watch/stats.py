@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
+from apex_zmq.envs.info import ENDS, STATISTICS
 from apex_zmq.wire.messages import Episode, Status
 
 LOW_EPSILON = 0.01
@@ -21,7 +22,12 @@ LOW_EPSILON_WINDOW = 20
 # Returns are averaged per bucket of epsilon too, over the last episodes of each: up to 0.001, up to 0.01, ...
 EPSILON_BOUNDS = (0.001, 0.01, 0.1, 1.0)
 EPSILON_WINDOW = 20
-BY_EPSILON = {"rollout/ep_rew_mean", "rollout/clear_rate", "rollout/episodes"}
+BY_EPSILON = {
+    "rollout/ep_rew_mean",
+    "rollout/episodes",
+    *(f"rollout/{statistic.window}" for statistic in STATISTICS if statistic.is_rate),
+}
+TOTALS = {statistic.total: statistic for statistic in STATISTICS if statistic.total}
 # Metrics that only grow while their process lives, and of which the run's sums are made.
 COUNTERS = (
     "decisions",
@@ -81,15 +87,14 @@ class RunStats:
     """Sums the statuses of all roles; counters survive restarts of their roles.
 
     since: monotonic seconds at which this learner began; what older processes counted before is not taken in.
-    episodes, decisions: of the whole run, resumed ones included.
+    episodes, decisions: of the whole run, resumed ones included. totals: likewise, figures of `envs.info` by name.
     restarts: processes that took the place of one of their name.
     """
 
     since: float = -math.inf
     episodes: int = 0
     decisions: int = 0
-    clears: int = 0
-    best_x: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     _last: dict[tuple[str, int], Status] = field(default_factory=dict)
     _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -102,7 +107,7 @@ class RunStats:
         default_factory=lambda: {bound: deque(maxlen=EPSILON_WINDOW) for bound in EPSILON_BOUNDS}
     )
     _count_by_epsilon: dict[float, int] = field(default_factory=lambda: dict.fromkeys(EPSILON_BOUNDS, 0))
-    _ends: dict[str, deque[int]] = field(default_factory=dict)
+    _ends: dict[str, deque[float]] = field(default_factory=dict)
 
     def hear(self, status: Status, now: float) -> None:
         """Take in one status; now: monotonic seconds."""
@@ -125,8 +130,10 @@ class RunStats:
         self._last[key], self._heard_at[key] = status, now
         for episode in status.episodes:
             self.episodes += 1
-            self.clears += episode.cleared
-            self.best_x = max(self.best_x, episode.max_x)
+            for name, statistic in TOTALS.items():
+                so_far = [{statistic.entry: self.totals[name]}] if name in self.totals else []
+                if (total := statistic.of([*so_far, episode.info])) is not None:
+                    self.totals[name] = total
             self._recent.append(episode)
             if episode.epsilon <= LOW_EPSILON:
                 self._recent_low.append(episode)
@@ -134,8 +141,8 @@ class RunStats:
             self._by_epsilon[bucket].append(episode)
             self._count_by_epsilon[bucket] += 1
             known = episode.stage in self._ends or len(self._ends) < MAX_SOURCES
-            if episode.stage and known and not episode.cleared:
-                self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.max_x)
+            if episode.stage and known and ENDS.entry in episode.info and not episode.info.get(ENDS.success):
+                self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.info[ENDS.entry])
 
     @property
     def low_epsilon_return(self) -> float | None:
@@ -173,8 +180,7 @@ class RunStats:
             "time/restarts": self.restarts,
             **{tag: self._counters[name] for tag, name in FAULTS.items()},
         }
-        if self.best_x:  # Mario
-            numbers |= {"rollout/clears": self.clears, "rollout/best_x": self.best_x}
+        numbers |= {f"rollout/{name}": total for name, total in self.totals.items()}
         inserts = self._counters["inserts"]
         if inserts:
             numbers["replay/samples_per_insert"] = self._counters["samples"] / inserts
@@ -202,14 +208,21 @@ class RunStats:
                 numbers[f"memory/{role}_bytes"] = _total(alive, "rss_bytes")
         return numbers
 
-    def ends(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Where Mario's last episodes that did not clear ended: largest x, pixels, by TensorBoard tag of the stage."""
-        return {f"rollout/end_x/{stage}": np.array(ends) for stage, ends in self._ends.items()}
+    def ends(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Where the last episodes that did not succeed ended: the entry of `ENDS`, by TensorBoard tag of the stage."""
+        return {f"{ENDS.tag}/{stage}": np.array(ends) for stage, ends in self._ends.items()}
 
 
 def _bounded(status: Status) -> Status:
     """With no number so large that sums and means overflow, and no checkpoint can hold them."""
-    episodes = (replace(each, episode_return=_clipped(each.episode_return)) for each in status.episodes)
+    episodes = (
+        replace(
+            each,
+            episode_return=_clipped(each.episode_return),
+            info={name: _clipped(value) for name, value in each.info.items()},
+        )
+        for each in status.episodes
+    )
     metrics = {name: _clipped(value) for name, value in status.metrics.items()}
     return replace(status, metrics=metrics, episodes=tuple(episodes))
 
@@ -230,11 +243,10 @@ def _rollout(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
         f"{prefix}/ep_rew_mean": float(np.mean([episode.episode_return for episode in episodes])),
         f"{prefix}/ep_len_mean": float(np.mean([episode.length for episode in episodes])),
     }
-    if any(episode.stage for episode in episodes):
-        numbers[f"{prefix}/max_x_mean"] = float(np.mean([episode.max_x for episode in episodes]))
-        numbers[f"{prefix}/max_x"] = max(episode.max_x for episode in episodes)
-        numbers[f"{prefix}/clear_rate"] = float(np.mean([episode.cleared for episode in episodes]))
-        numbers[f"{prefix}/stages_cleared_mean"] = float(np.mean([episode.stages_cleared for episode in episodes]))
+    for statistic in STATISTICS:
+        value = statistic.of(episode.info for episode in episodes) if statistic.window else None
+        if value is not None:
+            numbers[f"{prefix}/{statistic.window}"] = value
     return numbers
 
 

@@ -150,9 +150,7 @@ def test_every_field_is_documented_with_its_type_and_range(heading: str) -> None
             continue
         kind, values = described(field.type)
         if not field.required:
-            default = json.dumps(
-                field.default if field.default is not msgspec.NODEFAULT else list(field.default_factory())
-            )
+            default = json.dumps(field.default if field.default is not msgspec.NODEFAULT else field.default_factory())
             values = f"{values}; default {default}" if values else f"default {default}"
         assert (row["type"], row["values"]) == (kind, values), field.encode_name
 

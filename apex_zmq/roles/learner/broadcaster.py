@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from apex_zmq.config.loading import to_yaml
 from apex_zmq.config.settings import Config
+from apex_zmq.envs.info import columns_of
 from apex_zmq.errors import ConfigError
 from apex_zmq.net.keys import server_keys
 from apex_zmq.net.parameters import ParameterPublisher
@@ -110,7 +111,7 @@ class Broadcaster(threading.Thread):
         """Serve until closed."""
         keep_settings(self._directory, to_yaml(self._config))
         board = Board(self._directory, self._config, self.stats.decisions)
-        episodes = EpisodeLog(self._directory)
+        episodes = EpisodeLog(self._directory, columns_of(self._config.env))
         telemetry = self._config.telemetry
         next_status = time.monotonic()
         next_summary = next_status + min(telemetry.log_interval_s, FIRST_SUMMARY_S)

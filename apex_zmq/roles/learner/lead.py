@@ -14,7 +14,7 @@ from apex_zmq.roles.learner.broadcaster import Broadcaster
 from apex_zmq.rundir.checkpoint import Checkpoint, CheckpointStore
 from apex_zmq.rundir.directory import RunDirectory
 from apex_zmq.types import Float64s, Sample
-from apex_zmq.watch.stats import RunStats
+from apex_zmq.watch.stats import TOTALS, RunStats
 from apex_zmq.wire.messages import Parameters, make_tensors
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ class Lead:
             since=self.broadcaster.stats.since,
             episodes=int(counters["episodes"]),
             decisions=int(counters["decisions"]),
-            clears=int(counters["clears"]),
-            best_x=int(counters["best_x"]),
+            totals={name: counters[name] for name in TOTALS if counters.get(name)},
         )
 
     def start(self) -> None:
@@ -138,9 +137,8 @@ class Lead:
                 "updates": self._trainer.updates,
                 "decisions": stats.decisions,
                 "episodes": stats.episodes,
-                "clears": stats.clears,
-                "best_x": stats.best_x,
                 "elapsed_s": self._run_seconds(),
+                **stats.totals,
             },
             config=to_tree(self._config),
             run_id=self.run_id,
