@@ -28,7 +28,7 @@ class Reach(gymnasium.Env[Any, Any]):
         return np.zeros(1, np.float32), 0.0, self.steps == 2, False, {"is_success": np.bool_(self.steps == 2), "x": "y"}
 
 
-gymnasium.register("Reach-v0", lambda: Reach())
+gymnasium.register("Reach-v0", lambda **_: Reach())
 
 
 def test_what_gymnasium_says_of_success_is_taken_over() -> None:
