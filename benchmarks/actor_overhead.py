@@ -68,7 +68,7 @@ def actor_decisions_per_s(config: Config) -> float:
         Kind.PARAMETERS,
         Parameters(
             run="bench",
-            epoch=1,
+            learner_incarnation=1,
             version=1,
             update=0,
             network_signature=network_signature(arrays),

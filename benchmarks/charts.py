@@ -45,4 +45,4 @@ def scale(lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    scale(json.loads((ROOT / "benchmarks/results/latest.json").read_text()))
+    scale(json.loads((ROOT / "benchmarks/results/latest.json").read_text())["rows"])

@@ -47,7 +47,7 @@ TICK_S = 0.1
 
 @dataclass
 class Member:
-    """One process of the run; boots: all that it has told of itself, by boot: the newest metrics of each.
+    """One process of the run; incarnations: all that it has told of itself, by incarnation: the newest metrics of each.
 
     works: whether the process that runs now has got something done.
     """
@@ -56,19 +56,19 @@ class Member:
     process: subprocess.Popen[bytes] | None = None
     start_at: float = 0.0
     works: bool = False
-    boots: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    incarnations: dict[int, Mapping[str, float]] = field(default_factory=dict)
     newest: int | None = None
     first_update: float | None = None
     lines: int = 0
 
     def total(self, metric: str) -> float:
         """The sum over all processes of this name."""
-        return sum(metrics.get(metric, 0.0) for metrics in self.boots.values())
+        return sum(metrics.get(metric, 0.0) for metrics in self.incarnations.values())
 
     @property
     def now(self) -> Mapping[str, float]:
         """The newest metrics of the process that runs now."""
-        return {} if self.newest is None else self.boots[self.newest]
+        return {} if self.newest is None else self.incarnations[self.newest]
 
 
 class Cluster:
@@ -160,11 +160,11 @@ class Cluster:
 
     def _hear(self, status: Status) -> None:
         member = self.members[status.name]
-        before = member.boots.get(status.boot, {})
-        member.boots[status.boot] = {**before, **status.metrics}
+        before = member.incarnations.get(status.incarnation, {})
+        member.incarnations[status.incarnation] = {**before, **status.metrics}
         if member.process is None or status.pid != member.process.pid:
             return  # the last words of one that was killed
-        member.newest = status.boot
+        member.newest = status.incarnation
         metrics = member.now
         if status.role == "learner":
             update = metrics.get("train/updates", 0.0)

@@ -28,6 +28,57 @@ ROOT = Path(__file__).parents[1]
 RECORDED = json.loads((ROOT / "tests/data/mario-1-1-clears.json").read_text())
 PACKAGES = ("gym-super-mario-bros", "nes-py", "stable-retro", "numpy")
 FRAME_COUNTER = 0x09
+DOCUMENT = """\
+# Conformance
+
+Written by `python -m benchmarks.conformance` from measurements with Python {python}, {versions}.
+
+## Our rules on nes-py and gym-super-mario-bros' own environment
+
+Recorded inputs, one byte per frame from power-on, are played on the package's `SuperMarioBrosEnv` (the recording's
+own presses skip its start screen) and on our environment. At every frame the comparison covers x position, lives,
+time, coins, score, flag, the end of the episode, and the reward (`{preset}`).
+
+| play | frames, package | frames, ours | every frame | end |
+|---|---|---|---|---|
+{rows}
+
+## The whole game and the Lost Levels
+
+The package's whole game with three lives is compared with `env.stages=all env.lives=3` until the lives are used up.
+The inputs are a recorded clear of 1-1 and a script in 1-2; in the Lost Levels a script in 1-1. The comparison covers
+the fields of every frame in which the player can act, and with version 7.4 the reward (the reward of 9.1 depends on
+earlier lives and stages, ours starts anew with each). `equal` is the number of our frames that are equal.
+
+Between two lives the package writes into RAM to shorten the wait; our environment lets the game run. If we shorten
+the wait in the package's way, every frame is equal; the package reports the end of the game one step after the last
+touch, at 255 lives. If we wait, the game's counters differ in later lives, and with them the positions of enemies and
+the frames in which a touch counts.
+
+| game | frames, package | ours, shortened | equal | ours, waiting | equal | lives at the end, package |
+|---|---|---|---|---|---|---|
+{whole}
+
+## FCEUmm and nes-py
+
+Each stage is played by a script of its own (mostly to the right, with jumps) from its start to the end of the
+episode, at most {frames} frames. At every frame the comparison covers everything that the rules read (position,
+player state, lives, stage, clock, score, coins ...) and their outcome. Before the comparison these are made equal:
+
+* the buttons: FCEUmm receives them a frame late, as the game receives them from nes-py;
+* in the last column also the game's frame counter (RAM 0x09), which is one behind on nes-py at the start of a stage.
+
+With equal buttons {late} of {stages} stages are equal to the end of the episode, with both {aligned} of {stages}. The
+emulators therefore differ by a lag of one frame and by effects of the counter's parity, above all the choice of the
+frames in which the game tests for touches of enemies.
+
+| stage | frames | end | differs at, buttons equal | differs at, counter equal too |
+|---|---|---|---|---|
+{table}
+
+Screens are not compared: each emulator has its own palette, so an agent trained on one of them sees other shades of
+gray on the other.
+"""
 
 
 class Fields(NamedTuple):
@@ -272,67 +323,23 @@ def whole_rows(frames: int) -> list[str]:
 
 def report(rows: list[str], whole: list[str], comparisons: Mapping[str, Sequence[Comparison]], frames: int) -> str:
     """The document."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     listed = [(game, c) for game, compared in comparisons.items() for c in compared]
     table = [
         f"| {game} {c.stage} | {c.frames} | {c.end} | {_at(c.differs)} | {_at(c.differs_with_its_counter)} |"
         for game, c in listed
     ]
     late, aligned = (sum(c[field] is None for _, c in listed) for field in (3, 4))
-    return "\n".join(
-        [
-            "# Conformance",
-            "",
-            "Written by `python -m benchmarks.conformance` from what it measured with Python "
-            f"{platform.python_version()}, {versions}.",
-            "",
-            "## Our rules over nes-py against gym-super-mario-bros' own environment",
-            "",
-            "Recorded inputs, one byte per frame from power-on, on the package's `SuperMarioBrosEnv` (its start screen",
-            "skipped by the recording's own presses) and on ours. Compared at every frame: x position, lives, time,",
-            f"coins, score, flag, the end of the episode, and the reward (`{package_preset()}`).",
-            "",
-            "| play | frames, package | frames, ours | every frame | end |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "## The whole game and the Lost Levels",
-            "",
-            "The package's whole game with three lives against `env.stages=all env.lives=3`: a recorded clear of",
-            "1-1 and a script in 1-2, in the Lost Levels a script in 1-1, until the lives are gone. Compared are the",
-            "fields and (with 7.4; 9.1's goes on from earlier lives and stages, ours begins anew with each) the",
-            "reward of every frame in which one can act; `equal` is how many of ours are.",
-            "",
-            "Between two lives the package writes into RAM to be through sooner; we let the game run. Cut short in",
-            "the package's way, every frame is the same; the package says that the game is over one step after the",
-            "last touch, at 255 lives. Waiting leaves the game's counters elsewhere, and what depends on them (where",
-            "enemies are, when a touch counts) differs in later lives.",
-            "",
-            "| game | frames, package | ours, cut short | equal | ours, waiting | equal | lives at the end, package |",
-            "|---|---|---|---|---|---|---|",
-            *whole,
-            "",
-            "## FCEUmm against nes-py",
-            "",
-            f"Each stage is played by its own script (mostly to the right, jumping; at most {frames} frames) from its",
-            "start until the episode ends. All that the rules read (position, state of the player, lives, stage,",
-            "clock, score, coins ...) and what they say of it is compared at every frame. Made equal first:",
-            "",
-            "* the buttons: FCEUmm is given them a frame late, as the game gets them from nes-py;",
-            "* in the last column the game's frame counter (RAM 0x09), too: at a stage's start nes-py's is one behind.",
-            "",
-            f"With the buttons alone {late} of {len(listed)} stages are equal to the end of the episode, with both",
-            f"{aligned} of {len(listed)}. So what differs is a lag of one frame, and all that hangs on the counter's",
-            "parity: above all in which of two frames the game looks for touches of enemies.",
-            "",
-            "| stage | frames | end | differs at, buttons late | differs at, counter equal too |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            "Screens are not compared: the emulators draw the same area in palettes of their own. An agent trained on",
-            "the one sees other shades of gray on the other.",
-            "",
-        ]
+    return DOCUMENT.format(
+        python=platform.python_version(),
+        versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+        preset=package_preset(),
+        frames=frames,
+        rows="\n".join(rows),
+        whole="\n".join(whole),
+        table="\n".join(table),
+        late=late,
+        aligned=aligned,
+        stages=len(listed),
     )
 
 

@@ -168,7 +168,7 @@ class Shard:
 
     def deal(self) -> Batch:
         """A batch of what is stored."""
-        return Batch(5, 0, 0, self.store.generation, 1, self.store.sample(24))
+        return Batch(5, 0, 0, self.store.incarnation, 1, self.store.sample(24))
 
 
 def take_batch(batch: Batch) -> None:
@@ -189,8 +189,8 @@ class Ledger:
 
     def take(self, bye: Bye) -> None:
         """Judge it; who was not heard before is heard with this count as a segment's number."""
-        if self._accounts.goodbye(bye.actor, bye.boot, bye.count) is None:
-            self._accounts.take(bye.actor, bye.boot, bye.count)
+        if self._accounts.goodbye(bye.actor, bye.incarnation, bye.count) is None:
+            self._accounts.take(bye.actor, bye.incarnation, bye.count)
         assert len(self._accounts) <= 64
         assert min(asdict(self._accounts.totals).values()) >= 0
 
@@ -232,7 +232,7 @@ def targets() -> list[Target]:
         ]
     shard = Shard(FRAMES[""])
     keys = np.arange(16, dtype=np.uint64)
-    update = PriorityUpdate(5, 0, shard.store.generation, 1, keys, np.linspace(-1, 3, 16).astype(np.float32))
+    update = PriorityUpdate(5, 0, shard.store.incarnation, 1, keys, np.linspace(-1, 3, 16).astype(np.float32))
     tensors = make_tensors({"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)})
     episodes = (Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4))
     status = Status("actor", "actor-7", "host", 1, 1, 1.6e9, 1.7e9, 1.7e9, {"decisions": 4096.0}, episodes)

@@ -108,6 +108,6 @@ def segments(played: Play, config: Config = CONFIG) -> list[Segment]:
             q_taken, next_value = rng.random(2)
             builder.step(int(action[t]), float(q_taken), frames[t + 1], float(reward[t]), *ends)
             builder.bootstrap(float(next_value))
-            while (segment := builder.take("synthetic", boot=0)) is not None:
+            while (segment := builder.take("synthetic", incarnation=0)) is not None:
                 made.append(replace(segment, sequence=len(made)))
     return made

@@ -48,7 +48,7 @@ def measure() -> list[Row]:
 def row(count: int, forwarders: int, times: Sequence[float], direct: Sequence[float]) -> Row:
     sent = (forwarders or count) * sum(array.nbytes for array in arrays().values()) / 1e6
     way = f"{forwarders} forwarder{'s' * (forwarders > 1)}; peer: directly" if forwarders else "the learner itself"
-    what = f"13 MB of parameters to {count} subscribers by {way}; the learner sends {sent:.0f} MB"
+    what = f"13 MB of parameters to {count} subscriber{'s' * (count > 1)} by {way}; the learner sends {sent:.0f} MB"
     return versus("parameters", what, times, direct, None, "s", less_is_better=True)
 
 
@@ -67,7 +67,7 @@ def seconds(count: int, forwarders: int) -> list[float]:
             tensors = arrays()
             parameters = Parameters(
                 run="bench",
-                epoch=1,
+                learner_incarnation=1,
                 version=version,
                 update=version,
                 network_signature=network_signature(tensors),

@@ -14,9 +14,9 @@ from apex_zmq.wire.codec import Kind
 
 def main(count: int, address: str) -> None:
     seen: list[set[bytes]] = [set() for _ in range(count)]
-    # The body begins with run, epoch and version; a welcome may bring the same version twice.
+    # The body begins with run, learner_incarnation and version; a welcome may bring the same version twice.
     inboxes = [
-        Inbox.subscribe(address, {Kind.PARAMETERS: lambda parts, index=index: seen[index].add(bytes(parts[0][:64]))})  # type: ignore[misc]
+        Inbox.subscribe(address, {Kind.PARAMETERS: lambda parts, index=index: seen[index].add(bytes(parts[0][:96]))})  # type: ignore[misc]
         for index in range(count)
     ]
     everywhere = 0

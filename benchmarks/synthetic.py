@@ -32,7 +32,7 @@ from benchmarks.rows import ROOT
 
 ARENA_BYTES = 6 * 10**9
 STATUS_S = 0.2
-FIRST_BOOT = 0x5EED_B007_5EED_B007  # bytes that stand nowhere else in a message; takes eight, as all above it
+FIRST_INCARNATION = 0x5EED_B007_5EED_B007  # bytes that stand nowhere else in a message; takes eight, as all above it
 
 
 def free_addresses(count: int) -> list[str]:
@@ -135,17 +135,19 @@ def replay(settings: Mapping[str, Any], module: str | None = None) -> Iterator[R
 def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
     """The segments as they are sent, over and over, each time by another process of the actor.
 
-    Nothing is encoded again but the process's number, `FIRST_BOOT` or above.
+    Nothing is encoded again but the process's number, `FIRST_INCARNATION` or above.
     """
     signature = experience_signature(config)
-    numbered = [replace(segment, boot=FIRST_BOOT, sequence=number) for number, segment in enumerate(segments)]
+    numbered = [
+        replace(segment, incarnation=FIRST_INCARNATION, sequence=number) for number, segment in enumerate(segments)
+    ]
     encoded = [encode_segment(segment, signature) for segment in numbered]
     bodies = [(bytes(unpack(head)[1]), frames) for head, frames in encoded]
-    assert all(body.count(FIRST_BOOT.to_bytes(8, "big")) == 1 for body, _ in bodies)
+    assert all(body.count(FIRST_INCARNATION.to_bytes(8, "big")) == 1 for body, _ in bodies)
     while True:
-        boot = (FIRST_BOOT + secrets.randbits(60)).to_bytes(8, "big")
+        incarnation = (FIRST_INCARNATION + secrets.randbits(60)).to_bytes(8, "big")
         for body, frames in bodies:
-            yield [pack(Kind.SEGMENT, body.replace(FIRST_BOOT.to_bytes(8, "big"), boot)), frames]
+            yield [pack(Kind.SEGMENT, body.replace(FIRST_INCARNATION.to_bytes(8, "big"), incarnation)), frames]
 
 
 def fill(running: Replay, sent: Iterator[Parts], transitions: int) -> None:
@@ -174,9 +176,14 @@ class SyntheticLearner:
             num_actions=spec.num_actions,
             pin_memory=False,
         )
-        self._feeder.epoch = time.time_ns()
+        self._feeder.learner_incarnation = time.time_ns()
         self._priorities = [Outbox(address, hwm=64) for address in config.addresses.priorities]
-        self._hello = Hello(run="bench", epoch=self._feeder.epoch, rank=0, signature=experience_signature(config))
+        self._hello = Hello(
+            run="bench",
+            learner_incarnation=self._feeder.learner_incarnation,
+            rank=0,
+            signature=experience_signature(config),
+        )
         self._td_error = np.random.default_rng(2).random(config.learner.batch_size).astype(np.float32)
         self._feeder.start()
         self._greeted = 0.0
@@ -194,7 +201,12 @@ class SyntheticLearner:
         assert not decoded.broken.any()
         batch = decoded.batch
         update = PriorityUpdate(
-            batch.epoch, batch.rank, batch.generation, batch.number, batch.sample.keys, self._td_error
+            batch.learner_incarnation,
+            batch.rank,
+            batch.shard_incarnation,
+            batch.number,
+            batch.sample.keys,
+            self._td_error,
         )
         while not self._priorities[batch.shard].send(encode_priorities(update)):
             wait([], [self._priorities[batch.shard]], 1.0)

@@ -1,4 +1,4 @@
-"""`episodes.csv` in a run directory: one line per episode, to plot and compare runs from."""
+"""`episodes.csv` in a run directory: one row per episode, for plots and comparisons."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length")  # then 
 
 
 class EpisodeLog:
-    """Appends to the file. A resumed run goes on in it, after the lines that its interrupted part wrote last.
+    """Appends rows to the file; a resumed run appends to the rows of its interrupted part.
 
-    time: unix seconds at which the learner received the episode. decisions: of the whole run, of all lanes, then.
-    entries: those of `Episode.info` that have a column; empty where an episode lacks one.
+    time: unix seconds at which the learner received the episode.
+    decisions: decisions of the whole run, over all lanes, at that time.
+    entries: entries of `Episode.info` with a column of their own, empty where an episode lacks the entry.
     """
 
     def __init__(self, directory: Path, entries: Sequence[str] = ()) -> None:
@@ -36,7 +37,7 @@ class EpisodeLog:
             self._write([(*COLUMNS, *entries)])
 
     def write(self, time: float, decisions: int, episodes: Iterable[Episode]) -> None:
-        """One line per episode. A file that cannot be written is logged once and costs lines, not the run."""
+        """Append one row per episode. A write error is logged once; the rows are dropped."""
         self._write(
             (
                 f"{time:.1f}",
@@ -59,12 +60,12 @@ class EpisodeLog:
 
     def _fail(self, error: OSError) -> None:
         if not self._failed:
-            log.error("%s misses episodes, training goes on: %s", EPISODES, error)
+            log.error("episodes missing from %s, training continues: %s", EPISODES, error)
         self._failed = True
 
     def close(self) -> None:
         """Close the file."""
         try:
             self._file.close()
-        except OSError as error:  # what a full disk left in the buffer
-            log.error("%s misses episodes: %s", EPISODES, error)
+        except OSError as error:  # buffered rows on a full disk
+            log.error("episodes missing from %s: %s", EPISODES, error)

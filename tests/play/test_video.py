@@ -57,7 +57,8 @@ def test_nothing_shown_leaves_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("a.avi", "must end in .mp4 or .gif"), ("a", "must end"), ("no/a.gif", "no directory .*no;")]
+    ("name", "reason"),
+    [("a.avi", "must end in .mp4 or .gif"), ("a", "must end"), ("no/a.gif", "directory .*no does not exist;")],
 )
 def test_files_that_cannot_be_written_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(VideoError, match=reason):

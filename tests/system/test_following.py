@@ -122,7 +122,11 @@ def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[...
     assert low["mean_return"] + 5 < high["mean_return"]
     following.close()  # type: ignore[attr-defined]
     promoted = checkpoint.load(path)
-    assert (promoted.best_score, promoted.epoch, promoted.counters) == (high["mean_return"], 7, {"updates": 200})
+    assert (promoted.best_score, promoted.learner_incarnation, promoted.counters) == (
+        high["mean_return"],
+        7,
+        {"updates": 200},
+    )
 
     written = events(tmp_path / "eval")
     assert [event.step for event in written.Scalars("eval/mean_ep_length")] == [1000, 2000]
@@ -155,7 +159,7 @@ def test_another_run_at_the_same_address_is_not_followed(tmp_path: Path, begin: 
     assert next(following)["version"] == 1
     before = (tmp_path / "best-eval.safetensors").read_bytes()
     run.publish(2, run="other")
-    with pytest.raises(MismatchError, match="publishes run other by now, not run"):
+    with pytest.raises(MismatchError, match="now publishes run other, not run"):
         next(following)
     assert (tmp_path / "best-eval.safetensors").read_bytes() == before
 
@@ -206,7 +210,7 @@ def test_a_run_that_cannot_be_drawn_is_followed_without_films(
     following = evaluator.follow(run.checkpoint, tmp_path, 1, 1, "noop", 0)
     assert next(following)["mean_return"] >= 8
     following.close()  # type: ignore[attr-defined]
-    assert "no films of the best: env.id plain_envs:make cannot be drawn" in caplog.text
+    assert "films of the best parameters are disabled: env.id plain_envs:make cannot be drawn" in caplog.text
     assert events(tmp_path / "eval").Tags()["images"] == []
 
 

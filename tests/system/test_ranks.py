@@ -78,19 +78,21 @@ class Shard:
         self._number = 0
 
     def meet(self) -> None:
-        """Wait until both ranks have said hello in one epoch."""
-        epochs: dict[int, int] = {}
-        while len(epochs) < RANKS:
+        """Wait until both ranks have said hello in one incarnation."""
+        incarnations: dict[int, int] = {}
+        while len(incarnations) < RANKS:
             hello = self._priorities.receive(PATIENCE_S)
             assert isinstance(hello, Hello)
-            epochs[hello.rank] = hello.epoch
-        (self._epoch,) = set(epochs.values())
+            incarnations[hello.rank] = hello.learner_incarnation
+        (self._learner_incarnation,) = set(incarnations.values())
 
     def deal(self, samples: list[Sample]) -> list[PriorityUpdate]:
         """A batch to each rank, the last one first; their answers by rank."""
         for rank, sample in reversed(list(enumerate(samples))):
             wait([], [self._batches[rank]], PATIENCE_S)
-            batch = Batch(self._epoch, rank, shard=0, generation=1, number=self._number, sample=sample)
+            batch = Batch(
+                self._learner_incarnation, rank, shard=0, shard_incarnation=1, number=self._number, sample=sample
+            )
             assert self._batches[rank].send(encode_batch(batch))
         self._number += 1
         answers: dict[int, PriorityUpdate] = {}

@@ -1,4 +1,4 @@
-"""The README as a reader follows it: its commands, in order, in an empty directory that holds a fresh clone."""
+"""README and pages as a reader follows them: their shell commands, in order, in a fresh clone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ import pytest
 
 from ..conftest import ROOT, Program
 
-README = (ROOT / "README.md").read_text()
-ELSEWHERE = "Three machines"  # needs three hosts: test_three_machines.py runs such commands
+# Their blocks marked `sh` are run; commands that need other hosts or hours are marked otherwise.
+PAGES = ("README.md", "docs/PROGRAMS.md", "docs/ENVIRONMENTS.md", "docs/WATCHING.md", "docs/RUN_DIRECTORY.md")
 UPDATES_PER_RUN = 20
 
 
 def commands(text: str) -> list[str]:
-    """The commands of all shell blocks but those of three hosts, without comments, a continued line as one."""
-    sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    kept = "".join(section for section in sections if not section.startswith(ELSEWHERE))
-    script = "".join(re.findall(r"^```sh\n(.*?)^```", kept, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    """The commands of all shell blocks, without comments, a continued line as one."""
+    script = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
     lines = (re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in script.splitlines())
     return [line for line in lines if line]
 
@@ -97,9 +95,9 @@ def watch_a_run(command: str, clone: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_reader_gets_through_the_readme(clone: Path) -> None:
+def test_a_reader_gets_through_the_pages(clone: Path) -> None:
     runs, newest = 0, ""
-    for command in commands(README):
+    for command in commands("".join((ROOT / page).read_text() for page in PAGES)):
         if command == "make test":
             continue
         if "/tensorboard" in command:
@@ -118,13 +116,13 @@ def test_a_reader_gets_through_the_readme(clone: Path) -> None:
 
 def test_commands_are_taken_as_a_reader_would() -> None:
     start = "## Start\n```sh\nmake train    # sets up\n# a remark\nbin/a --x \\\n --y '#1'\n```\n```python\nx\n```\n"
-    three = f"## {ELSEWHERE}\n```sh\nssh\n```\n"
-    assert commands(start + three) == ["make train", "bin/a --x   --y '#1'"]
+    assert commands(start + "```text\nssh\n```\n") == ["make train", "bin/a --x   --y '#1'"]
     assert bounded("bin/apex-train --resume", 3, "r").startswith(
         "bin/apex-train --resume --num-actors 1 --max-updates 60"
     )
     assert bounded("bin/apex-eval --checkpoint checkpoints/RUN --json", 1, "checkpoints/a-1") == (
         "bin/apex-eval --checkpoint checkpoints/a-1 --json --episodes 1"
     )
-    assert "make train" in commands(README)
-    assert "make test" in commands(README)
+    readme = commands((ROOT / "README.md").read_text())
+    assert "make train" in readme
+    assert "make test" in readme

@@ -84,7 +84,7 @@ class Broadcaster(threading.Thread):
         self._config = config
         self._directory = directory
         self._at_summary: tuple[float, Float64s] = time.monotonic(), np.zeros(1)
-        self._boot = secrets.randbits(63)
+        self._incarnation = secrets.randbits(63)
         self._lock = threading.Lock()
         self._pending: Parameters | None = None
         self._summary: dict[str, float] = {}
@@ -195,7 +195,7 @@ class Broadcaster(threading.Thread):
             name="learner",
             host=socket.gethostname(),
             pid=os.getpid(),
-            boot=self._boot,
+            incarnation=self._incarnation,
             start_time=self._start_time,
             time=time.time(),
             progress_time=self.progress_time,

@@ -39,9 +39,9 @@ class DecodedBatch:
 
 
 class Feeder(threading.Thread):
-    """Receives the batches of one learner epoch and decodes each frame once.
+    """Receives the batches of one learner incarnation and decodes each frame once.
 
-    epoch: set before it starts; batches of another are dropped.
+    learner_incarnation: set before it starts; batches of another are dropped.
     corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking them.
 
     Raises:
@@ -68,7 +68,7 @@ class Feeder(threading.Thread):
             keys=keys,
         )
         self._num_actions = num_actions
-        self.epoch = 0
+        self.learner_incarnation = 0
         self.corrupted = 0
         self.decode_s = 0.0
         self._foreign = 0
@@ -104,8 +104,8 @@ class Feeder(threading.Thread):
             batch = self._inbox.receive(IDLE_S)
             if batch is None:
                 continue
-            if batch.epoch != self.epoch:
-                self._complain(batch.epoch)
+            if batch.learner_incarnation != self.learner_incarnation:
+                self._complain(batch.learner_incarnation)
                 continue
             started = time.monotonic()
             unknown = batch.sample.action >= self._num_actions
@@ -118,12 +118,14 @@ class Feeder(threading.Thread):
             self._hand_over(DecodedBatch(replace(batch, sample=sample), windows, broken | corrupted | unknown))
         self._inbox.close()
 
-    def _complain(self, epoch: int) -> None:
+    def _complain(self, incarnation: int) -> None:
         # A few are what was on the way when this learner took another's place; many, that another has taken its own.
         self._foreign += 1
         if self._foreign % FOREIGN_PER_LINE == 0:
             log.warning(
-                "%d batches dropped, dealt to the learner of epoch %d: stop that one or this", self._foreign, epoch
+                "%d batches dropped, dealt to a learner of incarnation %d: stop that one or this",
+                self._foreign,
+                incarnation,
             )
 
     def _buffer(self, sample: Sample) -> npt.NDArray[Any]:

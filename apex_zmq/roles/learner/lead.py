@@ -24,7 +24,7 @@ class Lead:
     """Publishes parameters, hears statuses, saves checkpoints, watches the budgets.
 
     experience, network: signatures.
-    run_id, epoch: of the run, and of this start of its learner.
+    run_id, learner_incarnation: of the run, and of this start of its learner.
 
     Raises:
         ConfigError: a directory or address in use.
@@ -40,7 +40,7 @@ class Lead:
         self._directory = RunDirectory(directory)
         self._checkpoints = CheckpointStore(directory, config.learner.keep_checkpoints)
         self.run_id = secrets.token_hex(8)
-        self.epoch = time.time_ns()
+        self.learner_incarnation = time.time_ns()
         self._elapsed_s = 0.0
         self._best_score: float | None = None
         self._version = 0
@@ -49,7 +49,7 @@ class Lead:
         """Go on with the run of a checkpoint, whose tensors the trainer has already."""
         counters = checkpoint.counters
         self.run_id = checkpoint.run_id
-        self.epoch = max(self.epoch, checkpoint.epoch + 1)
+        self.learner_incarnation = max(self.learner_incarnation, checkpoint.learner_incarnation + 1)
         self._elapsed_s = counters["elapsed_s"]
         self._best_score = checkpoint.best_score
         self.broadcaster.update = self.broadcaster.first_update = self._trainer.updates
@@ -113,7 +113,7 @@ class Lead:
         self.broadcaster.publish(
             Parameters(
                 run=self.run_id,
-                epoch=self.epoch,
+                learner_incarnation=self.learner_incarnation,
                 version=self._version,
                 update=self._trainer.updates,
                 network_signature=self._network,
@@ -142,7 +142,7 @@ class Lead:
             },
             config=to_tree(self._config),
             run_id=self.run_id,
-            epoch=self.epoch,
+            learner_incarnation=self.learner_incarnation,
             best_score=best_score,
             experience=self._experience,
             network=self._network,

@@ -43,7 +43,7 @@ SAID = np.dtype(
         ("leave", "?"),  # told to stop, or a budget is spent
         ("ready", "?"),  # has a batch; what follows is of it, up to `least`
         ("shard", "i8"),
-        ("generation", "i8"),
+        ("shard_incarnation", "i8"),
         ("mass", "f8"),
         ("num_transitions", "i8"),
         ("least", "f8"),
@@ -114,7 +114,7 @@ class Learner:
         if resume:
             self._restore()
         self._hello = self._agree()
-        self._feeder.epoch = self._hello.epoch
+        self._feeder.learner_incarnation = self._hello.learner_incarnation
         self._shards = [Outbox(address, hwm=PRIORITY_HWM, keys=keys) for address in config.addresses.priorities]
         self._weights = ImportanceWeights()
         self._bad_steps = self._bad_steps_in_a_row = 0
@@ -128,7 +128,7 @@ class Learner:
         )
 
     def _agree(self) -> Hello:
-        """How this rank greets the shards: in rank 0's epoch.
+        """How this rank greets the shards: in rank 0's incarnation.
 
         Raises:
             ConfigError: rank 0 has other settings, or begins elsewhere.
@@ -136,14 +136,16 @@ class Learner:
         said: Any = None
         here = [self._experience_signature, self._network_signature, self._trainer.updates]
         if self._lead is not None:
-            said = [self._lead.run_id, self._lead.epoch, *here]
-        run_id, epoch, *there = self._ranks.share(said)
+            said = [self._lead.run_id, self._lead.learner_incarnation, *here]
+        run_id, incarnation, *there = self._ranks.share(said)
         if here != there:
             raise ConfigError(
                 f"rank {self._ranks.rank} has signatures and updates {here}, rank 0 {there}; give all ranks the same "
                 "config, and a run directory that all see"
             )
-        return Hello(run=run_id, epoch=epoch, rank=self._ranks.rank, signature=self._experience_signature)
+        return Hello(
+            run=run_id, learner_incarnation=incarnation, rank=self._ranks.rank, signature=self._experience_signature
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Train until a rank is told to stop or a budget of the run is spent, then save.
@@ -194,7 +196,7 @@ class Learner:
         if decoded is not None:
             batch, sample = decoded.batch, decoded.batch.sample
             said["ready"] = True
-            said["shard"], said["generation"] = batch.shard, batch.generation
+            said["shard"], said["shard_incarnation"] = batch.shard, batch.shard_incarnation
             said["mass"], said["num_transitions"] = sample.mass, sample.num_transitions
             said["least"] = sample.priority.min()
         return said
@@ -218,7 +220,9 @@ class Learner:
         else:
             keys = sample.keys[decoded.broken | result.hopeless]
             td_error = np.full(len(keys), -1, np.float32)
-        update = PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, keys, td_error)
+        update = PriorityUpdate(
+            batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, keys, td_error
+        )
         if batch.shard < len(self._shards):
             self._shards[batch.shard].send(encode_priorities(update))
         if result.td_error is None:
