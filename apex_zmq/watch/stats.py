@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from apex_zmq.envs.info import ENDS, STATISTICS
+from apex_zmq.watch.metrics import COUNTERS, METRICS, ROLES, Metric, rates
 from apex_zmq.wire.messages import Episode, Status
 
 LOW_EPSILON = 0.01
@@ -28,54 +29,7 @@ BY_EPSILON = {
     *(f"rollout/{statistic.window}" for statistic in STATISTICS if statistic.is_rate),
 }
 TOTALS = {statistic.total: statistic for statistic in STATISTICS if statistic.total}
-# Metrics that only grow while their process lives, and of which the run's sums are made.
-COUNTERS = (
-    "decisions",
-    "blocked_s",
-    "inserts",
-    "samples",
-    "insert_blocked_s",
-    "sample_blocked_s",
-    "updates",
-    "waited_s",
-    "dropped_segments",
-    "segments_lost",
-    "segments_duplicate",
-    "segments_refused",
-    "corrupted_windows",
-    "bad_steps",
-)
-# All that only grow; the other metrics are momentary.
-GROWING = {
-    *COUNTERS,
-    "cpu_s",
-    "segments",
-    "segments_received",
-    "idle_s",
-    "link_blocked_s",
-    "decode_s",
-    "refused_messages",
-    "refused_batches",
-    "refused_statuses",
-    "refused_peers",
-    "failed_handshakes",
-    "stale_updates",
-    "evicted_updates",
-    "retired",
-    "snapshots",
-    "forwarded",
-}
-# Counters of what should stay 0, or nearly, shown as they stand.
-FAULTS = {
-    "actors/dropped_segments": "dropped_segments",
-    "replay/segments_lost": "segments_lost",
-    "replay/segments_duplicate": "segments_duplicate",
-    "replay/segments_refused": "segments_refused",
-    "train/corrupted_windows": "corrupted_windows",
-    "train/bad_steps": "bad_steps",
-}
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
-ROLES = ("actor", "replay", "learner", "forwarder")
 MAX_SOURCES = 4096  # processes remembered, and stages; whoever may report could invent more
 MAX_NUMBER = float(1 << 53)  # of what a process may say; TensorBoard's axis ends at 2^63
 PROGRESS = "progress  "  # begins the log message that apex-train shows live
@@ -98,8 +52,8 @@ class RunStats:
     restarts: int = 0
     _last: dict[tuple[str, int], Status] = field(default_factory=dict)
     _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
-    _counters: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _at_summary: dict[str, float] = field(default_factory=dict)
+    _counters: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
+    _at_summary: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
     _summary_time: float = field(default_factory=time.monotonic)
     _recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
     _recent_low: deque[Episode] = field(default_factory=lambda: deque(maxlen=LOW_EPSILON_WINDOW))
@@ -133,7 +87,7 @@ class RunStats:
             for name, statistic in TOTALS.items():
                 so_far = [{statistic.entry: self.totals[name]}] if name in self.totals else []
                 if (total := statistic.of([*so_far, episode.info])) is not None:
-                    self.totals[name] = total
+                    self.totals[name] = _clipped(total)
             self._recent.append(episode)
             if episode.epsilon <= LOW_EPSILON:
                 self._recent_low.append(episode)
@@ -163,38 +117,26 @@ class RunStats:
 
     def summary(self, now: float, update: int) -> dict[str, float]:
         """Numbers since the last summary, by TensorBoard tag."""
-        elapsed = max(now - self._summary_time, 1e-9)
-        rate = {name: (self._counters[name] - self._at_summary.get(name, 0.0)) / elapsed for name in COUNTERS}
+        rate = rates(self._at_summary, self._counters, max(now - self._summary_time, 1e-9))
         self._at_summary, self._summary_time = dict(self._counters), now
-        actors, shards = self.live("actor", now), self.live("replay", now)
+        actors = self.live("actor", now)
         numbers = {
             "train/updates": float(update),
-            "time/decisions_per_s": rate["decisions"],
-            "time/inserts_per_s": rate["inserts"],
-            "time/updates_per_s": rate["updates"],
-            "wait/learner": min(1.0, rate["waited_s"]),
-            "replay/size": _total(shards, "size"),
-            "replay/bytes": _total(shards, "bytes"),
             "rollout/episodes": self.episodes,
             "actors/count": len(actors),
             "time/restarts": self.restarts,
-            **{tag: self._counters[name] for tag, name in FAULTS.items()},
         }
+        for metric in METRICS:
+            if metric.curve is not None:
+                value = self._curve(metric, rate, self.live(metric.roles[0], now))
+                if value is not None:
+                    numbers[metric.curve.tag] = value
         numbers |= {f"rollout/{name}": total for name, total in self.totals.items()}
-        inserts = self._counters["inserts"]
-        if inserts:
-            numbers["replay/samples_per_insert"] = self._counters["samples"] / inserts
+        if self._counters["inserts"]:
+            numbers["replay/samples_per_insert"] = self._counters["samples"] / self._counters["inserts"]
         if actors:
-            numbers["wait/actors"] = min(1.0, rate["blocked_s"] / len(actors))
-            numbers["actors/parameter_age_updates"] = float(
-                np.mean([update - actor.metrics.get("parameter_update", update) for actor in actors])
-            )
-            numbers["actors/parameter_age_s"] = float(
-                np.mean([actor.metrics.get("parameter_age_s", 0.0) for actor in actors])
-            )
-        if shards:
-            numbers["wait/replay_insert"] = min(1.0, rate["insert_blocked_s"] / len(shards))
-            numbers["wait/replay_sample"] = min(1.0, rate["sample_blocked_s"] / len(shards))
+            ages = [update - actor.metrics.get("parameter_update", update) for actor in actors]
+            numbers["actors/parameter_age_updates"] = float(np.mean(ages))
         numbers |= _rollout("rollout", self._recent)
         numbers |= _rollout("rollout/low_epsilon", self._recent_low)
         for bound, recent in self._by_epsilon.items():
@@ -207,6 +149,25 @@ class RunStats:
             if alive := self.live(role, now):
                 numbers[f"memory/{role}_bytes"] = _total(alive, "rss_bytes")
         return numbers
+
+    def _curve(self, metric: Metric, rate: Mapping[str, float], live: Sequence[Status]) -> float | None:
+        """The value of `Metric.curve`; None: no process reports what it is made of.
+
+        rate: growth per second of counters over all processes. live: of the metric's role.
+        """
+        assert metric.curve is not None
+        values = [status.metrics[metric.name] for status in live if metric.name in status.metrics]
+        match metric.curve.how:
+            case "rate":
+                return rate[metric.rate]
+            case "share":
+                return min(1.0, rate[metric.rate] / len(live)) if live else None
+            case "growth":
+                return self._counters[metric.name]
+            case "sum":
+                return sum(values)
+            case "mean":
+                return float(np.mean(values)) if values else None
 
     def ends(self) -> dict[str, npt.NDArray[np.float64]]:
         """Where the last episodes that did not succeed ended: the entry of `ENDS`, by TensorBoard tag of the stage."""

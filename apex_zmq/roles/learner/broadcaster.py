@@ -27,7 +27,8 @@ from apex_zmq.rundir.directory import keep_settings
 from apex_zmq.rundir.episodes import EpisodeLog
 from apex_zmq.types import Float64s
 from apex_zmq.watch import prometheus
-from apex_zmq.watch.stats import PROGRESS, ROLES, Meter, RunStats, progress_line
+from apex_zmq.watch.metrics import ROLES
+from apex_zmq.watch.stats import PROGRESS, Meter, RunStats, progress_line
 from apex_zmq.watch.tensorboard import Board
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
