@@ -41,14 +41,14 @@ class RunStats:
     """Sums the statuses of all roles; counters survive restarts of their roles.
 
     since: monotonic seconds at which this learner began; what older processes counted before is not taken in.
-    episodes, decisions: of the whole run, resumed ones included. totals: likewise, figures of `envs.info` by name.
+    episodes, decisions: of the whole run, resumed ones included. info: likewise, totals of `envs.info` by name.
     restarts: processes that took the place of one of their name.
     """
 
     since: float = -math.inf
     episodes: int = 0
     decisions: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
+    info: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     _last: dict[tuple[str, int], Status] = field(default_factory=dict)
     _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -85,9 +85,9 @@ class RunStats:
         for episode in status.episodes:
             self.episodes += 1
             for name, statistic in TOTALS.items():
-                so_far = [{statistic.entry: self.totals[name]}] if name in self.totals else []
+                so_far = [{statistic.entry: self.info[name]}] if name in self.info else []
                 if (total := statistic.of([*so_far, episode.info])) is not None:
-                    self.totals[name] = _clipped(total)
+                    self.info[name] = _clipped(total)
             self._recent.append(episode)
             if episode.epsilon <= LOW_EPSILON:
                 self._recent_low.append(episode)
@@ -131,7 +131,7 @@ class RunStats:
                 value = self._curve(metric, rate, self.live(metric.roles[0], now))
                 if value is not None:
                     numbers[metric.curve.tag] = value
-        numbers |= {f"rollout/{name}": total for name, total in self.totals.items()}
+        numbers |= {f"rollout/{name}": total for name, total in self.info.items()}
         if self._counters["inserts"]:
             numbers["replay/samples_per_insert"] = self._counters["samples"] / self._counters["inserts"]
         if actors:

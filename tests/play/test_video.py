@@ -90,6 +90,6 @@ def test_a_digest_keeps_a_few_small_pictures_at_their_own_pace(count: int, kept:
 @pytest.mark.parametrize("name", ["a.gif", "a.mp4"])
 def test_a_file_that_turns_out_not_to_be_writable_is_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(VideoError, match=f"{name} cannot be written: .*; name another file") as refusal:
+    with pytest.raises(VideoError, match=f"{name} cannot be written: .*; choose another file") as refusal:
         write(tmp_path / name, 15.0, PICTURES * 100)
     assert "\n" not in str(refusal.value)

@@ -127,7 +127,7 @@ def test_wrong_types_in_the_header_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_checkpoint_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no latest\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no latest\.safetensors"):
         load(tmp_path)
 
 

@@ -186,7 +186,7 @@ def test_summary_without_anybody_or_any_episode_has_no_made_up_numbers() -> None
 
 
 def test_episodes_are_counted_and_averaged_over_the_last_ones() -> None:
-    stats = RunStats(episodes=7, totals={"clears": 2, "best_x": 500})
+    stats = RunStats(episodes=7, info={"clears": 2, "best_x": 500})
     many = EPISODE_WINDOW + 20
     for value in range(many):
         stats.hear(status(episodes=(episode(float(value), length=value),)), float(value))
