@@ -7,6 +7,7 @@ imports neither torch nor numba, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ ADDRESSES = ("experience", "priorities", "batches", "parameters", "status", "key
 MARIO = "SuperMarioBros"
 WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # the games by `env.id`, with the worlds their ROMs hold; four stages each
 LARGEST = 1e30  # finite, in float32 too
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}  # of bounds, by msgspec's name
 
 Count = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
@@ -284,26 +286,71 @@ class Config(Section, frozen=True):
 
 
 class Setting(typing.NamedTuple):
-    """One documented setting, for `--help` and the documents."""
+    """One documented setting, for the loader, `--help` and the documents."""
 
     name: str  # dotted
-    type: str
+    hint: Any  # annotated type, to which msgspec converts
+    type: str  # the same for people
+    range: str  # bounds of a number or a length; empty: none
     default: Any
     description: str
 
 
-def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[Setting]:
-    """Every setting below a section, in the order of definition."""
-    hints = typing.get_type_hints(section, include_extras=True)
-    for field in msgspec.structs.fields(section):
-        bare, *metas = typing.get_args(hints[field.name])  # nested Annotated are flattened
-        name = prefix + field.name
+@functools.cache
+def sections() -> dict[str, type[Section]]:
+    """Each section by dotted name, in the order of definition; the empty name stands for the whole tree."""
+    return dict(_sections("", Config))
+
+
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """Every setting, in the order of definition."""
+    found = []
+    for section_name, section in sections().items():
+        hints = _hints(section)
+        for field in msgspec.structs.fields(section):
+            name, hint = _join(section_name, field.name), hints[field.name]
+            if name in sections():
+                continue
+            bare, *metas = typing.get_args(hint)  # nested Annotated are flattened
+            description = next(meta.description for meta in metas if meta.description is not None)
+            default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+            found.append(Setting(name, hint, _type_name(bare), ", ".join(_bounds(hint)), default, description))
+    return tuple(found)
+
+
+@functools.cache
+def by_name() -> dict[str, Setting]:
+    """Every setting by dotted name."""
+    return {setting.name: setting for setting in settings()}
+
+
+def _sections(name: str, section: type[Section]) -> Iterator[tuple[str, type[Section]]]:
+    yield name, section
+    for key, hint in _hints(section).items():
+        bare = typing.get_args(hint)[0]
         if isinstance(bare, type) and issubclass(bare, Section):
-            yield from settings(bare, name + ".")
-            continue
-        text = next(meta.description for meta in metas if meta.description is not None)
-        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-        yield Setting(name, _type_name(bare), default, text)
+            yield from _sections(_join(name, key), bare)
+
+
+def _join(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
+def _hints(section: type[Section]) -> dict[str, Any]:
+    return typing.get_type_hints(section, include_extras=True)
+
+
+def _bounds(hint: Any) -> Iterator[str]:
+    """Bounds of a number or a length, wherever they stand in an annotation."""
+    for meta in getattr(hint, "__metadata__", ()):
+        for attribute, sign in SIGNS.items():
+            bound = getattr(meta, attribute)
+            if bound is not None and abs(bound) < LARGEST:
+                yield f"{sign} {bound:,}"
+    if typing.get_origin(hint) is not Literal:
+        for part in typing.get_args(hint):
+            yield from _bounds(part)
 
 
 def _type_name(hint: Any) -> str:

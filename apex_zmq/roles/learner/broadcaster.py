@@ -26,7 +26,7 @@ from apex_zmq.rundir.directory import keep_settings
 from apex_zmq.rundir.episodes import EpisodeLog
 from apex_zmq.types import Float64s
 from apex_zmq.watch import prometheus
-from apex_zmq.watch.stats import PROGRESS, ROLES, Meter, RunStats, progress_line
+from apex_zmq.watch.stats import PROGRESS_LOG, ROLES, Meter, RunStats, progress_line
 from apex_zmq.watch.tensorboard import Board
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -150,7 +150,7 @@ class Broadcaster(threading.Thread):
         numbers = self.stats.summary(now, self.update) | self.meter.take() | self._rank_waits(now)
         board.write(numbers, {**self.newest, **self.stats.ends()}, self.stats.decisions)
         self._summary = numbers | {"decisions": self.stats.decisions}
-        log.info("%s%s", PROGRESS, progress_line(numbers))
+        logging.getLogger(PROGRESS_LOG).info("progress  %s", progress_line(numbers))
 
     def _tell(self, now: float) -> None:
         """Relay a status of its own: the process, the newest summary, who is there, what the run is set to."""
