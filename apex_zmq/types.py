@@ -59,7 +59,7 @@ class Segment:
     """
 
     actor: str
-    boot: int  # random, new at every start of the actor process
+    incarnation: int  # random, new at every start of the actor process
     sequence: int  # counts this actor's segments to this shard, from 0
     frame: FrameSpec
     frames: Buffer  # F encoded frames, concatenated
@@ -101,11 +101,11 @@ class Sample:
 class Batch:
     """A sample, and to whom a replay shard deals it."""
 
-    epoch: int  # of the learner
+    learner_incarnation: int  # of the learner
     rank: int  # of the learner process
     shard: int
-    generation: int  # random, new at every start of the shard
-    number: int  # counts batches per (shard, rank) within an epoch, from 0
+    shard_incarnation: int  # random, new at every start of the shard
+    number: int  # counts batches per (shard, rank) within an incarnation, from 0
     sample: Sample
 
 
@@ -117,9 +117,9 @@ class PriorityUpdate:
     transition: it is never sampled again.
     """
 
-    epoch: int
+    learner_incarnation: int
     rank: int
-    generation: int
+    shard_incarnation: int
     number: int
     keys: UInt64s  # [B]
     td_error: Float32s  # [B]

@@ -1,6 +1,6 @@
-"""bin/apex-replay, with the time that each segment took from its sender to the store: --config FILE --shard N.
+"""bin/apex-replay that measures the time of each segment from sender to store: --config FILE --shard N.
 
-Writes the nanoseconds to FILE.N.npy at its end.
+It writes the times in nanoseconds to FILE.N.npy when it ends.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.types import Segment
-from benchmarks.synthetic import FIRST_BOOT
+from benchmarks.synthetic import FIRST_INCARNATION
 
 
 class TimedReplay(ReplayServer):
-    """A replay server that keeps the time since each segment's `boot`, where that is a time."""
+    """A replay server that records the time since each segment's `incarnation` where that holds a time."""
 
     def __init__(self, config: Config, shard: int) -> None:
         super().__init__(config, shard)
@@ -28,8 +28,8 @@ class TimedReplay(ReplayServer):
 
     def _insert(self, segment: Segment) -> None:
         super()._insert(segment)
-        if segment.boot < FIRST_BOOT:
-            self.latency_ns.append(time.monotonic_ns() - segment.boot)
+        if segment.incarnation < FIRST_INCARNATION:
+            self.latency_ns.append(time.monotonic_ns() - segment.incarnation)
 
 
 def main(path: str, shard: int) -> None:

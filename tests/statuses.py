@@ -15,7 +15,7 @@ SECONDS = NOW - BEFORE
 
 def status(name: str, time: float = NOW, **changes: Any) -> Status:
     role = name.partition("-")[0]
-    fields: dict[str, Any] = {"host": "box", "pid": 7, "boot": 1, "start_time": BEGAN, "progress_time": time}
+    fields: dict[str, Any] = {"host": "box", "pid": 7, "incarnation": 1, "start_time": BEGAN, "progress_time": time}
     return Status(role=role, name=name, time=time, **({**fields, "metrics": {}} | changes))  # type: ignore[arg-type]
 
 

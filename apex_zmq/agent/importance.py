@@ -25,7 +25,7 @@ class Draw:
     """A batch as far as other batches' weights depend on it."""
 
     shard: int  # s, which shard sampled it
-    generation: int  # of that shard
+    shard_incarnation: int  # of that shard
     mass: float  # M_s, sum of all stored priorities of the shard then
     num_transitions: int  # N_s, transitions in the shard then
     least: float  # smallest p_i of its rows, > 0
@@ -33,7 +33,7 @@ class Draw:
 
 @dataclass(slots=True)
 class _Shard:
-    generation: int
+    shard_incarnation: int
     num_transitions: int
     heard: float
 
@@ -46,7 +46,7 @@ class ImportanceWeights:
     what was trained on, f_s = (c_s + k N_s/N) / (c + k): c_s of the last c <= 1,000 batches, the
     one at hand among them, came from shard s, and sizes stand in for counts while those are few,
     k = 100 (1 - c / 1,000). N sums the transitions of the live shards, those heard within
-    `shard_timeout_s`. Counts and mean start anew when the set of live shards, or the generation
+    `shard_timeout_s`. Counts and mean start anew when the set of live shards, or the incarnation
     of one, changes.
 
     Once c = 1,000 the weights are unbiased at beta = 1. Of the other 999 batches C ~ B(999, q_s) came
@@ -71,7 +71,7 @@ class ImportanceWeights:
     def account(self, draws: Sequence[Draw], now: float) -> None:
         """Count the batches of a step; now: clock in seconds, never running backwards."""
         for draw in draws:
-            self._hear(draw.shard, draw.generation, draw.num_transitions, now)
+            self._hear(draw.shard, draw.shard_incarnation, draw.num_transitions, now)
         for draw in draws:
             self._count(draw.shard)
 
@@ -101,11 +101,11 @@ class ImportanceWeights:
         self._maximum += (1 - MAXIMUM_DECAY) * (maximum - self._maximum)
         return (self.unnormalized(draws[rank], priorities, beta) / self._maximum).astype(np.float32)
 
-    def _hear(self, shard: int, generation: int, num_transitions: int, now: float) -> None:
-        before = {name: live.generation for name, live in self._live.items()}
-        self._live[shard] = _Shard(generation, num_transitions, now)
+    def _hear(self, shard: int, shard_incarnation: int, num_transitions: int, now: float) -> None:
+        before = {name: live.shard_incarnation for name, live in self._live.items()}
+        self._live[shard] = _Shard(shard_incarnation, num_transitions, now)
         self._live = {name: live for name, live in self._live.items() if now - live.heard <= self._timeout_s}
-        if before != {name: live.generation for name, live in self._live.items()}:
+        if before != {name: live.shard_incarnation for name, live in self._live.items()}:
             self._restart()
 
     def _count(self, shard: int) -> None:

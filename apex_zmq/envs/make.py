@@ -1,4 +1,4 @@
-"""From settings to lanes."""
+"""Create lanes and specifications from settings."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ __all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spe
 
 
 def env_spec(env: settings.Env) -> EnvSpec:
-    """What the environment of these settings looks like; Mario needs no emulator for it.
+    """Return the specification of the environment; for Mario no emulator is needed.
 
     Raises:
-        EnvError: a Gymnasium environment that cannot be made or used.
+        EnvError: a Gymnasium environment cannot be created or is not supported.
     """
     return mario_spec(env) if env.id in settings.WORLDS else gym_spec(env)
 
 
 def make_lanes(env: settings.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
-    """Lanes of the environment of these settings, to be reset before they are stepped.
+    """Create lanes; each must be reset before it is stepped.
 
-    render: `Lanes.render` will be called.
+    render: whether `Lanes.render` will be called.
 
     Raises:
-        EnvError: emulator, game or Gymnasium environment missing or unusable.
+        EnvError: the emulator, game or Gymnasium environment is missing or unusable.
     """
     lanes: Lanes
     if env.id in settings.WORLDS:

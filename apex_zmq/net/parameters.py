@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, npt.NDArray[Any]]
 HEARTBEAT_S = 1.0
 BEHIND_S = 10.0  # a publication is this late before its follower reconnects
-SILENT_S = 10.0  # a learner not heard for so long gives way to one of a lower epoch
+SILENT_S = 10.0  # a learner not heard for so long gives way to one of a lower incarnation
 
 
 class MismatchError(UserError):
@@ -49,7 +49,10 @@ class ParameterPublisher:
         (part,) = encode(Kind.PARAMETERS, parameters)
         self._publisher.welcome(part)
         self._heartbeat = Heartbeat(
-            run=parameters.run, epoch=parameters.epoch, version=parameters.version, update=parameters.update
+            run=parameters.run,
+            learner_incarnation=parameters.learner_incarnation,
+            version=parameters.version,
+            update=parameters.update,
         )
 
     def serve(self) -> None:
@@ -79,7 +82,7 @@ class ParameterFollower:
     def __init__(self, address: str, network: str | None, experience: str, keys: ClientKeys | None = None) -> None:
         self.newest: Parameters | None = None
         self.received_at = 0.0  # monotonic seconds
-        self._heard_at = 0.0  # the same, of any message of the newest's epoch
+        self._heard_at = 0.0  # the same, of any message of the newest's incarnation
         self._address = address
         self._keys = keys
         self._signatures = network, experience
@@ -113,12 +116,15 @@ class ParameterFollower:
 
     def _is_newer(self, message: Parameters | Heartbeat, now: float) -> bool:
         newest = self.newest
-        if newest is None or (message.epoch, message.version) > (newest.epoch, newest.version):
+        if newest is None or (message.learner_incarnation, message.version) > (
+            newest.learner_incarnation,
+            newest.version,
+        ):
             return True
-        return message.epoch < newest.epoch and now - self._heard_at > SILENT_S
+        return message.learner_incarnation < newest.learner_incarnation and now - self._heard_at > SILENT_S
 
     def _hear_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
-        if self.newest is not None and heartbeat.epoch == self.newest.epoch:
+        if self.newest is not None and heartbeat.learner_incarnation == self.newest.learner_incarnation:
             self._heard_at = now
         if not self._is_newer(heartbeat, now):
             self._behind_since = None

@@ -1,4 +1,4 @@
-"""Plays a checkpoint for people to watch, and lets them look over an actor's shoulder."""
+"""Show a checkpoint playing, or a lane of a running actor, in a window or a video."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from apex_zmq.types import Float32s
 
 log = logging.getLogger(__name__)
 
-PICTURES_PER_S = 10.0  # of an actor: it steps a lane faster than anybody can look, and drawing takes its time
+PICTURES_PER_S = 10.0  # of an actor's lane: drawing every decision would slow the actor down
 
 
 def play(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, video: Path | None) -> None:
@@ -48,10 +48,10 @@ def play(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, v
 
 
 class LaneWindow:
-    """A window on one lane of an actor; closing it changes nothing else.
+    """A window on one lane of an actor; closing it does not stop the actor.
 
     Raises:
-        WindowError: no window to be had.
+        WindowError: the window cannot be opened.
     """
 
     def __init__(self, lanes: Lanes, lane: int) -> None:
@@ -62,7 +62,7 @@ class LaneWindow:
         self._shown_at = 0.0
 
     def reset(self) -> None:
-        """The lane begins an episode."""
+        """Clear the curve at the start of an episode."""
         self._values.clear()
 
     def show(
@@ -74,7 +74,7 @@ class LaneWindow:
         progress: Progress | None,
         epsilon: float,
     ) -> None:
-        """The lane has just been stepped: what it sees now, and the decision that led there."""
+        """Show the lane after a step: its new observation, and the decision that led to it."""
         self._values.append(float(q.max()))
         now = time.monotonic()
         if self._window is None or now - self._shown_at < 1 / PICTURES_PER_S:
@@ -84,11 +84,11 @@ class LaneWindow:
         try:
             self._window.show(draw(Scene(game, observation, q, action, self._lanes.action_names, self._values, facts)))
         except WindowClosed:
-            log.info("window closed; training goes on")
+            log.info("window closed; training continues")
             self.close()
 
     def close(self) -> None:
-        """Close the window, if nobody has yet."""
+        """Close the window; no effect if it is closed."""
         if self._window is not None:
             self._window.close()
             self._window = None

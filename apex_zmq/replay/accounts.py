@@ -46,7 +46,7 @@ class Accounts:
 
     A gap counts as lost from the moment it shows, and no more once it is filled: the connections of one actor may
     overtake each other. Numbers are remembered over a sliding window, as against replayed packets in RFC 4303,
-    sec. 3.4.3; what is older counts as a duplicate. What came before the first number seen is another generation's.
+    sec. 3.4.3; what is older counts as a duplicate. What came before the first number seen is another incarnation's.
     Of the accounts that were heard longest ago only the totals are kept.
 
     totals: over all actor processes.
@@ -60,9 +60,9 @@ class Accounts:
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def take(self, actor: str, boot: int, sequence: int) -> bool:
+    def take(self, actor: str, incarnation: int, sequence: int) -> bool:
         """Whether a segment that has come is to be stored; it then counts as received."""
-        account = self._find(actor, boot, sequence)
+        account = self._find(actor, incarnation, sequence)
         if sequence - account.next > MAX_JUMP or account.first - sequence > MAX_JUMP:
             self._count(account, refused=1)
             return False
@@ -83,13 +83,13 @@ class Accounts:
             self._count(account, received=1, lost=-1)
         return True
 
-    def refuse(self, actor: str, boot: int) -> None:
+    def refuse(self, actor: str, incarnation: int) -> None:
         """A segment just taken could not be stored."""
-        self._count(self._accounts[actor, boot], received=-1, refused=1)
+        self._count(self._accounts[actor, incarnation], received=-1, refused=1)
 
-    def goodbye(self, actor: str, boot: int, count: int) -> Counts | None:
+    def goodbye(self, actor: str, incarnation: int, count: int) -> Counts | None:
         """The actor process ends, having sent `count` segments: what became of them; None: nothing of it ever came."""
-        account = self._accounts.get((actor, boot))
+        account = self._accounts.get((actor, incarnation))
         if account is None:
             return None
         if 0 < count - account.next <= MAX_JUMP:
@@ -97,8 +97,8 @@ class Accounts:
             account.advance(count)
         return account.counts
 
-    def _find(self, actor: str, boot: int, sequence: int) -> _Account:
-        key = actor, boot
+    def _find(self, actor: str, incarnation: int, sequence: int) -> _Account:
+        key = actor, incarnation
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = _Account(sequence, sequence)

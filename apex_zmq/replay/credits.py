@@ -53,6 +53,6 @@ class Dealing:
     credits: of the ranks that have greeted.
     """
 
-    epoch: int
+    learner_incarnation: int
     heard: float
     credits: dict[int, Credits] = field(default_factory=dict)

@@ -37,7 +37,7 @@ HEADER = np.dtype(
         ("log", "<u4"),  # which log it belongs to: what another one left in a file is not this one's
         ("record_bytes", "<u8"),  # the whole record, header and padding included
         ("first_key", "<i8"),
-        ("boot", "<u8"),
+        ("incarnation", "<u8"),
         ("sequence", "<u8"),
         ("oldest_key", "<i8"),  # of all that was stored when it was written
         ("transitions", "<u4"),
@@ -107,7 +107,7 @@ def write(
     content = b"".join([*(np.asarray(column, dtype).tobytes() for column, dtype in parts), actor, segment.frames])
     record[UNIT : UNIT + len(content)] = np.frombuffer(content, np.uint8)
     header = record[:UNIT].view(HEADER)
-    origin = (first_key, segment.boot, segment.sequence, oldest_key)
+    origin = (first_key, segment.incarnation, segment.sequence, oldest_key)
     shape = (segment.num_transitions, len(segment.frame_sizes), len(actor))
     header[0] = (MAGIC, log, len(record), *origin, *shape, 0)
     header["crc"] = _crc_of(record)

@@ -36,7 +36,7 @@ class Store:
     """Prioritized first-in first-out store of encoded segments; not thread-safe.
 
     Attributes:
-        generation: random 63-bit number, new for every store: keys mean nothing in another.
+        incarnation: random 63-bit number, new for every store: keys mean nothing in another.
         first_key: key of the oldest stored transition.
         next_key: key the next transition will get; the stored ones are first_key .. next_key - 1.
         num_bytes: bytes of all stored records.
@@ -72,7 +72,7 @@ class Store:
         self.frame_window = frame_window
         self.alpha = alpha
         self.epsilon = epsilon
-        self.generation = secrets.randbits(63)
+        self.incarnation = secrets.randbits(63)
         self.first_key = 0
         self.next_key = 0
         self.num_bytes = 0
@@ -401,5 +401,7 @@ class Store:
         require(past_window.max() <= frames, "a window ends beyond the frames")
         finite = (segment.td_error >= 0) & (segment.td_error < np.inf)
         require(bool(finite.all()), "a td_error negative or not finite")
-        require(0 <= segment.boot < 2**64 and 0 <= segment.sequence < 2**64, "boot or sequence beyond 64 bits")
+        require(
+            0 <= segment.incarnation < 2**64 and 0 <= segment.sequence < 2**64, "incarnation or sequence beyond 64 bits"
+        )
         return ends.astype(np.uint32)

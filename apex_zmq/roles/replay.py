@@ -164,10 +164,14 @@ class ReplayServer:
             self._greet(message, time.monotonic())
             return
         update = message
-        if update.generation != self._store.generation:
+        if update.shard_incarnation != self._store.incarnation:
             self._counts["stale_updates"] += 1
             return
-        if self._dealing is not None and update.epoch == self._dealing.epoch and update.rank in self._dealing.credits:
+        if (
+            self._dealing is not None
+            and update.learner_incarnation == self._dealing.learner_incarnation
+            and update.rank in self._dealing.credits
+        ):
             self._dealing.credits[update.rank].acknowledge(update.number)
         if (update.td_error < 0).any():
             broken = update.keys[update.td_error < 0]
@@ -178,13 +182,17 @@ class ReplayServer:
         self._counts["retired"] += counts.retired
 
     def _greet(self, hello: Hello, now: float) -> None:
-        """The highest epoch is dealt to, each rank of it that greets; one that has fallen silent holds up no other."""
+        """Deal to the highest incarnation that has not fallen silent, and to each of its ranks that greets."""
         current = self._dealing
-        if current is None or hello.epoch != current.epoch:
-            if current is not None and hello.epoch < current.epoch and now - current.heard <= SILENT_S:
+        if current is None or hello.learner_incarnation != current.learner_incarnation:
+            if (
+                current is not None
+                and hello.learner_incarnation < current.learner_incarnation
+                and now - current.heard <= SILENT_S
+            ):
                 return
-            log.info("dealing to learner of run %r, epoch %d", hello.run, hello.epoch)
-            current = self._dealing = Dealing(hello.epoch, now)
+            log.info("dealing to learner of run %r, incarnation %d", hello.run, hello.learner_incarnation)
+            current = self._dealing = Dealing(hello.learner_incarnation, now)
         current.heard = now
         if hello.rank not in current.credits:
             current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
@@ -203,17 +211,17 @@ class ReplayServer:
                 self._insert(message)
 
     def _judge(self, bye: Bye) -> None:
-        counts = self._accounts.goodbye(bye.actor, bye.boot, bye.count)
+        counts = self._accounts.goodbye(bye.actor, bye.incarnation, bye.count)
         if counts is not None:
             log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
 
     def _insert(self, segment: Segment) -> None:
-        if not self._accounts.take(segment.actor, segment.boot, segment.sequence):
+        if not self._accounts.take(segment.actor, segment.incarnation, segment.sequence):
             return
         try:
             self._store.append(segment)
         except ValueError as error:
-            self._accounts.refuse(segment.actor, segment.boot)
+            self._accounts.refuse(segment.actor, segment.incarnation)
             self._refused.add(repr(segment.actor), str(error))
             return
         self._governor.inserts += segment.num_transitions
@@ -232,10 +240,10 @@ class ReplayServer:
         assert self._dealing is not None
         sample = self._store.sample(self._batch_size)
         batch = Batch(
-            epoch=self._dealing.epoch,
+            learner_incarnation=self._dealing.learner_incarnation,
             rank=rank,
             shard=self._shard,
-            generation=self._store.generation,
+            shard_incarnation=self._store.incarnation,
             number=self._dealing.credits[rank].next_number,
             sample=sample,
         )

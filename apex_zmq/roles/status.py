@@ -41,12 +41,12 @@ class StatusReporter(threading.Thread):
     episodes wait. The same numbers are served to Prometheus where that is asked for.
     """
 
-    def __init__(self, role: Role, name: str, boot: int, config: Config) -> None:
+    def __init__(self, role: Role, name: str, incarnation: int, config: Config) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
         self._role: Role = role
         self._name = name
-        self._boot = boot
+        self._incarnation = incarnation
         self._telemetry = config.telemetry
         self._address, self._keys = config.addresses.status, client_keys(config.addresses, "status")
         self._endpoint: prometheus.Endpoint | None = None
@@ -89,7 +89,7 @@ class StatusReporter(threading.Thread):
             name=self._name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            boot=self._boot,
+            incarnation=self._incarnation,
             start_time=self._start_time,
             time=time.time(),
             progress_time=self._progress_time,

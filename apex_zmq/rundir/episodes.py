@@ -1,4 +1,4 @@
-"""`episodes.csv` in a run directory: one line per episode, to plot and compare runs from."""
+"""`episodes.csv` in a run directory: one row per episode, for plots and comparisons."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length", "max_x",
 
 
 class EpisodeLog:
-    """Appends to the file; a resumed run goes on in it, after what its interrupted part wrote beyond its checkpoint.
+    """Appends rows to the file; a resumed run appends to the rows of its interrupted part.
 
-    time: unix seconds at which the learner heard of the episode. decisions: of the whole run, of all lanes, then.
+    time: unix seconds at which the learner received the episode.
+    decisions: decisions of the whole run, over all lanes, at that time.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -34,7 +35,7 @@ class EpisodeLog:
             self._write([COLUMNS])
 
     def write(self, time: float, decisions: int, episodes: Iterable[Episode]) -> None:
-        """One line per episode. A file that cannot be written is logged once and costs lines, not the run."""
+        """Append one row per episode. A write error is logged once; the rows are dropped."""
         self._write(
             (
                 f"{time:.1f}",
@@ -58,12 +59,12 @@ class EpisodeLog:
 
     def _fail(self, error: OSError) -> None:
         if not self._failed:
-            log.error("%s misses episodes, training goes on: %s", EPISODES, error)
+            log.error("episodes missing from %s, training continues: %s", EPISODES, error)
         self._failed = True
 
     def close(self) -> None:
         """Close the file."""
         try:
             self._file.close()
-        except OSError as error:  # what a full disk left in the buffer
-            log.error("%s misses episodes: %s", EPISODES, error)
+        except OSError as error:  # buffered rows on a full disk
+            log.error("episodes missing from %s: %s", EPISODES, error)

@@ -107,7 +107,7 @@ class RunStats:
     def hear(self, status: Status, now: float) -> None:
         """Take in one status; now: monotonic seconds."""
         status = _bounded(status)
-        key = (status.name, status.boot)
+        key = (status.name, status.incarnation)
         before: dict[str, float] = {}
         if key in self._last:
             before = self._last[key].metrics

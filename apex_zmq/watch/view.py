@@ -99,7 +99,7 @@ class Watch:
             if len(self._heard) >= MAX_SOURCES:
                 del self._heard[min(self._heard, key=lambda name: self._heard[name][-1][0])]
             past = self._heard[status.name] = deque()
-        if past and past[-1][1].boot != status.boot:
+        if past and past[-1][1].incarnation != status.incarnation:
             heard_at, newest = past[-1]
             if status.start_time < newest.start_time and now - heard_at <= AWAY_S:
                 return  # last words of the one before

@@ -38,7 +38,7 @@ class SegmentBody(Body, frozen=True):
 
     signature: Name
     actor: Name
-    boot: UInt
+    incarnation: UInt
     sequence: UInt
     transitions: Annotated[int, Meta(ge=1, le=MAX_TRANSITIONS)]
     frame: FrameBody
@@ -56,10 +56,10 @@ class SegmentBody(Body, frozen=True):
 class BatchBody(Body, frozen=True):
     """Kind BATCH, replay to learner. Part 2: the windows' encoded frames."""
 
-    epoch: UInt
+    learner_incarnation: UInt
     rank: UInt
     shard: UInt
-    generation: UInt
+    shard_incarnation: UInt
     number: UInt
     rows: Annotated[int, Meta(ge=1, le=MAX_BATCH)]
     window: Annotated[int, Meta(ge=2, le=128)]
@@ -79,9 +79,9 @@ class BatchBody(Body, frozen=True):
 class PrioritiesBody(Body, frozen=True):
     """Kind PRIORITIES, learner to replay."""
 
-    epoch: UInt
+    learner_incarnation: UInt
     rank: UInt
-    generation: UInt
+    shard_incarnation: UInt
     number: UInt
     rows: Annotated[int, Meta(ge=0, le=MAX_BATCH)]
     keys: bytes  # u64[B]
@@ -117,7 +117,7 @@ def encode_segment(segment: Segment, signature: str) -> list[Buffer]:
     body = SegmentBody(
         signature=signature,
         actor=segment.actor,
-        boot=segment.boot,
+        incarnation=segment.incarnation,
         sequence=segment.sequence,
         transitions=segment.num_transitions,
         frame=_frame_body(segment.frame),
@@ -151,7 +151,7 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Segment:
     require(1 <= num_frames <= MAX_FRAMES, f"segment of {num_frames} frames")
     segment = Segment(
         actor=body.actor,
-        boot=body.boot,
+        incarnation=body.incarnation,
         sequence=body.sequence,
         frame=_frame_spec(body.frame),
         frames=parts[1],
@@ -189,10 +189,10 @@ def encode_batch(batch: Batch) -> list[Buffer]:
     sample = batch.sample
     rows, window = sample.frame_sizes.shape
     body = BatchBody(
-        epoch=batch.epoch,
+        learner_incarnation=batch.learner_incarnation,
         rank=batch.rank,
         shard=batch.shard,
-        generation=batch.generation,
+        shard_incarnation=batch.shard_incarnation,
         number=batch.number,
         rows=rows,
         window=window,
@@ -245,15 +245,15 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int) -> Batch:
     require(((sample.steps >= 1) & (sample.steps <= n_step)).all(), f"steps outside 1 to {n_step}")
     filled = np.arange(body.window) < (sample.steps[:, None].astype(np.int64) + frame.stack)
     require(((sample.frame_sizes > 0) == filled).all(), "a window has not exactly stack + steps frames")
-    return Batch(body.epoch, body.rank, body.shard, body.generation, body.number, sample)
+    return Batch(body.learner_incarnation, body.rank, body.shard, body.shard_incarnation, body.number, sample)
 
 
 def encode_priorities(update: PriorityUpdate) -> list[Buffer]:
     """New |TD errors|, or an empty acknowledgement."""
     body = PrioritiesBody(
-        epoch=update.epoch,
+        learner_incarnation=update.learner_incarnation,
         rank=update.rank,
-        generation=update.generation,
+        shard_incarnation=update.shard_incarnation,
         number=update.number,
         rows=len(update.keys),
         keys=to_bytes(update.keys, "<u8"),
@@ -268,4 +268,4 @@ def decode_priorities(parts: Parts) -> PriorityUpdate:
     keys = from_bytes(body.keys, "<u8", (body.rows,), "keys")
     td_error = from_bytes(body.td_error, "<f4", (body.rows,), "td_error")
     require_finite(td_error, "td_error")
-    return PriorityUpdate(body.epoch, body.rank, body.generation, body.number, keys, td_error)
+    return PriorityUpdate(body.learner_incarnation, body.rank, body.shard_incarnation, body.number, keys, td_error)

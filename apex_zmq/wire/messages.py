@@ -19,10 +19,10 @@ Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
 class Hello(Body, frozen=True):
-    """Kind HELLO, learner to replay, repeated: who may be dealt batches. The highest epoch wins."""
+    """Kind HELLO, learner to replay, repeated: who may be dealt batches. The highest incarnation wins."""
 
     run: Name
-    epoch: UInt
+    learner_incarnation: UInt
     rank: UInt
     signature: Name
 
@@ -40,8 +40,8 @@ class Parameters(Body, frozen=True):
     """Kind PARAMETERS, learner to all, one part."""
 
     run: Name
-    epoch: UInt
-    version: UInt  # counts publications within an epoch
+    learner_incarnation: UInt
+    version: UInt  # counts publications within an incarnation
     update: UInt  # the learner's gradient steps so far
     network_signature: Name
     experience_signature: Name
@@ -52,7 +52,7 @@ class Heartbeat(Body, frozen=True):
     """Kind HEARTBEAT, learner to all: what the newest parameters are."""
 
     run: Name
-    epoch: UInt
+    learner_incarnation: UInt
     version: UInt
     update: UInt
 
@@ -76,7 +76,7 @@ class Status(Body, frozen=True):
     name: Name
     host: Annotated[str, Meta(max_length=256)]
     pid: UInt
-    boot: UInt
+    incarnation: UInt
     start_time: float  # unix seconds at the start of the process
     time: float  # unix seconds at sending
     progress_time: float  # unix seconds of the main loop's last progress
@@ -88,7 +88,7 @@ class Bye(Body, frozen=True):
     """Kind BYE, actor to replay, its last word: how many segments it has sent to this shard."""
 
     actor: Name
-    boot: UInt
+    incarnation: UInt
     count: UInt
 
 

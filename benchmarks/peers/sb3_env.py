@@ -1,4 +1,4 @@
-"""Our environment as a Gymnasium environment, for trainers that are not ours."""
+"""Our environment as a Gymnasium environment, for other trainers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains PPO or DQN of stable-baselines3 in our environment, and plays what they have learned under our protocols."""
+"""Train PPO or DQN of stable-baselines3 in our environment, and evaluate checkpoints under our protocols."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ def weigh(
     importance: ImportanceWeights,
     priorities: list[float],
     shard: int = 0,
-    generation: int = 1,
+    shard_incarnation: int = 1,
     mass: float = 50.0,
     num_transitions: int = 100,
     beta: float = 0.5,
     now: float = 0.0,
 ) -> list[float]:
-    draw = Draw(shard, generation, mass, num_transitions, min(priorities))
+    draw = Draw(shard, shard_incarnation, mass, num_transitions, min(priorities))
     weights = importance.weigh([draw], 0, np.array(priorities), beta, now)
     assert weights.dtype == np.float32
     return [float(weight) for weight in weights]
@@ -73,12 +73,12 @@ def test_sizes_stand_in_for_counts_while_those_are_few() -> None:
         assert found[count][1] == pytest.approx((counted + prior * size) / (count + prior))
 
 
-def test_a_new_shard_and_a_new_generation_restart_mean_and_counts() -> None:
+def test_a_new_shard_and_a_new_incarnation_restart_mean_and_counts() -> None:
     importance = ImportanceWeights()
-    weigh(importance, [1e-4], generation=1)
-    assert weigh(importance, [4.0], generation=1)[0] < 0.01
-    assert weigh(importance, [4.0], generation=2) == pytest.approx([1.0])
-    weigh(importance, [1e-4], generation=2)
+    weigh(importance, [1e-4], shard_incarnation=1)
+    assert weigh(importance, [4.0], shard_incarnation=1)[0] < 0.01
+    assert weigh(importance, [4.0], shard_incarnation=2) == pytest.approx([1.0])
+    weigh(importance, [1e-4], shard_incarnation=2)
     assert weigh(importance, [4.0], shard=1) == pytest.approx([1.0])
 
 
@@ -132,12 +132,12 @@ def test_weighted_means_over_unequal_shards_are_the_uniform_mean(rates: tuple[fl
 
 
 def test_a_shard_may_die_and_return() -> None:
-    """Whoever is left, and whoever is back with another generation and size, is weighed as if nothing had been."""
+    """Whoever is left, and whoever is back with another incarnation and size, is weighed as if nothing had been."""
 
     def weights(importance: ImportanceWeights, batches: list[tuple[int, int, int, float]]) -> list[float]:
         return [
-            weigh(importance, [0.5, 2.0], shard, generation, 60.0, size, 1.0, now)[1]
-            for shard, generation, size, now in batches
+            weigh(importance, [0.5, 2.0], shard, shard_incarnation, 60.0, size, 1.0, now)[1]
+            for shard, shard_incarnation, size, now in batches
         ]
 
     def dealt(shards: tuple[tuple[int, int, int], ...], begin: float) -> list[tuple[int, int, int, float]]:

@@ -80,7 +80,7 @@ def act(trainer: Trainer, spec: EnvSpec, num_lanes: int, decisions: int, seed: i
         next_values[running] = q.max(axis=1)[running]
         for lane in lanes:
             builders[lane].bootstrap(float(next_values[lane]))
-            while (segment := builders[lane].take(f"actor-{lane}", boot=0)) is not None:
+            while (segment := builders[lane].take(f"actor-{lane}", incarnation=0)) is not None:
                 segments.append(segment)
     return segments
 
@@ -287,7 +287,7 @@ def checkpoint_of(state: State, updates: int) -> Checkpoint:
         counters={"updates": updates},
         config=settings.to_tree(Config()),
         run_id="run",
-        epoch=1,
+        learner_incarnation=1,
         best_score=None,
         experience="",
         network="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_scripted_play_is_the_same_on_both_emulators(game: str, stage: str, di
 def test_the_report_counts_what_is_equal() -> None:
     compared = [Comparison("1-1", 30, "playing", None, None), Comparison("1-2", 31, "dead", 5, None)]
     text = conformance.report(["| a row |"], ["| another |"], {settings.MARIO: compared}, 31)
-    assert "alone 1 of 2 stages are equal to the end of the episode, with both\n2 of 2" in text
+    assert re.findall(r"\b\d of 2\b", text) == ["1 of 2", "2 of 2"]
     assert "| SuperMarioBros 1-2 | 31 | dead | 5 |  |" in text
     assert "| a row |" in text
     assert "| another |" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,8 @@ from apex_zmq.config.settings import Config
 
 from ..conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "PROGRAMS.md").read_text()
+ROLES = ("actor", "replay", "learner", "forwarder")
 FLAGS = TRAIN_FLAGS | ADDRESS_FLAGS | INSECURE_FLAG
 # Other options: the test that fails when the option does nothing. With a program, of that one alone.
 ELSEWHERE = {
@@ -214,17 +215,26 @@ def test_apex_train_chooses_addresses_itself(resolve: Callable[..., Config], mon
     assert resolved.addresses == Config().addresses
 
 
-def test_the_readme_lists_the_options_of_apex_train(flags: Callable[..., dict[str, argparse.Action]]) -> None:
-    _, _, table = README.partition("| option | sets | default |\n|---|---|---|\n")
+def documented() -> Iterator[tuple[str, str, str, str]]:
+    """Program, option, meaning and default of every row of the page's tables of options."""
+    for cells in re.findall(r"^\| `(--[\w-]+)[^|]*\| ([^|]*) \| ([^|]*) \|(?: (.*))? \|$", PAGE, re.MULTILINE):
+        option, programs, meaning, default = cells
+        for named in programs.split(", "):
+            for each in ROLES if named == "roles" else (named,):
+                yield each, option, meaning, default
+
+
+def test_the_page_lists_the_options_of_every_program(flags: Callable[..., dict[str, argparse.Action]]) -> None:
+    listed = [(program, option) for program, option, _, _ in documented()]
+    everywhere = {"--help", "--version"}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {(program, flag) for program in PROGRAMS for flag in flags(program) if flag not in everywhere}
+
+
+def test_the_page_has_settings_and_defaults_of_the_options_of_apex_train() -> None:
+    rows = {option: (meaning, default) for program, option, meaning, default in documented() if program == "train"}
     defaults = {setting.name: setting.default for setting in settings.settings()}
-    listed: list[str] = []
-    for line in table.partition("\n\n")[0].splitlines():
-        option, sets, default = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
-        named = re.findall(r"--[\w-]+", option)
-        listed += named
-        if named[0] in TRAIN_FLAGS:
-            shown = [defaults[TRAIN_FLAGS[flag]] for flag in named]
-            texts = dict.fromkeys("none" if value is None else str(value) for value in shown)
-            assert re.sub(r",(?=\d{3})", "", default) == ", ".join(texts), line
-            assert len(named) > 1 or f"`{TRAIN_FLAGS[named[0]]}`" in sets, line
-    assert {*listed, "--help", "--version", "--render"} == flags("train").keys()
+    for flag, name in TRAIN_FLAGS.items():
+        meaning, default = rows[flag]
+        assert f"`{name}`" in meaning, flag
+        assert re.sub(r",(?=\d{3})", "", default) == ("none" if defaults[name] is None else str(defaults[name])), flag

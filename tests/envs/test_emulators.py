@@ -89,7 +89,7 @@ def test_a_foreign_state_is_refused(emulator: FCEUmm) -> None:
 
 def test_another_rom_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(emulators.ROM_SHA256, "SuperMarioBros", "0" * 64)
-    with pytest.raises(EnvError, match=r"no ROM beside .* is SuperMarioBros's .*; reinstall"):
+    with pytest.raises(EnvError, match=r"no ROM in .* is SuperMarioBros's .*; reinstall"):
         rom_path("SuperMarioBros")
 
 

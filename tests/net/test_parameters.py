@@ -14,25 +14,25 @@ from ..channels import PATIENCE_S, SIGNATURE
 from ..channels import parameters as publication
 
 
-def test_a_learner_of_a_lower_epoch_is_followed_once_the_former_is_silent(
+def test_a_learner_of_a_lower_incarnation_is_followed_once_the_former_is_silent(
     address: str, opened: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a run is resumed from an early checkpoint on a host whose clock is behind."""
     monkeypatch.setattr(parameters, "SILENT_S", 1.0)
     former: ParameterPublisher = opened(ParameterPublisher(address, insecure=False))
     follower: ParameterFollower = opened(ParameterFollower(address, None, SIGNATURE))
-    former.publish(replace(publication(3), epoch=7))
+    former.publish(replace(publication(3), learner_incarnation=7))
     deadline = time.monotonic() + PATIENCE_S
     while follower.newest is None:
         former.serve()
         follower.poll(0.01)
         assert time.monotonic() < deadline
-    former.publish(replace(publication(9), epoch=5))
+    former.publish(replace(publication(9), learner_incarnation=5))
     heard_at = follower.received_at
-    while follower.newest.epoch == 7:
+    while follower.newest.learner_incarnation == 7:
         former.serve()
-        former.publish(replace(publication(9), epoch=5))
+        former.publish(replace(publication(9), learner_incarnation=5))
         follower.poll(0.01)
         assert time.monotonic() < deadline
-    assert (follower.newest.epoch, follower.newest.version) == (5, 9)
+    assert (follower.newest.learner_incarnation, follower.newest.version) == (5, 9)
     assert follower.received_at - heard_at > 1.0

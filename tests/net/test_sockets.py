@@ -254,7 +254,7 @@ def test_who_listens_to_others_bears_a_large_welcome(address: str, opened: Calla
     publisher = opened(Publisher(address))
     welcome(publisher, 1, size=3_000_000)  # of four bytes each: more than any other kind may have
     inbox = opened(Inbox.subscribe(address, {Kind.HEARTBEAT: decode_heartbeat}))
-    heartbeat = Heartbeat(run="run", epoch=1, version=1, update=0)
+    heartbeat = Heartbeat(run="run", learner_incarnation=1, version=1, update=0)
     deadline = time.monotonic() + PATIENCE_S
     while (heard := inbox.receive(0.05)) is None:
         assert time.monotonic() < deadline
@@ -363,7 +363,7 @@ def test_a_peer_that_takes_nothing_for_a_minute_costs_a_patient_sender_nothing(o
         if not outbox.ready:
             wait([], [outbox], 0.5)
     assert not threading.Event().wait(60)
-    for epoch in range(sent):
+    for incarnation in range(sent):
         message = inbox.receive(PATIENCE_S)
         assert message is not None
-        assert message.epoch == epoch
+        assert message.learner_incarnation == incarnation

@@ -89,8 +89,8 @@ def test_what_could_not_be_stored_is_refused_and_not_received() -> None:
 def test_the_number_of_accounts_is_bounded_and_totals_stay(arrivals: list[tuple[int, int]]) -> None:
     accounts = Accounts(max_accounts=3)
     taken = 0
-    for boot, sequence in arrivals:
-        taken += accounts.take("actor", boot, sequence)
+    for incarnation, sequence in arrivals:
+        taken += accounts.take("actor", incarnation, sequence)
         assert len(accounts) <= 3
     assert accounts.totals.received == taken
     assert taken + accounts.totals.duplicate == len(arrivals)

@@ -47,7 +47,7 @@ def make_segment(
     count = len(first)
     return Segment(
         actor=f"actor-{rng.integers(3)}",
-        boot=int(rng.integers(2**63)),
+        incarnation=int(rng.integers(2**63)),
         sequence=sequence,
         frame=SPEC,
         frames=b"".join(frames),
@@ -266,9 +266,9 @@ def test_a_repeated_key_takes_its_last_error_unless_retired() -> None:
     assert store.mass == 0
 
 
-def test_generation_is_new_and_sampling_seeded() -> None:
+def test_incarnation_is_new_and_sampling_seeded() -> None:
     first, second = make_store(100, seed=7), make_store(100, seed=7)
-    assert first.generation != second.generation
+    assert first.incarnation != second.incarnation
     segment = make_segment(np.random.default_rng(0), [40, 40])
     for store in (first, second):
         store.append(segment)
@@ -288,7 +288,7 @@ def test_generation_is_new_and_sampling_seeded() -> None:
         (lambda s: replace(s, steps=np.zeros_like(s.steps)), "windows longer"),
         (lambda s: replace(s, td_error=np.full_like(s.td_error, np.nan)), "td_error"),
         (lambda s: replace(s, td_error=-s.td_error - 1), "td_error"),
-        (lambda s: replace(s, boot=2**64), "64 bits"),
+        (lambda s: replace(s, incarnation=2**64), "64 bits"),
         (lambda s: make_segment(np.random.default_rng(0), []), "no transitions"),
         (lambda s: make_segment(np.random.default_rng(0), [51]), "never fits"),
         (lambda s: make_segment(np.random.default_rng(0), [40], max_frame_bytes=9000), "never fits"),

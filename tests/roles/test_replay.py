@@ -82,7 +82,7 @@ class Peers:
             observation = rng.normal(size=self.frame.shape).astype(np.float32)
             self._builder.step(0, 0.0, observation, float(rng.normal()), False, False)
             self._builder.bootstrap(0.0)
-            if (segment := self._builder.take("actor", boot=1)) is not None:
+            if (segment := self._builder.take("actor", incarnation=1)) is not None:
                 shipped.append(segment)
         for segment in shipped:
             numbered = dataclasses.replace(segment, sequence=self._sent)
@@ -103,9 +103,11 @@ class Peers:
         wait([], [self._actor], PATIENCE_S)
         assert self._actor.send(encode(Kind.BYE, Bye("actor", 1, count)))
 
-    def greet(self, epoch: int = 1, rank: int = 0) -> None:
+    def greet(self, incarnation: int = 1, rank: int = 0) -> None:
         wait([], [self._learner], PATIENCE_S)
-        hello = Hello(run="run", epoch=epoch, rank=rank, signature=experience_signature(self.config))
+        hello = Hello(
+            run="run", learner_incarnation=incarnation, rank=rank, signature=experience_signature(self.config)
+        )
         assert self._learner.send(encode(Kind.HELLO, hello))
 
     def batch(self, rank: int = 0) -> Batch:
@@ -118,7 +120,9 @@ class Peers:
         given = td_error or {}
         rows = np.array([*given], np.uint64), np.array([*given.values()], np.float32)
         assert self._learner.send(
-            encode_priorities(PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, *rows))
+            encode_priorities(
+                PriorityUpdate(batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, *rows)
+            )
         )
 
     def status(self) -> Status:
@@ -298,37 +302,40 @@ def test_segments_are_accounted_for_and_none_is_stored_twice(peers: MakePeers) -
 def test_the_newest_learner_is_dealt_to_until_it_falls_silent(
     peers: MakePeers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A learner that was frozen, and a stranger who has heard of its epoch, get nothing while another one lives."""
+    """A learner that was frozen, and a stranger that knows its incarnation, get nothing while another one lives."""
     shard = peers(credits=1, credit_timeout_s=1e6)
-    shard.greet(epoch=5)
+    shard.greet(incarnation=5)
     shard.send(3)
-    assert shard.batch().epoch == 5
-    shard.greet(epoch=7)
-    assert shard.batch().epoch == 7
-    shard.greet(epoch=6)
-    shard.greet(epoch=8)
-    assert shard.batch().epoch == 8
+    assert shard.batch().learner_incarnation == 5
+    shard.greet(incarnation=7)
+    assert shard.batch().learner_incarnation == 7
+    shard.greet(incarnation=6)
+    shard.greet(incarnation=8)
+    assert shard.batch().learner_incarnation == 8
     monkeypatch.setattr(replay, "SILENT_S", 0.0)
-    shard.greet(epoch=5)
-    assert shard.batch().epoch == 5
+    shard.greet(incarnation=5)
+    assert shard.batch().learner_incarnation == 5
 
 
 def test_each_rank_is_dealt_to_at_its_own_address_with_its_own_credits(peers: MakePeers, tmp_path: Path) -> None:
     addresses = [f"ipc://{tmp_path}/rank-{rank}" for rank in range(2)]
     shard = peers(credits=2, credit_timeout_s=1e6, **{"addresses.batches": addresses})
-    shard.greet(epoch=5, rank=1)
+    shard.greet(incarnation=5, rank=1)
     shard.send(3)
     assert [shard.batch(rank=1).number for _ in range(2)] == [0, 1]
-    shard.greet(epoch=5, rank=0)
+    shard.greet(incarnation=5, rank=0)
     dealt = [shard.batch(rank=0) for _ in range(2)]
     assert [(batch.rank, batch.number) for batch in dealt] == [(0, 0), (0, 1)]
     shard.acknowledge(dealt[0])
     assert shard.batch(rank=0).number == 2
-    shard.greet(epoch=5, rank=2)  # a stranger: nobody is known to take batches there
+    shard.greet(incarnation=5, rank=2)  # a stranger: nobody is known to take batches there
     shard.status_when(lambda metrics: metrics["refused_messages"] == 1)
     assert shard.status().metrics["samples"] == 5 * BATCH  # rank 1 has not answered, so it gets no more
-    shard.greet(epoch=6, rank=1)
-    assert [(batch.epoch, batch.number) for batch in (shard.batch(rank=1), shard.batch(rank=1))] == [(6, 0), (6, 1)]
+    shard.greet(incarnation=6, rank=1)
+    assert [(batch.learner_incarnation, batch.number) for batch in (shard.batch(rank=1), shard.batch(rank=1))] == [
+        (6, 0),
+        (6, 1),
+    ]
     metrics = shard.status_when(lambda metrics: metrics["samples"] >= 7 * BATCH)
     assert metrics["samples"] == 7 * BATCH  # rank 0 has not said that it belongs to this learner
 

@@ -16,4 +16,4 @@ def test_a_file_that_cannot_be_opened_costs_its_lines_and_not_the_run(
     for time in (1.0, 2.0):
         log.write(time, 10, [Episode(1.0, 7, 0.1)])
     log.close()
-    assert caplog.text.count("misses episodes, training goes on") == 1
+    assert caplog.text.count("episodes missing from episodes.csv, training continues") == 1

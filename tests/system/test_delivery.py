@@ -26,7 +26,7 @@ from ..proxy import Proxy
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Iterator[tuple[ReplayServer, list[tuple[str, int, int]], Config]]:
-    """A shard, and a log of all that it has stored: actor, boot, sequence."""
+    """A shard, and a log of all that it has stored: actor, incarnation, sequence."""
     ports = [f"tcp://127.0.0.1:{port}" for port in free_ports(4)]
     config = loading.replace(
         Config(),
@@ -48,7 +48,7 @@ def shard(tmp_path: Path) -> Iterator[tuple[ReplayServer, list[tuple[str, int, i
 
     def logged(segment: Segment) -> int:
         key = append(segment)
-        stored.append((segment.actor, segment.boot, segment.sequence))
+        stored.append((segment.actor, segment.incarnation, segment.sequence))
         return key
 
     server._store.append = logged  # type: ignore[method-assign]
@@ -64,7 +64,7 @@ def large_segment() -> Segment:
     builder = SegmentBuilder(FrameSpec((2500,), "float32", 1), 3, 0.9, 10)
     frame = np.zeros(2500, np.float32)
     builder.reset(frame)
-    while (segment := builder.take("actor", boot=7)) is None:
+    while (segment := builder.take("actor", incarnation=7)) is None:
         builder.step(0, 0.0, frame, 1.0, False, False)
         builder.bootstrap(0.0)
     return segment

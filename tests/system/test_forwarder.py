@@ -23,7 +23,7 @@ NETWORK, EXPERIENCE = network_signature(ARRAYS), experience_signature(Config())
 def parameters(version: int, experience: str = EXPERIENCE) -> Parameters:
     return Parameters(
         run="run",
-        epoch=7,
+        learner_incarnation=7,
         version=version,
         update=10 * version,
         network_signature=NETWORK,
@@ -69,7 +69,7 @@ def test_parameters_reach_early_and_late_actors_and_outlive_the_learner(
     late = opened(ParameterFollower(chain.downstream, NETWORK, EXPERIENCE))
     chain.hear(late, 2, served=())
     heartbeats: Inbox[Heartbeat] = opened(Inbox.subscribe(chain.downstream, {Kind.HEARTBEAT: decode_heartbeat}))
-    assert heartbeats.receive(timeout_s=60) == Heartbeat(run="run", epoch=7, version=2, update=20)
+    assert heartbeats.receive(timeout_s=60) == Heartbeat(run="run", learner_incarnation=7, version=2, update=20)
     while (status := chain.statuses.receive(timeout_s=60)) is not None:
         if status.metrics.get("forwarded") == 2:
             break

@@ -78,8 +78,8 @@ def test_priorities_keys_and_account_outlive_a_shard(shard: Shard) -> None:
     shard.kill()
 
     shard.start()
-    shard.greet(epoch=2)
-    while (again := shard.batch()).generation == batch.generation:
+    shard.greet(incarnation=2)
+    while (again := shard.batch()).shard_incarnation == batch.shard_incarnation:
         pass  # dealt by the dead
     assert again.sample.mass == pytest.approx(mass)
     assert again.sample.priority.tolist() == pytest.approx([(key + epsilon) ** alpha for key in again.sample.keys])

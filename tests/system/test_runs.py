@@ -208,7 +208,7 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
     # The actor may not have said anything yet when the updates are done; what was counted before is not lost.
     assert resumed.counters["decisions"] >= saved.counters["decisions"]
     assert resumed.run_id == saved.run_id
-    assert resumed.epoch > saved.epoch
+    assert resumed.learner_incarnation > saved.learner_incarnation
     updates = [event.value for event in events(tmp_path / "run").Scalars("train/updates")]
     assert updates == sorted(updates)  # the curves join
 

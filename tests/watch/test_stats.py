@@ -19,7 +19,11 @@ from apex_zmq.wire.messages import Episode, Status
 
 
 def status(
-    name: str = "actor-0", boot: int = 1, episodes: tuple[Episode, ...] = (), uptime: float = 0.0, **metrics: float
+    name: str = "actor-0",
+    incarnation: int = 1,
+    episodes: tuple[Episode, ...] = (),
+    uptime: float = 0.0,
+    **metrics: float,
 ) -> Status:
     role = name.partition("-")[0]
     assert role in ("actor", "replay", "learner")
@@ -28,7 +32,7 @@ def status(
         name=name,
         host="here",
         pid=1,
-        boot=boot,
+        incarnation=incarnation,
         start_time=-uptime,
         time=0.0,
         progress_time=0.0,
@@ -70,9 +74,9 @@ def test_counts_go_on_over_restarts_of_their_roles() -> None:
 def test_no_peer_makes_numbers_too_large_to_be_kept() -> None:
     stats = started()
     games = tuple(episode(1e308, epsilon=0.0) for _ in range(LOW_EPSILON_WINDOW))
-    for boot in range(20):
-        stats.hear(status("replay-0", boot, size=1e308, bytes=1e308), 0)
-        stats.hear(status("actor-0", boot, games, rss_bytes=1e308, parameter_age_s=1e308, decisions=1e308), 0)
+    for incarnation in range(20):
+        stats.hear(status("replay-0", incarnation, size=1e308, bytes=1e308), 0)
+        stats.hear(status("actor-0", incarnation, games, rss_bytes=1e308, parameter_age_s=1e308, decisions=1e308), 0)
     assert stats.low_epsilon_return is not None
     assert math.isfinite(stats.low_epsilon_return)
     for tag, value in stats.summary(1.0, 1).items():
@@ -168,7 +172,7 @@ def test_a_process_that_started_again_counts_once() -> None:
     stats = RunStats()
     stats.hear(status("actor-0", 1), 0)
     stats.hear(status("actor-0", 2), 1)
-    assert [each.boot for each in stats.live("actor", 2)] == [2]
+    assert [each.incarnation for each in stats.live("actor", 2)] == [2]
 
 
 def test_summary_without_anybody_or_any_episode_has_no_made_up_numbers() -> None:

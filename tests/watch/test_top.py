@@ -77,7 +77,7 @@ def test_a_process_heard_once_has_no_rates() -> None:
 
 def test_a_process_that_started_again_takes_the_place_of_the_one_before() -> None:
     heard = watch({"actor-0": {**ACTOR, "decisions_per_s": 100}})
-    for each in words("actor-0", {"decisions_per_s": 30}, boot=2, pid=8, start_time=1050.0):
+    for each in words("actor-0", {"decisions_per_s": 30}, incarnation=2, pid=8, start_time=1050.0):
         heard.hear(each, NOW)
     heard.hear(status("actor-0", NOW, metrics={"decisions": 9e9}), NOW)  # last words of the first
     process = named(heard.view(NOW), "actor-0")
@@ -86,7 +86,7 @@ def test_a_process_that_started_again_takes_the_place_of_the_one_before() -> Non
 
 def test_one_started_again_by_a_clock_that_was_set_back_is_shown_once_the_former_is_silent() -> None:
     heard = watch({"actor-0": ACTOR})
-    again = status("actor-0", NOW + 60, boot=2, pid=8, start_time=0.0)
+    again = status("actor-0", NOW + 60, incarnation=2, pid=8, start_time=0.0)
     heard.hear(again, NOW + 1)
     assert named(heard.view(NOW + 1), "actor-0").pid == 7
     heard.hear(again, NOW + 60)

@@ -70,10 +70,10 @@ def deal(segment: Segment) -> Batch:
     store = Store(capacity=64, arena_bytes=1 << 20, frame_window=window, alpha=0.6, epsilon=0.01, seed=0)
     store.append(segment)
     return Batch(
-        epoch=1_700_000_000_000_000_000,
+        learner_incarnation=1_700_000_000_000_000_000,
         rank=0,
         shard=1,
-        generation=store.generation,
+        shard_incarnation=store.incarnation,
         number=5,
         sample=store.sample(24),
     )
@@ -100,7 +100,9 @@ def batches(segments: dict[str, Segment]) -> dict[str, Batch]:
 def update(batches: dict[str, Batch]) -> PriorityUpdate:
     batch = batches["lz4"]
     td_error = np.linspace(-1, 3, len(batch.sample.keys)).astype(np.float32)
-    return PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, batch.sample.keys, td_error)
+    return PriorityUpdate(
+        batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, batch.sample.keys, td_error
+    )
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +115,7 @@ def bodies() -> dict[Kind, Body]:
         name="actor-7",
         host="host",
         pid=123,
-        boot=2**62,
+        incarnation=2**62,
         start_time=1_600_000_000.0,
         time=1_700_000_000.5,
         progress_time=1_700_000_000.25,

@@ -134,8 +134,8 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("SEGMENT", "signature", "f" * 16, "signature"),
     ("SEGMENT", "actor", "", "length"),
     ("SEGMENT", "actor", "a" * 65, "length"),
-    ("SEGMENT", "boot", -1, ">= 0"),
-    ("SEGMENT", "boot", 2**63, "<="),
+    ("SEGMENT", "incarnation", -1, ">= 0"),
+    ("SEGMENT", "incarnation", 2**63, "<="),
     ("SEGMENT", "sequence", 1.5, "int"),
     ("SEGMENT", "transitions", 0, ">= 1"),
     ("SEGMENT", "transitions", 1025, "<= 1024"),
@@ -168,7 +168,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("SEGMENT", "td_error", lambda column: column + bytes(4), "td_error holds"),
     ("SEGMENT", "window_crcs", lambda column: column[4:], "window_crcs holds"),
     ("SEGMENT/raw", "frame.shape", [4], "wrong size"),
-    ("BATCH", "epoch", -1, ">= 0"),
+    ("BATCH", "learner_incarnation", -1, ">= 0"),
     ("BATCH", "rows", 0, ">= 1"),
     ("BATCH", "rows", 65537, "<= 65536"),
     ("BATCH", "rows", lambda rows: rows + 1, "expected"),
@@ -196,7 +196,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("PRIORITIES", "td_error", patched("<f4", 0, -INF), "td_error is not finite"),
     ("PRIORITIES", "td_error", lambda column: column[:-1], "td_error holds"),
     ("HELLO", "run", "", "length"),
-    ("HELLO", "epoch", 2**63, "<="),
+    ("HELLO", "learner_incarnation", 2**63, "<="),
     ("HELLO", "rank", None, "int"),
     ("PARAMETERS", "version", "1", "int"),
     ("PARAMETERS", "tensors.0.dtype", "float64", "float64"),
@@ -440,7 +440,7 @@ def test_encode_makes_a_body_any_messagepack_library_reads(bodies: dict[Kind, Bo
     (part,) = encode(Kind.HELLO, bodies[Kind.HELLO])
     assert msgpack.unpackb(bytes(part)[8:]) == {
         "run": "run-1",
-        "epoch": 2**60,
+        "learner_incarnation": 2**60,
         "rank": 0,
         "signature": "0123456789abcdef",
     }

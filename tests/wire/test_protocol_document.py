@@ -250,7 +250,7 @@ def test_batches_are_read_by_the_document(
     kind, body = read_by_document(parts)
     assert (kind, body["rows"], body["window"]) == ("BATCH", len(sample.keys), sample.frame.stack + 3)
     assert body["frame"] == frame_of(sample.frame)
-    dealt = {"epoch", "rank", "shard", "generation", "number"}
+    dealt = {"learner_incarnation", "rank", "shard", "shard_incarnation", "number"}
     assert_fields(body, batch, dealt)
     assert_fields(body, sample, body.keys() - dealt - {"rows", "window", "frame"})
     assert body["frame_sizes"].sum() == len(parts[1])
@@ -286,7 +286,7 @@ def test_parameters_are_read_by_the_document(bodies: dict[Kind, Body], valid: di
 
 def test_the_heartbeat_in_hex() -> None:
     message = bytes.fromhex(code("2. Messages", "hex"))
-    heartbeat = Heartbeat(run="a1b2", epoch=7, version=3, update=150)
+    heartbeat = Heartbeat(run="a1b2", learner_incarnation=7, version=3, update=150)
     assert decode_heartbeat([message]) == heartbeat
     assert encode(Kind.HEARTBEAT, heartbeat) == [message]
 

@@ -79,13 +79,13 @@ class Actor:
     ) -> None:
         torch.set_num_threads(config.actor.threads)
         count = config.actor.lanes
-        boot = secrets.randbits(63)
+        incarnation = secrets.randbits(63)
         self._watchdog = Watchdog(config.actor.watchdog_s)
         # An elastic actor draws its seed, or two of them on two hosts would play the same games.
-        entropy = [config.run.seed, index] if index is not None else [config.run.seed, boot]
+        entropy = [config.run.seed, index] if index is not None else [config.run.seed, incarnation]
         self._rng = np.random.default_rng(entropy)
         self._config = config
-        self._name, self._boot = name, boot
+        self._name, self._incarnation = name, incarnation
         self._watchdog.arm()
         try:
             self._lanes: Lanes = make_lanes(config.env, count, int(self._rng.integers(1 << 31)), render=render)
@@ -123,7 +123,7 @@ class Actor:
         self._returns = np.zeros(count)
         self._lengths = np.zeros(count, np.int64)
         self._decisions = 0
-        self._reporter = StatusReporter("actor", name, boot, config)
+        self._reporter = StatusReporter("actor", name, incarnation, config)
 
     def run(self, stop: threading.Event) -> None:
         """Play until told to stop.
@@ -140,7 +140,7 @@ class Actor:
             raise RuntimeError(f"the environment failed: {error}") from error
         finally:
             self._watchdog.disarm()
-            self._shipper.farewell(self._name, self._boot)
+            self._shipper.farewell(self._name, self._incarnation)
             self._report()
             self._reporter.close()
             self._shipper.close()
@@ -185,13 +185,13 @@ class Actor:
             next_value[running] = q.max(axis=1)[running]
             for lane in lanes:
                 self._builders[lane].bootstrap(float(next_value[lane]))
-                while (segment := self._builders[lane].take(self._name, self._boot)) is not None:
+                while (segment := self._builders[lane].take(self._name, self._incarnation)) is not None:
                     self._ship(segment, stop)
             self._decisions += len(lanes)
             self._reporter.progress()
             self._report()
         for builder in self._builders:
-            if (segment := builder.take(self._name, self._boot, flush=True)) is not None:
+            if (segment := builder.take(self._name, self._incarnation, flush=True)) is not None:
                 self._shipper.ship(segment)
 
     def _ship(self, segment: Segment, stop: threading.Event) -> None:

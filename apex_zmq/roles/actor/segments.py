@@ -65,7 +65,7 @@ class SegmentBuilder:
         """Set max_a Q of the last step's next observation (of the final one where the episode was truncated)."""
         self._steps[-1].next_value = next_value
 
-    def take(self, actor: str, boot: int, *, flush: bool = False) -> Segment | None:
+    def take(self, actor: str, incarnation: int, *, flush: bool = False) -> Segment | None:
         """The next segment (sequence 0, to be set on sending), or None while there are too few complete steps.
 
         flush: accept a shorter one.
@@ -91,7 +91,7 @@ class SegmentBuilder:
         frame_crcs = np.array([frame_crc(frame) for frame in frames], np.uint32)
         segment = Segment(
             actor=actor,
-            boot=boot,
+            incarnation=incarnation,
             sequence=0,
             frame=self._frame,
             frames=b"".join(frames),

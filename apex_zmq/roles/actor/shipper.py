@@ -73,7 +73,7 @@ class Shipper:
         self._send_queued()
         self.waited_s += time.monotonic() - started
 
-    def farewell(self, actor: str, boot: int) -> None:
+    def farewell(self, actor: str, incarnation: int) -> None:
         """Send what waits, then tell each shard how much it was sent, as far as they can take it at once."""
         until = time.monotonic() + FAREWELL_S
         untold = list(range(len(self._outboxes)))
@@ -81,11 +81,11 @@ class Shipper:
             wait([], [self._outboxes[shard] for shard in untold], left_s)
             self._send_queued()
             if not self._queue:
-                untold = [shard for shard in untold if not self._tell(shard, actor, boot)]
+                untold = [shard for shard in untold if not self._tell(shard, actor, incarnation)]
 
-    def _tell(self, shard: int, actor: str, boot: int) -> bool:
+    def _tell(self, shard: int, actor: str, incarnation: int) -> bool:
         count = self._sequences[shard]
-        return not count or self._outboxes[shard].send(encode(Kind.BYE, Bye(actor, boot, count)))
+        return not count or self._outboxes[shard].send(encode(Kind.BYE, Bye(actor, incarnation, count)))
 
     def _send_queued(self) -> None:
         while self._queue and self._try_ship(self._queue[0]):

@@ -47,7 +47,7 @@ class Heard(NamedTuple):
     """What a learner published while it was listened to.
 
     parameters, network: the newest, and the signature of what they hold. statuses: the first and the last of each
-    process, by boot number. behind_s: by boot number, seconds by which its clock is behind this one; the least seen,
+    process, by incarnation. behind_s: by incarnation, seconds by which its clock is behind this one; the least seen,
     since delays add to it. complaint: why the newest message that could not be read could not.
     """
 
@@ -112,10 +112,10 @@ def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
                 continue
             deadline = started + ROUNDS * interval_s + SILENT_S
             if isinstance(message, Status):
-                first, _ = statuses.get(message.boot, (message, message))
-                statuses[message.boot] = first, message
+                first, _ = statuses.get(message.incarnation, (message, message))
+                statuses[message.incarnation] = first, message
                 age_s = time.time() - message.time
-                behind_s[message.boot] = min(age_s, behind_s.get(message.boot, age_s))
+                behind_s[message.incarnation] = min(age_s, behind_s.get(message.incarnation, age_s))
             elif not isinstance(message, Heartbeat):
                 parameters, network = message[0], network_signature(message[1])
         return Heard(parameters, network, statuses, behind_s, inbox.complaint)
@@ -145,8 +145,8 @@ def check_signatures(parameters: Parameters, their_network: str, experience: str
 
 def check_clocks(heard: Heard) -> Check:
     """Whether the clocks of learner and others agree with this one."""
-    last = {boot: status for boot, (_, status) in heard.statuses.items()}
-    learners = [boot for boot, status in last.items() if status.role == "learner"]
+    last = {incarnation: status for incarnation, (_, status) in heard.statuses.items()}
+    learners = [incarnation for incarnation, status in last.items() if status.role == "learner"]
     if not learners:
         return Check(
             "clock",
@@ -154,10 +154,13 @@ def check_clocks(heard: Heard) -> Check:
             "the learner has not told its own",
             "ask with its config: telemetry.status_interval_s says how often it does",
         )
-    worst = max(heard.behind_s, key=lambda boot: abs(heard.behind_s[boot]))
+    worst = max(heard.behind_s, key=lambda incarnation: abs(heard.behind_s[incarnation]))
     off_s = abs(heard.behind_s[worst])
     told = dict.fromkeys([learners[-1], *([worst] if off_s > OFFSET_S else [])])
-    found = ", ".join(f"{last[boot].name} on {last[boot].host} is {_offset(heard.behind_s[boot])}" for boot in told)
+    found = ", ".join(
+        f"{last[incarnation].name} on {last[incarnation].host} is {_offset(heard.behind_s[incarnation])}"
+        for incarnation in told
+    )
     if off_s > OFFSET_S:
         level: Level = "fail" if off_s > OFFSET_MAX_S else "warn"
         return Check("clock", level, found, "set the clocks by NTP (timedatectl set-ntp true)")

@@ -114,7 +114,7 @@ def test_a_killed_shard_is_there_again(tmp_path: Path, seed: int, before: int, a
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arena, "PIECE", mmap.PAGESIZE)
         shard = filled(tmp_path / "shard", rng, before, after)
-        generation, leaves, surplus = shard.store.generation, shard.leaves(), shard.governor.surplus
+        incarnation, leaves, surplus = shard.store.incarnation, shard.leaves(), shard.governor.surplus
         inserts = shard.governor.inserts
         size = shard.store.num_transitions, shard.store.num_bytes, shard.store.mass
 
@@ -124,7 +124,7 @@ def test_a_killed_shard_is_there_again(tmp_path: Path, seed: int, before: int, a
         assert again.store.mass == pytest.approx(size[2], rel=1e-12)
         assert again.keeper.metrics["recovered"] == size[0]
         assert again.keeper.metrics["dropped"] == 0
-        assert again.store.generation != generation
+        assert again.store.incarnation != incarnation
         assert again.governor.inserts == inserts
         if after == 0:
             assert again.governor.surplus == surplus

@@ -97,7 +97,7 @@ class Peers:
         arrays = to_arrays(make_network(Agent("mlp"), FrameSpec((2,), "float32", 1), ACTIONS, seed=0))
         parameters = Parameters(
             run="run",
-            epoch=1,
+            learner_incarnation=1,
             version=1,
             update=0,
             network_signature=network_signature(arrays),
@@ -272,7 +272,7 @@ def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pyte
     peers.watch(segments=5)
     bye = peers.await_bye()
     assert [segment.sequence for segment in peers.segments] == list(range(bye.count))
-    assert {(segment.actor, segment.boot) for segment in peers.segments} == {(bye.actor, bye.boot)}
+    assert {(segment.actor, segment.incarnation) for segment in peers.segments} == {(bye.actor, bye.incarnation)}
 
 
 @pytest.mark.parametrize("policy", ["block", "drop_oldest"])

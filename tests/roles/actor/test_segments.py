@@ -113,9 +113,9 @@ def play(builder: SegmentBuilder, episodes: list[Episode]) -> list[Segment]:
             if is_last and number + 1 < len(episodes):
                 builder.reset(episodes[number + 1].frames[0])
             builder.bootstrap(float(episode.next_values[time]))
-            while (segment := builder.take("actor-0", boot=7)) is not None:
+            while (segment := builder.take("actor-0", incarnation=7)) is not None:
                 segments.append(segment)
-    while (segment := builder.take("actor-0", boot=7, flush=True)) is not None:
+    while (segment := builder.take("actor-0", incarnation=7, flush=True)) is not None:
         segments.append(segment)
     return segments
 
@@ -126,7 +126,7 @@ def on_the_wire(parts: Any) -> list[bytes]:
 
 def deal(sample: Sample) -> list[bytes]:
     """A sample as the replay role ships it."""
-    batch = Batch(epoch=1, rank=0, shard=0, generation=2, number=3, sample=sample)
+    batch = Batch(learner_incarnation=1, rank=0, shard=0, shard_incarnation=2, number=3, sample=sample)
     return on_the_wire(encode_batch(batch))
 
 
@@ -245,4 +245,4 @@ def test_a_segment_is_ready_once_all_its_transitions_are_complete() -> None:
         assert (flushed.num_transitions if flushed else 0) == max(0, steps - 2)
     segment = builder_after(6).take("actor-0", 5)
     assert segment is not None
-    assert (segment.actor, segment.boot, segment.num_transitions) == ("actor-0", 5, 4)
+    assert (segment.actor, segment.incarnation, segment.num_transitions) == ("actor-0", 5, 4)

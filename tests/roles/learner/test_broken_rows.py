@@ -45,7 +45,7 @@ def teach(peers: Peers, broken: list[int], number: int, no_action: tuple[int, ..
         frames=frames.tobytes(),
     )
     wait([], [peers._batches], PATIENCE_S)
-    assert peers._batches.send(encode_batch(Batch(hello.epoch, 0, 0, 1, number, sample)))
+    assert peers._batches.send(encode_batch(Batch(hello.learner_incarnation, 0, 0, 1, number, sample)))
     while isinstance(answer := peers._priorities.receive(PATIENCE_S), Hello):
         pass
     assert answer is not None
@@ -78,7 +78,9 @@ def test_the_actor_of_a_broken_row_is_named(tmp_path: Path, caplog: pytest.LogCa
         shard.greet()
         batch = shard.batch()
         td_error = np.full(len(batch.sample.keys), -1, np.float32)
-        update = PriorityUpdate(batch.epoch, batch.rank, batch.generation, batch.number, batch.sample.keys, td_error)
+        update = PriorityUpdate(
+            batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, batch.sample.keys, td_error
+        )
         assert shard._learner.send(encode_priorities(update))
         retired = len(np.unique(batch.sample.keys))
         shard.status_when(lambda metrics: metrics["retired"] >= retired)

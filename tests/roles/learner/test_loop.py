@@ -75,7 +75,7 @@ class Peers:
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
-        self._epoch: int | None = None
+        self._learner_incarnation: int | None = None
         self._number = 0
 
     def _run(self) -> None:
@@ -89,10 +89,10 @@ class Peers:
 
         reward: of the first row. corrupted: rows whose frames are not those that their actor sent.
         """
-        if self._epoch is None:
+        if self._learner_incarnation is None:
             hello = self._priorities.receive(PATIENCE_S)
             assert isinstance(hello, Hello)
-            self._epoch = hello.epoch
+            self._learner_incarnation = hello.learner_incarnation
         rng = np.random.default_rng(self._number)
         frames = rng.normal(size=(ROWS, 1 + N_STEP, 4)).astype("<f4")
         rewards = np.ones(ROWS, np.float32)
@@ -114,7 +114,14 @@ class Peers:
             frame_sizes=np.full((ROWS, 1 + N_STEP), 16, np.uint32),
             frames=frames.tobytes(),
         )
-        batch = Batch(epoch=self._epoch, rank=0, shard=0, generation=1, number=self._number, sample=sample)
+        batch = Batch(
+            learner_incarnation=self._learner_incarnation,
+            rank=0,
+            shard=0,
+            shard_incarnation=1,
+            number=self._number,
+            sample=sample,
+        )
         wait([], [self._batches], PATIENCE_S)
         assert self._batches.send(encode_batch(batch))
         while isinstance(answer := self._priorities.receive(PATIENCE_S), Hello):
@@ -139,7 +146,7 @@ class Peers:
             name="actor",
             host="host",
             pid=1,
-            boot=1,
+            incarnation=1,
             start_time=now,
             time=now,
             progress_time=now,

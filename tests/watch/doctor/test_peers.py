@@ -43,7 +43,7 @@ class Learner:
     refusing: str = ""  # the name of one whose count of refused messages grows
 
     def messages(self, turn: int) -> Iterator[list[Buffer]]:
-        for boot, ((role, name), behind_s) in enumerate(self.behind_s.items()):
+        for incarnation, ((role, name), behind_s) in enumerate(self.behind_s.items()):
             yield encode(
                 Kind.RELAYED_STATUS,
                 Status(
@@ -51,7 +51,7 @@ class Learner:
                     name=name,
                     host="box",
                     pid=1,
-                    boot=boot,
+                    incarnation=incarnation,
                     start_time=0.0,
                     time=time.time() - behind_s,
                     progress_time=0.0,
