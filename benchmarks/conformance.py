@@ -1,4 +1,4 @@
-"""Do our rules agree with gym-super-mario-bros, and the two emulators with each other?
+"""Compare our rules with gym-super-mario-bros, and the two emulators with each other.
 
 python -m benchmarks.conformance [--frames N] plays and writes docs/CONFORMANCE.md.
 """
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apex_zmq.config import loading, settings
-from apex_zmq.envs import emulators, mario
+from apex_zmq.envs import games, mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy
 from apex_zmq.envs.mario import Outcome
 
@@ -82,7 +82,7 @@ gray on the other.
 
 
 class Fields(NamedTuple):
-    """What is compared at every frame; flag: the stage is cleared."""
+    """The values compared at every frame; flag: the stage is cleared."""
 
     x: int
     lives: int
@@ -96,17 +96,17 @@ class Played(NamedTuple):
     """One frame of a recorded play."""
 
     fields: Fields
-    reward: float  # of the package's own kind
+    reward: float  # by the package's formula
     ended: bool
 
 
 def fields(start: mario.Reading, now: mario.Reading) -> Fields:
-    """The fields as our rules read them."""
+    """The values of a frame as our rules read them."""
     return Fields(now.x, now.lives, now.time, now.coins, now.score, mario.outcome(start, now) is Outcome.CLEARED)
 
 
 def held_on(play: Mapping[str, Any]) -> bytes:
-    """A play's inputs, the last one held for the frame that nes-py is later than the recording's emulator."""
+    """Inputs of a play; the last is held one frame longer, by which nes-py is later than the recorder."""
     inputs = bytes.fromhex(play["inputs"])
     return inputs + inputs[-1:]
 
@@ -122,7 +122,7 @@ def package_class() -> Any:
         return importlib.import_module("gym_super_mario_bros.smb_env").SuperMarioBrosEnv
 
 
-def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: str | None = "1-1") -> list[Played]:
+def play_package(inputs: bytes, first: int, game: str = games.MARIO, stage: str | None = "1-1") -> list[Played]:
     """Inputs from power-on on the package's environment: `first` frames for its start screen, the others as steps.
 
     stage: None for the package's whole game.
@@ -135,7 +135,7 @@ def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: s
                 self._frame_advance(buttons)
 
     target = (int(stage[0]), int(stage[2])) if stage else None
-    env = FromPowerOn(lost_levels=game != settings.MARIO, target=target)
+    env = FromPowerOn(lost_levels=game != games.MARIO, target=target)
     try:
         env.reset()
         played: list[Played] = []
@@ -152,7 +152,7 @@ def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: s
 
 
 def play_ours(machine: Emulator, inputs: bytes, first: int, env: settings.Env, cut: bool = False) -> list[Played]:
-    """The same inputs on one of our machines, just switched on.
+    """Play the same inputs on one of our machines from power-on.
 
     cut: what lies between two lives is cut short in the package's way, not waited for in ours.
     """
@@ -178,25 +178,25 @@ def play_ours(machine: Emulator, inputs: bytes, first: int, env: settings.Env, c
 
 
 def cut_short(machine: Emulator, outcome: Outcome) -> None:
-    """What gym-super-mario-bros writes into RAM after a life or a stage (smb_env.py, _did_step)."""
+    """Write the RAM that gym-super-mario-bros writes after a life or a stage (smb_env.py, _did_step)."""
     ram = machine.ram
     if outcome is Outcome.DEAD:
-        ram[0x0E] = 6  # no fall out of the picture
+        ram[0x0E] = 6  # skip the fall after a death
         machine.step(0)
     if 1 < ram[0x6DE] < 255:
-        ram[0x6DE] = 1  # at the end of a pipe
+        ram[0x6DE] = 1  # skip the way through a pipe
     while ram[0x0E] in (0, 1, 2, 3, 4, 5, 7) or ram[0x770] == 2:
-        ram[0x7A0] = 0  # no screen with the lives
+        ram[0x7A0] = 0  # skip the screen with the lives
         machine.step(0)
 
 
-def package_env(**settings: Any) -> settings.Env:
-    """Settings with the installed package's reward."""
-    return loading.from_tree({"env": settings | {"reward": {"preset": package_preset()}}}, "conformance").env
+def package_env(**changed: Any) -> settings.Env:
+    """Environment settings with the installed package's reward."""
+    return loading.from_tree({"env": changed | {"reward": {"preset": package_preset()}}}, "conformance").env
 
 
 def package_preset() -> str:
-    """The preset that names the installed version's reward."""
+    """Name of the reward preset of the installed version."""
     older = importlib.metadata.version("gym-super-mario-bros").startswith("7.")
     return f"gym-super-mario-bros-{'7.4' if older else '9.1'}"
 
@@ -215,22 +215,22 @@ class Seen(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A stage played by one script on both emulators, FCEUmm given the buttons a frame late.
+    """A stage played by one script on both emulators, with the buttons a frame later on FCEUmm.
 
-    The first frames at which a reading or the outcome differs; None: none to the end.
+    differs: the first frame at which a reading or the outcome differs; None: no frame does.
     """
 
     stage: str
-    frames: int  # played on nes-py
-    end: str  # how it ended there
+    frames: int  # number played on nes-py
+    end: str  # outcome of the play on nes-py
     differs: int | None
-    differs_with_its_counter: int | None  # FCEUmm begins with nes-py's frame counter, too
+    differs_with_its_counter: int | None  # the same, with nes-py's frame counter at the start
 
 
 def script(stage: str, frames: int) -> list[int]:
     """Buttons of every frame: mostly to the right with jumps, held for 4 to 40 frames; the same for every emulator."""
     rng = np.random.default_rng([ord(letter) for letter in stage])
-    actions = mario.action_buttons("COMPLEX_MOVEMENT")
+    actions = games.action_buttons("COMPLEX_MOVEMENT")
     weights = np.array([1, 4, 8, 8, 16, 2, 1, 1, 1, 1, 1, 1], float)
     held: list[int] = []
     while len(held) < frames:
@@ -252,7 +252,7 @@ def play_script(machine: Emulator, buttons: Sequence[int]) -> list[Seen]:
 
 
 def compare(fceumm: FCEUmm, stage: str, frames: int) -> Comparison:
-    """Play a stage's script on both; FCEUmm ends anywhere."""
+    """Play a stage's script on both emulators; the state of `fceumm` is arbitrary afterwards."""
     buttons = script(stage, frames)
     nes_py = NESPy(fceumm.game)
     mario.play_to_start(nes_py, stage)
@@ -290,16 +290,16 @@ def whole_inputs(game: str, frames: int) -> tuple[bytes, int]:
 
     In the first game a recorded clear of 1-1 and then 1-2's script, in the Lost Levels 1-1's.
     """
-    if game == settings.MARIO:
+    if game == games.MARIO:
         return held_on(RECORDED["plays"][1]) + bytes(script("1-2", frames)), RECORDED["first_playable_frame"]
-    title = bytes(60) + bytes([emulators.START]) + bytes(156)
+    title = bytes(60) + bytes([games.START]) + bytes(156)
     return title + bytes(script("1-1", frames)), len(title)
 
 
 def comparable(played: Sequence[Played]) -> list[Any]:
-    """What is compared in whole games: the fields, and the reward of version 7.4.
+    """The values compared in whole games: the fields and, with version 7.4, the reward.
 
-    9.1's reward goes on from the largest x and the score of earlier lives and stages; ours begins anew with each.
+    The reward of 9.1 continues from the largest x and score of earlier lives and stages; ours restarts with each.
     """
     return [each[: 2 if package_preset().endswith("7.4") else 1] for each in played]
 
@@ -307,7 +307,7 @@ def comparable(played: Sequence[Played]) -> list[Any]:
 def whole_rows(frames: int) -> list[str]:
     """One row per game: the package's whole game with its three lives against ours."""
     rows = []
-    for game in settings.WORLDS:
+    for game in games.WORLDS:
         inputs, first = whole_inputs(game, frames)
         theirs = play_package(inputs, first, game, None)
         cells = [game, f"{len(theirs)}"]
@@ -322,7 +322,7 @@ def whole_rows(frames: int) -> list[str]:
 
 
 def report(rows: list[str], whole: list[str], comparisons: Mapping[str, Sequence[Comparison]], frames: int) -> str:
-    """The document."""
+    """Text of docs/CONFORMANCE.md."""
     listed = [(game, c) for game, compared in comparisons.items() for c in compared]
     table = [
         f"| {game} {c.stage} | {c.frames} | {c.end} | {_at(c.differs)} | {_at(c.differs_with_its_counter)} |"
@@ -349,13 +349,13 @@ def _at(frame: int | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=1500, help="frames per stage, at most (default 1500)")
+    parser.add_argument("--frames", type=int, default=1500, help="maximum number of frames per stage (default: 1500)")
     options = parser.parse_args()
     rows, whole = package_rows(), whole_rows(4000)
     comparisons = {}
-    for game in settings.WORLDS:
+    for game in games.WORLDS:
         machine = FCEUmm(game)
-        comparisons[game] = [compare(machine, stage, options.frames) for stage in settings.stages(game)]
+        comparisons[game] = [compare(machine, stage, options.frames) for stage in games.stages(game)]
         machine.close()
     document = ROOT / "docs/CONFORMANCE.md"
     document.write_text(report(rows, whole, comparisons, options.frames))

@@ -1,6 +1,6 @@
-"""Resident bytes of a replay process per stored transition, at 2 million of them, beside Reverb's.
+"""Measure resident bytes of a replay process per stored transition, at 2 million of them; peer: Reverb's server.
 
-Frame set mario-84 over and over; resident memory is what the kernel counts for the process.
+The frame set mario-84 is inserted repeatedly; resident memory is the kernel's count for the process.
 """
 
 from __future__ import annotations

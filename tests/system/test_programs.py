@@ -15,22 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
-import apex_zmq
+import apex_zmq.__main__
 from apex_zmq.config import settings
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = (
-    "apex-actor",
-    "apex-replay",
-    "apex-learner",
-    "apex-forwarder",
-    "apex-train",
-    "apex-eval",
-    "apex-play",
-    "apex-keys",
-    "apex-doctor",
-    "apex-top",
-)
+PROGRAMS = [f"apex-{name}" for name in apex_zmq.__main__.PROGRAMS]
 CARTPOLE = f"--config {ROOT}/configs/cartpole.yaml"
 SMALL_REPLAY = "--set replay.arena_bytes=2_000_000 --set replay.capacity=10_000 --set replay.min_size=1000"
 
@@ -47,13 +36,13 @@ class Case(NamedTuple):
 BAD = {
     "unknown key": Case("apex-train --config {typo}", "learner.batchsize", "did you mean learner.batch_size?"),
     "unknown key in --set": Case("apex-actor --set env.rewards.death=1", "env.rewards", "did you mean env.reward?"),
-    "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: Expected `int`", "--help"),
+    "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: wanted int", 'got "many"'),
     "missing config": Case("apex-replay --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"),
     "a checkpoint as config": Case("apex-train --config {foreign}", "{foreign}", "not valid YAML"),
     "unknown stage": Case(
         "apex-actor --set env.stages=[1-1,9-3]", "env.stages: no stage '9-3' in SuperMarioBros;", "1-1 to 8-4"
     ),
-    "unknown action set": Case("apex-train --set env.actions=FLY", "env.actions", "'FLY'; see --help"),
+    "unknown action set": Case("apex-train --set env.actions=FLY", "env.actions: wanted RIGHT_ONLY or", 'got "FLY"'),
     "unknown button": Case("apex-train --set env.actions=[[jump]]", "env.actions: ['jump']", "buttons are A B NOOP"),
     "n above segment length": Case(
         "apex-actor --set agent.n_step=40", "agent.n_step 40 exceeds actor.segment_length 32", "lengthen segments"
@@ -79,7 +68,9 @@ BAD = {
         f"apex-replay {SMALL_REPLAY} --experience tcp://0.0.0.0:{{free}}", "tcp://0.0.0.0:{free}", "--insecure"
     ),
     "keys and no keys": Case(
-        f"apex-replay {SMALL_REPLAY} --insecure --keys {{nowhere}}", "--insecure lets everybody in", "give one of them"
+        f"apex-replay {SMALL_REPLAY} --insecure --keys {{nowhere}}",
+        "addresses.insecure disables authentication",
+        "set only one of them",
     ),
     "keys that are not there": Case(
         f"apex-replay {SMALL_REPLAY} --keys {{nowhere}}", "{nowhere}/identity.key_secret", "apex-keys has made"
@@ -101,17 +92,17 @@ BAD = {
         "apex-doctor --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"
     ),
     "missing checkpoint": Case(
-        "apex-eval --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+        "apex-eval --checkpoint {nowhere}",
+        "checkpoint {nowhere} does not exist",
+        "name a checkpoint file or a run directory",
     ),
-    "foreign file as checkpoint": Case(
-        "apex-eval --checkpoint {foreign}", "{foreign}", "name one that this program saved"
-    ),
+    "foreign file as checkpoint": Case("apex-eval --checkpoint {foreign}", "{foreign}", "name a checkpoint of this"),
     "no episodes": Case("apex-eval --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "run directory that holds a run": Case(
-        "apex-train --run-dir {held}", "{held} holds a run already", "--resume it or choose another"
+        "apex-train --run-dir {held}", "{held} already holds a run", "pass --resume or choose another"
     ),
     "run directory that holds a run, learner": Case(
-        "apex-learner --run-dir {held}", "{held} holds a run already", "--resume it or choose another"
+        "apex-learner --run-dir {held}", "{held} already holds a run", "pass --resume or choose another"
     ),
     "run directory in use": Case(
         "apex-train --run-dir {used}", "{used} is in use by another learner", "choose another --run-dir"
@@ -124,7 +115,7 @@ BAD = {
     "a run to resume or begin without a name": Case("apex-learner --resume auto", "--resume auto", "needs --run-dir"),
     "no such run to resume": Case(
         "apex-learner --resume --run-dir {nowhere}",
-        "{nowhere} holds no checkpoint",
+        "{nowhere} has no checkpoint",
         "leave --resume out or name another",
     ),
     "resume and another start": Case("apex-train --resume --init-from {foreign}", "--init-from", "give one"),
@@ -142,14 +133,16 @@ BAD = {
     ),
     "playing nothing": Case("apex-play --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "playing no checkpoint": Case(
-        "apex-play --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+        "apex-play --checkpoint {nowhere}",
+        "checkpoint {nowhere} does not exist",
+        "name a checkpoint file or a run directory",
     ),
     "video of an unknown kind": Case("apex-eval --checkpoint {nowhere} --video out.avi", "out.avi", ".mp4 or .gif"),
     "video in no directory": Case(
         "apex-play --checkpoint {nowhere} --video {nowhere}/out.gif", "no directory {nowhere}", "make it first"
     ),
-    "watching without a terminal": Case("apex-top", "standard output is no terminal", "give --once"),
-    "an object without end": Case("apex-top --json", "--json and --timeout go with --once", "give it too"),
+    "watching without a terminal": Case("apex-top", "standard output is not a terminal", "give --once"),
+    "an object without end": Case("apex-top --json", "--json and --timeout need --once", "add it"),
     "no address to watch": Case("apex-top --once --parameters host:1", "address host:1", "write tcp://host:port"),
 }
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")

@@ -59,7 +59,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def visit_tensorboard(command: str, clone: Path) -> None:
     """Start it, open its page, stop it."""
-    program = Program(["bash", "-c", f"exec {command} --port 0"], clone)
+    program = Program.of(["bash", "-c", f"exec {command} --port 0"], clone)
     try:
         line = program.wait_for(r"http://\S+")
         found = re.search(r"http://[^\s/]+", line)
@@ -74,15 +74,15 @@ def watch_a_run(command: str, clone: Path) -> None:
     """Start a run; follow it until something has been evaluated, or look at it once; stop both."""
     directory = f"checkpoints/watched-{len(list((clone / 'checkpoints').glob('watched-*')))}"
     run = f"bin/apex-train --config configs/cartpole.yaml --run-dir {directory} --set replay.min_size=500"
-    train = Program(run.split(), clone)
+    train = Program.of(run.split(), clone)
     try:
         train.wait_for("progress")
         if command.startswith("bin/apex-top"):
-            look = Program([*command.replace("checkpoints/RUN", directory).split(), "--once"], clone)
+            look = Program.of([*command.replace("checkpoints/RUN", directory).split(), "--once"], clone)
             assert look.wait() == 0, look.output
             assert "verdict: " in look.output
             return
-        follow = Program(bounded(command, 0, directory).split(), clone)
+        follow = Program.of(bounded(command, 0, directory).split(), clone)
         try:
             follow.wait_for("mean_return")
             follow.interrupt()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from apex_zmq.config.settings import Config
 from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.types import Batch, FrameSpec, Sample
 from apex_zmq.wire.body import Parts
@@ -49,37 +50,38 @@ class DecodedBatch:
     broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, are not what their actor sent, or of no action
 
 
-class Feeder(threading.Thread):
-    """Receives the batches of one learner incarnation and decodes each frame once.
-
-    learner_incarnation: set before it starts; batches of another are dropped.
-    corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking them.
+def bind_batches(links: Links, config: Config, rank: int, frame: FrameSpec) -> Inbox[Batch]:
+    """The socket on which a rank of the learner receives its batches, of such frames.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
+    num_shards = len(config.addresses.priorities)
+    return links.bind(
+        "batches", {Kind.BATCH: lambda parts: decode_known_batch(parts, frame, config.agent.n_step, num_shards)}, rank
+    )
 
-    def __init__(
-        self,
-        links: Links,
-        rank: int,
-        *,
-        frame: FrameSpec,
-        n_step: int,
-        num_actions: int,
-        num_shards: int,
-        pin_memory: bool,
-    ) -> None:
+
+class Feeder(threading.Thread):
+    """Receives the batches of one learner incarnation and decodes each frame once.
+
+    inbox: closed with the feeder. learner_incarnation: batches of others are dropped.
+    num_actions: rows with an action beyond are broken.
+    pin_memory: page-locked buffers, for copies to a GPU.
+
+    corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking.
+    Both are written by this thread alone.
+    """
+
+    def __init__(self, inbox: Inbox[Batch], *, learner_incarnation: int, num_actions: int, pin_memory: bool) -> None:
         super().__init__(name="feeder", daemon=True)
-        self._inbox: Inbox[Batch] = links.bind(
-            "batches", {Kind.BATCH: lambda parts: decode_known_batch(parts, frame, n_step, num_shards)}, rank
-        )
+        self._inbox = inbox
+        self._learner_incarnation = learner_incarnation
         self._num_actions = num_actions
-        self.learner_incarnation = 0
+        self._pin_memory = pin_memory
         self.corrupted = 0
         self.decode_s = 0.0
         self._foreign = 0
-        self._pin_memory = pin_memory
         self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
         self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -119,7 +121,7 @@ class Feeder(threading.Thread):
             batch = self._inbox.receive(IDLE_S)
             if batch is None:
                 continue
-            if batch.learner_incarnation != self.learner_incarnation:
+            if batch.learner_incarnation != self._learner_incarnation:
                 self._complain(batch.learner_incarnation)
                 continue
             started = time.monotonic()
