@@ -170,7 +170,7 @@ def test_keys_that_are_not_safe_or_another_roles_are_refused(root: Path) -> None
     found = check_keys(config, ["replay"], [])
     assert found.level == "fail"
     assert f"{secret} can be read by other users (mode 644)" in found.found
-    assert found.remedy == "chmod 600 it"
+    assert found.remedy == f"chmod 600 {secret}"
     secret.unlink()
     assert "cannot read" in check_keys(config, ["replay"], []).found
 
