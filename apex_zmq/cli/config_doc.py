@@ -1,4 +1,4 @@
-"""docs/CONFIGURATION.md, generated from the typed settings: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
+"""docs/CONFIGURATION.md, from the typed settings: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
 
 from __future__ import annotations
 
