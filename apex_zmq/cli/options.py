@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from apex_zmq.config import loading, sources
 from apex_zmq.config.settings import ADDRESSES, Config, Setting, by_name, settings
 from apex_zmq.config.sources import Value
+from apex_zmq.envs.games import check_env
 
 # Options that stand for one setting each; type, range and help are the setting's.
 TRAIN_FLAGS = {
@@ -49,7 +50,8 @@ def parse(
     addressed: as for `check.validate`.
 
     Raises:
-        ConfigError: as `loading.resolve`; names the file and line, variable or flag of a bad value.
+        ConfigError: as `loading.resolve`, which names the file and line, variable or flag of a bad value;
+            as `games.check_env`.
     """
     arguments = parser.parse_args(argv)
     options = vars(arguments)
@@ -59,7 +61,9 @@ def parse(
         *(value for value in options.values() if isinstance(value, Value)),
         *arguments.overrides,
     ]
-    return arguments, loading.resolve(values, addressed=addressed)
+    config = loading.resolve(values, addressed=addressed)
+    check_env(config.env)
+    return arguments, config
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

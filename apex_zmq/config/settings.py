@@ -18,8 +18,6 @@ from msgspec import Meta, Struct
 
 # Settings of `addresses` that have a flag and an environment variable.
 ADDRESSES = ("experience", "priorities", "batches", "parameters", "status", "keys")
-MARIO = "SuperMarioBros"
-WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # the games by `env.id`, with the worlds their ROMs hold; four stages each
 LARGEST = 1e30  # finite, in float32 too
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}  # of bounds, by msgspec's name
 
@@ -84,7 +82,7 @@ class Env(Section, frozen=True):
             "SuperMarioBros, SuperMarioBros2 (the Lost Levels), a Gymnasium id, ALE/Game-v5 (extra: atari), "
             "or package.module:factory."
         ),
-    ] = MARIO
+    ] = "SuperMarioBros"
     emulator: Annotated[
         Literal["auto", "fceumm", "nes-py"],
         doc("Emulator of Mario; auto: FCEUmm if stable-retro is installed, else nes-py."),
@@ -383,11 +381,6 @@ def _type_name(hint: Any) -> str:
 def to_tree(config: Section) -> dict[str, Any]:
     """Plain values, ready for YAML, JSON or `from_tree`."""
     return typing.cast("dict[str, Any]", msgspec.to_builtins(config))
-
-
-def stages(game: str) -> tuple[str, ...]:
-    """The stages of a game of `WORLDS`, in the order of play."""
-    return tuple(f"{world}-{stage}" for world in range(1, WORLDS[game] + 1) for stage in range(1, 5))
 
 
 def tolerance(config: Config) -> float:

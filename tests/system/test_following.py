@@ -216,7 +216,10 @@ def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
     run = begin(addresses__keys=str(keys / "learner"))
     checkpoint.save(tmp_path / "latest.safetensors", run.checkpoint)
     follow = ["--checkpoint", str(tmp_path), "--follow"]
-    for arguments, reason in (([], "give those of an evaluator with --keys"), (["--keys", "nowhere"], "nowhere")):
+    for arguments, reason in (
+        ([], "pass the directory of an evaluator's keys with --keys"),
+        (["--keys", "nowhere"], "nowhere"),
+    ):
         assert tools.evaluate([*follow, *arguments]) == 2
         assert reason in capsys.readouterr().err
     judge = make_client(keys, "judge", "evaluator")
