@@ -234,7 +234,7 @@ def targets() -> list[Target]:
     keys = np.arange(16, dtype=np.uint64)
     update = PriorityUpdate(5, 0, shard.store.incarnation, 1, keys, np.linspace(-1, 3, 16).astype(np.float32))
     tensors = make_tensors({"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)})
-    episodes = (Episode(12.5, 300, 0.01, "1-1", 3161, True), Episode(-3.0, 17, 0.4))
+    episodes = (Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4))
     status = Status("actor", "actor-7", "host", 1, 1, 1.6e9, 1.7e9, 1.7e9, {"decisions": 4096.0}, episodes)
     found += [
         Target("PRIORITIES", _bytes(encode_priorities(update)), decode_priorities, shard.take_update),

@@ -15,6 +15,7 @@ import numpy as np
 from apex_zmq.agent.networks import load_arrays, to_arrays
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
+from apex_zmq.envs.info import STATISTICS
 from apex_zmq.envs.make import EnvError
 from apex_zmq.errors import CheckpointError, ConfigError
 from apex_zmq.net.keys import client_keys
@@ -75,17 +76,14 @@ def summarize(ends: list[Moment]) -> dict[str, Any]:
         "mean_return": float(np.mean([end.episode_return for end in ends])),
         "mean_length": float(np.mean([end.length for end in ends])),
     }
-    progress = [end.progress for end in ends if end.progress is not None]
-    if progress:
-        clear_rate = float(np.mean([each.cleared for each in progress]))
-        summary |= {
-            "stages": sorted({each.stage for each in progress}),
-            "clear_rate": clear_rate,
-            "clear_rate_95": [round(bound, 3) for bound in wilson(clear_rate, len(progress))],
-            "mean_stages_cleared": float(np.mean([each.stages_cleared for each in progress])),
-            "mean_x": float(np.mean([each.max_x for each in progress])),
-            "best_x": max(each.max_x for each in progress),
-        }
+    if stages := sorted({end.stage for end in ends if end.stage}):
+        summary["stages"] = stages
+    for statistic in STATISTICS:
+        value = statistic.of(end.info for end in ends) if statistic.figure else None
+        if value is not None:
+            summary[statistic.figure] = value
+            if statistic.is_rate:
+                summary[f"{statistic.figure}_95"] = [round(bound, 3) for bound in wilson(value, len(ends))]
     return summary
 
 

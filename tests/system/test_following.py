@@ -265,4 +265,4 @@ def test_following_takes_a_run(tmp_path: Path, wrong: list[str], capsys: pytest.
 
 def test_every_goes_with_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
-    assert "--every and --keys go with --follow" in capsys.readouterr().err
+    assert "--every and --keys need --follow" in capsys.readouterr().err

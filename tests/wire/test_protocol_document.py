@@ -24,6 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from apex_zmq.agent.nstep import n_step_columns
 from apex_zmq.config import loading, settings
 from apex_zmq.envs.emulators import ROM_SHA256
+from apex_zmq.envs.games import MARIO
 from apex_zmq.envs.mario import RULES_VERSION
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
@@ -149,9 +150,7 @@ def test_every_field_is_documented_with_its_type_and_range(heading: str) -> None
             continue
         kind, values = described(field.type)
         if not field.required:
-            default = json.dumps(
-                field.default if field.default is not msgspec.NODEFAULT else list(field.default_factory())
-            )
+            default = json.dumps(field.default if field.default is not msgspec.NODEFAULT else field.default_factory())
             values = f"{values}; default {default}" if values else f"default {default}"
         assert (row["type"], row["values"]) == (kind, values), field.encode_name
 
@@ -317,7 +316,7 @@ def test_the_experience_signature_example() -> None:
     assert f"has the experience signature `{digest}`" in section("Experience signature")
     meaning = json.loads(text)
     assert json.dumps(meaning, sort_keys=True, separators=(",", ":")) == text
-    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256[settings.MARIO], RULES_VERSION)
+    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256[MARIO], RULES_VERSION)
     agent = {"n_step": meaning["n_step"], "gamma": meaning["gamma"]}
     for left_out in ({}, {"emulator": "nes-py", "stages": ["8-4"]}):
         config = loading.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")
