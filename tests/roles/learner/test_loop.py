@@ -17,7 +17,7 @@ import torch
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner.loop import DivergenceError, Learner
 from apex_zmq.rundir.checkpoint import load
@@ -64,14 +64,15 @@ class Peers:
             | changes,
         )
         self.directory = directory / "run"
-        self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
-            paths["priorities"], {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello}, hwm=256
+        links = Links(self.config)
+        self._priorities: Inbox[PriorityUpdate | Hello] = links.bind(
+            "priorities", {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello}
         )
         self.learner = Learner(self.config, self.directory)
         self.failure: Exception | None = None
-        self._batches, self._statuses = Outbox(paths["batches"], hwm=4), Outbox(paths["status"], hwm=16)
-        self._parameters: Inbox[Any] = Inbox.subscribe(paths["parameters"], {Kind.PARAMETERS: decode_parameters})
-        self.relayed: Inbox[Status] = Inbox.subscribe(paths["parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
+        self._batches, self._statuses = links.connect("batches"), links.connect("status")
+        self._parameters: Inbox[Any] = links.subscribe("parameters", {Kind.PARAMETERS: decode_parameters})
+        self.relayed: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
