@@ -139,7 +139,7 @@ class Peers:
         return parameters
 
     def tell(self, decisions: int, episodes: int, epsilon: float = 0.5) -> None:
-        """An actor's status, once the learner has taken it in."""
+        """Send an actor's status and wait until the learner has relayed it."""
         now = time.time()
         wait([], [self._statuses], PATIENCE_S)
         status = Status(
@@ -194,21 +194,6 @@ def test_parameters_and_checkpoints_come_as_often_as_told(make: MakePeers) -> No
         "step-000000008.safetensors",
         "step-000000009.safetensors",
     ]
-
-
-def test_a_best_that_could_not_be_written_is_not_the_one_to_beat(make: MakePeers) -> None:
-    peers = make(learner__save_every=1)
-    peers.published()  # it listens by now
-    peers.tell(decisions=20, episodes=20, epsilon=0.0)
-    in_the_way = peers.directory / ".best.safetensors.tmp"
-    in_the_way.mkdir()
-    peers.learn()
-    peers.learn()  # the first of them has been saved by now, but for the best
-    assert load(peers.directory).best_score is None
-    in_the_way.rmdir()
-    peers.learn()
-    peers.learn()
-    assert load(peers.directory / "best.safetensors").best_score == load(peers.directory).best_score == 1.0
 
 
 @pytest.mark.parametrize(
