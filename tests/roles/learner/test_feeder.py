@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.net.sockets import Outbox, wait
+from apex_zmq.errors import MismatchError
+from apex_zmq.net import sockets
+from apex_zmq.net.sockets import Links, wait
 from apex_zmq.roles.learner.feeder import DECODED_AHEAD, FOREIGN_PER_LINE, DecodedBatch, Feeder, bind_batches
 from apex_zmq.types import Batch
+from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import encode_batch
 
 from .dealt import FRAME, N_STEP, WIDTH, dealt
@@ -32,11 +36,15 @@ class Shard:
     def __init__(self, directory: Path) -> None:
         address = f"ipc://{directory}/batches"
         config: Config = loading.replace(Config(), {"addresses.batches": address, "agent.n_step": N_STEP})
+        links = Links(config)
         self.feeder = Feeder(
-            bind_batches(config, 0, FRAME), learner_incarnation=INCARNATION, num_actions=NUM_ACTIONS, pin_memory=False
+            bind_batches(links, config, 0, FRAME),
+            learner_incarnation=INCARNATION,
+            num_actions=NUM_ACTIONS,
+            pin_memory=False,
         )
         self.feeder.start()
-        self._outbox = Outbox(address, hwm=4)
+        self._outbox = links.connect("batches")
 
     def deal(self, batch: Batch) -> None:
         wait([], [self._outbox], PATIENCE_S)
@@ -123,6 +131,27 @@ def test_messages_that_break_the_protocol_are_counted(shard: Shard) -> None:
     assert shard.feeder.refused == refused + 1
 
 
+def test_a_shard_that_the_settings_do_not_list_is_refused(shard: Shard) -> None:
+    refused = shard.feeder.refused
+    shard.deal(replace(dealt(1, incarnation=INCARNATION, number=6), shard=1))
+    shard.deal(dealt(1, incarnation=INCARNATION, number=7))
+    assert shard.decoded().batch.number == 7
+    assert shard.feeder.refused == refused + 1
+
+
+def test_a_learner_ends_when_its_shards_speak_another_version(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Shard(directory)) as shard:
+        for _ in range(2):
+            shard.feeder.check_version()
+            wait([], [shard._outbox], PATIENCE_S)
+            assert shard._outbox.send([bytes([Kind.BATCH, 9, 0, 1])])
+        while shard.feeder.refused < 2:
+            assert shard.feeder.is_alive()
+        monkeypatch.setattr(sockets, "FOREIGN_VERSION_S", 0.0)
+        with pytest.raises(MismatchError, match=r"the replay speaks protocol 9\.1, this program"):
+            shard.feeder.check_version()
+
+
 def test_a_feeder_whose_batches_nobody_takes_can_be_closed(directory: Path) -> None:
     with closing(Shard(directory)) as shard:
         for number in range(DECODED_AHEAD + 1):
@@ -135,5 +164,5 @@ def test_a_feeder_whose_batches_nobody_takes_can_be_closed(directory: Path) -> N
 def test_a_feeder_that_has_not_begun_frees_its_address(directory: Path) -> None:
     config: Config = loading.replace(Config(), {"addresses.batches": f"ipc://{directory}/batches"})
     for _ in range(2):
-        inbox = bind_batches(config, 0, FRAME)
+        inbox = bind_batches(Links(config), config, 0, FRAME)
         Feeder(inbox, learner_incarnation=1, num_actions=2, pin_memory=False).close()
