@@ -216,12 +216,18 @@ class Learner:
         result = self._trainer.step(decoded.windows, sample, weights)
         if result.td_error is not None:
             self._bad_steps_in_a_row = 0
-            keys, td_error = sample.keys, np.where(decoded.broken, np.float32(-1), result.td_error)
-        else:
+            keys, td_error, retired = sample.keys, result.td_error, decoded.broken
+        else:  # only what is retired has news
             keys = sample.keys[decoded.broken | result.hopeless]
-            td_error = np.full(len(keys), -1, np.float32)
+            td_error, retired = np.zeros(len(keys), np.float32), np.ones(len(keys), np.bool_)
         update = PriorityUpdate(
-            batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, keys, td_error
+            learner_incarnation=batch.learner_incarnation,
+            rank=batch.rank,
+            shard_incarnation=batch.shard_incarnation,
+            acknowledged=batch.number,
+            keys=keys,
+            td_error=td_error,
+            retired=retired,
         )
         if batch.shard < len(self._shards):
             self._shards[batch.shard].send(encode_priorities(update))
