@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train demo test test-long lint docs bench bench-long bench-peers clean
+.PHONY: train demo test test-long lint docs site bench bench-long bench-peers clean
 
 train: $(INSTALLED)
 	bin/apex-train --config configs/mario-cpu.yaml $(ARGS)
@@ -38,6 +38,10 @@ bench-peers: benchmarks/peers/requirements.txt
 
 docs: $(INSTALLED)
 	$(BIN)/python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md
+
+# The theme announces its successor at every build.
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -67,6 +67,7 @@ setup(
             "imageio-ffmpeg>=0.5",
             "kubernetes-validate>=1.33",
             "matplotlib>=3.8",
+            "mkdocs-material>=9.5",
             "msgpack>=1.0",
             "mypy>=1.10",
             "pygame-ce>=2.5",

@@ -1,8 +1,8 @@
-"""Decisions per second of a real actor without its network, beside a bare loop over the same lanes.
+"""Measure decisions per second of a real actor without its network; peer: a bare loop over the same lanes.
 
-The actor explores at random with constant Q-values: it builds n-step transitions, compresses every frame and ships
+The actor explores at random with constant Q-values: it builds n-step transitions, compresses every frame and sends
 segments over loopback TCP to a real replay process. The bare loop steps the same lanes (World 1-1 on FCEUmm, 84x84)
-with random actions and drops what it sees. Both run in this process, in turn.
+with random actions and discards the observations. Both run in this process, in turn.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def measure() -> list[Row]:
     return [versus("actor_overhead", what, ours, bare, 0.9, "decisions/s")]
 
 
-class BlindActor(Actor):
-    """An actor whose network answers 0 and takes no time."""
+class ConstantActor(Actor):
+    """An actor whose Q-values are 0 and take no time to compute."""
 
     decisions_per_s = 0.0
 
@@ -51,7 +51,7 @@ class BlindActor(Actor):
         return np.zeros((len(observations), self._lanes.spec.num_actions), np.float32)
 
     def measure(self, stop: threading.Event) -> None:
-        """Play for SECONDS, counted from the first decision of all lanes."""
+        """Measure for SECONDS from the first decision on, then stop the actor."""
         while self._decisions == 0:
             time.sleep(0.01)
         begin, first = time.monotonic(), self._decisions
@@ -61,7 +61,7 @@ class BlindActor(Actor):
 
 
 def actor_decisions_per_s(config: Config) -> float:
-    actor, stop = BlindActor(config, "blind"), threading.Event()
+    actor, stop = ConstantActor(config, "constant"), threading.Event()
     arrays = to_arrays(make_network(config.agent, actor._lanes.spec.frame, actor._lanes.spec.num_actions))
     publisher = Publisher(config.addresses.parameters)
     (part,) = encode(

@@ -1,7 +1,7 @@
-"""Decisions per second of an actor without its network, beside gym-super-mario-bros with the usual wrappers.
+"""Measure decisions per second of an actor without its network; peer: gym-super-mario-bros with the usual wrappers.
 
 The peer is the package's own environment on nes-py under JoypadSpace, a frame skip of 4, grayscale, resize to 84x84
-and a stack of 4, one environment, random actions. Ours is a whole actor as in `actor_overhead`. One core each.
+and a stack of 4, one environment, random actions. Ours is the actor of `actor_overhead`. Each runs on one core.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ROUNDS = 3
 def measure() -> list[Row]:
     ours: list[float] = []
     theirs: list[float] = []
-    everywhere = os.sched_getaffinity(0)
+    all_cores = os.sched_getaffinity(0)
     for _ in range(ROUNDS):
         with synthetic.replay(RANDOM) as running:
-            os.sched_setaffinity(0, {min(everywhere)})
+            os.sched_setaffinity(0, {min(all_cores)})
             ours.append(actor_decisions_per_s(running.config))
             measured = peer("gym_actor", SECONDS)
-            os.sched_setaffinity(0, everywhere)
+            os.sched_setaffinity(0, all_cores)
         if measured is not None:
             theirs.append(measured["decisions_per_s"])
     what = "decisions/s of an actor without its network, one core; peer: gym-super-mario-bros on nes-py, wrapped"

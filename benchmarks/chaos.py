@@ -1,9 +1,9 @@
-"""Does a run survive? python -m benchmarks.chaos [--minutes 10] [--seed 0] [--keep DIR]
+"""Kill processes of a run at random and check that it recovers: python -m benchmarks.chaos [--minutes 10] [--seed 0].
 
-A real run of World 1-1 with two shards, two actors, a learner and an evaluator. Processes are killed (SIGKILL) at
-random, three a minute or more, and started again a second later. Ends with 0 only if every one was killed twice at
-least, got something done again each time, updates went on after its last kill, none ended by itself, and no window
-reached the learner other than its actor had sent it.
+A real run of World 1-1 has two shards, two actors, a learner and an evaluator. Processes are killed with SIGKILL at
+random, at least three a minute, and started again a second later. The exit code is 0 only if every process was killed
+at least twice and worked again each time, updates continued after its last kill, no process ended by itself, and no
+corrupted window reached the learner. `--keep DIR` keeps logs and run.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from pathlib import Path
 
 from benchmarks.cluster import Cluster, cluster
 
-GAP_S = 15.0  # between two kills, on average; less in a short run
-KILLS = 2  # of every process at least
-KILLING = 0.75  # of the time; then the run is left alone
+GAP_S = 15.0  # mean time between two kills; less in a short run
+KILLS = 2  # minimum of each process
+KILLING = 0.75  # share of the time in which processes are killed
 PATIENCE_S = 180.0
 
 
 @dataclass
 class Kill:
-    """updates: taken before. took_s: until the new process had got something done; None: never."""
+    """One kill.
+
+    updates: gradient steps before it. took_s: seconds until the new process worked; None: it has not yet. advanced:
+    whether gradient steps followed.
+    """
 
     name: str
     at: float
@@ -39,7 +43,7 @@ class Kill:
 
 
 def choose(running: Cluster, kills: list[Kill], rng: random.Random) -> str | None:
-    """One of those who work and were killed least often so far."""
+    """A random name among the working processes with the fewest kills; None: no process works."""
     counts = Counter(kill.name for kill in kills)
     working = [name for name, member in running.members.items() if member.works]
     fewest = min((counts[name] for name in working), default=0)
@@ -47,7 +51,10 @@ def choose(running: Cluster, kills: list[Kill], rng: random.Random) -> str | Non
 
 
 def chaos(running: Cluster, minutes: float, seed: int) -> tuple[list[Kill], dict[str, int], dict[str, int]]:
-    """Kill for a while, then wait for the last ones to recover; the kills, resident bytes at start and end."""
+    """Kill processes, then wait until the last ones have recovered.
+
+    Returns: the kills, and resident bytes by process at the start and at the end.
+    """
     rng = random.Random(seed)
     _tick_until(running, lambda: running.all_work, PATIENCE_S)
     at_start = running.resident_bytes()
@@ -87,7 +94,7 @@ def _tick_until(running: Cluster, done: Callable[[], bool], patience_s: float) -
 
 
 def report(running: Cluster, kills: list[Kill], at_start: dict[str, int], at_end: dict[str, int]) -> bool:
-    """Print what happened; whether all is well."""
+    """Print the report; return whether the run survived."""
     well = not running.died
     print("| process | kills | recovered | median, s | worst, s | updates after its last kill | MB at start | at end |")
     print("|---|---|---|---|---|---|---|---|")
@@ -113,7 +120,7 @@ def report(running: Cluster, kills: list[Kill], at_start: dict[str, int], at_end
     print(f"         lost      {lost:.0f}")
     print(f"         refused   {refused:.0f}")
     print(f"         duplicate {duplicate:.0f}")
-    # A new shard cannot know what its predecessor received, so it cannot count as lost what that one left unread.
+    # A restarted shard does not know what its predecessor received, so it cannot count unread segments as lost.
     print(f"         unread    {sent - received - lost - refused:.0f}, on the way to a shard when it was killed")
     print(f"corrupted windows  {corrupted:.0f}")
     print(f"gradient steps     {running.updates:.0f}")
@@ -127,9 +134,9 @@ def report(running: Cluster, kills: list[Kill], at_start: dict[str, int], at_end
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, help="of order and times of the kills (default: 0)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave logs and run there (default: nowhere)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order and times of kills (default: 0)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="directory that keeps logs and run (default: none)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="apex-chaos-") as temporary:
         with cluster(arguments.keep or Path(temporary)) as running:

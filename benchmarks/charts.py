@@ -21,7 +21,7 @@ PANELS = {
 
 
 def scale(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Accepted rate, time to store and batches over connections, a colour for each number of shards."""
+    """Draw accepted rate, time to store and batches/s over connections, one colour per number of shards."""
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(13, 3.6), layout="constrained")
     for shards, colour in ((1, "tab:blue"), (2, "tab:orange")):
         points = [line for line in lines if line["id"] == "scale" and line["details"]["shards"] == shards]
@@ -45,4 +45,4 @@ def scale(lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    scale(json.loads((ROOT / "benchmarks/results/latest.json").read_text()))
+    scale(json.loads((ROOT / "benchmarks/results/latest.json").read_text())["rows"])

@@ -1,4 +1,4 @@
-"""A real run whose processes a benchmark starts, kills and watches, as a service manager would."""
+"""A real run whose processes a benchmark starts, kills and observes, as a service manager would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from apex_zmq.wire.messages import Status, decode_relayed_status, decode_status
 from benchmarks.rows import ROOT
 from benchmarks.synthetic import free_addresses
 
-# World 1-1, small enough for two cores: everything happens often.
+# World 1-1 on two cores, with short intervals so that each event happens often.
 SETTINGS: dict[str, Any] = {
     "run.num_actors": 2,
     "actor.lanes": 4,
@@ -62,19 +62,19 @@ class Member:
     lines: int = 0
 
     def total(self, metric: str) -> float:
-        """The sum over all processes of this name."""
+        """Sum of a metric over all processes that had this name."""
         return sum(metrics.get(metric, 0.0) for metrics in self.incarnations.values())
 
     @property
     def now(self) -> Mapping[str, float]:
-        """The newest metrics of the process that runs now."""
+        """Newest metrics of the running process."""
         return {} if self.newest is None else self.incarnations[self.newest]
 
 
 class Cluster:
     """Two shards, two actors, a learner and an evaluator that follows it, over loopback TCP.
 
-    updates: gradient steps taken, those that a killed learner lost included.
+    updates: gradient steps taken, including those that a killed learner lost.
     died: names and exit codes of processes that ended by themselves.
     """
 
@@ -97,10 +97,10 @@ class Cluster:
         )
         self._path = directory / "config.yaml"
         self._path.write_text(loading.to_yaml(self.config))
-        # Statuses pass by here, so that they are heard while the learner is away.
-        self._learners_ear = addresses[7]
+        # Statuses are relayed by this process, so that it receives them while the learner is dead.
+        self._learner_status = addresses[7]
         self._statuses: Inbox[Status] = Inbox.bind(addresses[6], {Kind.STATUS: decode_status}, hwm=1000)
-        self._to_learner = Outbox(self._learners_ear, hwm=1000)
+        self._to_learner = Outbox(self._learner_status, hwm=1000)
         self._relayed: Inbox[Status] = Inbox.subscribe(addresses[5], {Kind.RELAYED_STATUS: decode_relayed_status})
         names = ("learner", "replay-0", "replay-1", "actor-0", "actor-1", "evaluator")
         self.members = {name: Member(name) for name in names}
@@ -115,7 +115,7 @@ class Cluster:
         command = [role, "--config", str(self._path), "--log-dir", str(self.directory / "logs")]
         if role == "learner":
             resume = ["--resume"] if rundir.holds_run(self.run) else []
-            return [*command, "--run-dir", str(self.run), "--status", self._learners_ear, *resume]
+            return [*command, "--run-dir", str(self.run), "--status", self._learner_status, *resume]
         if role == "replay":
             return [*command, "--shard", number]
         lanes = self.config.actor.lanes * self.config.run.num_actors
@@ -131,7 +131,7 @@ class Cluster:
         member.lines = self._evaluations() if member.name == "evaluator" else 0
 
     def kill(self, name: str) -> None:
-        """SIGKILL; it is started again in a second."""
+        """Kill a process with SIGKILL; `tick` starts it again after a second."""
         member = self.members[name]
         assert member.process is not None
         member.process.kill()
@@ -140,14 +140,14 @@ class Cluster:
         member.start_at = time.monotonic() + RESTART_S
 
     def tick(self) -> None:
-        """Hear statuses for a moment; start what is not running."""
+        """Receive and relay statuses for a moment; start processes that do not run."""
         wait([self._statuses, self._relayed], [], TICK_S)
         while (status := self._statuses.receive()) is not None:
             self._to_learner.send(encode(Kind.STATUS, status))
-            self._hear(status)
+            self._record(status)
         while (status := self._relayed.receive()) is not None:
             if status.role == "learner":
-                self._hear(status)
+                self._record(status)
         evaluator = self.members["evaluator"]
         evaluator.works = evaluator.process is not None and self._evaluations() > evaluator.lines
         for member in self.members.values():
@@ -158,12 +158,12 @@ class Cluster:
             if member.process is None and ready and time.monotonic() >= member.start_at:
                 self._start(member)
 
-    def _hear(self, status: Status) -> None:
+    def _record(self, status: Status) -> None:
         member = self.members[status.name]
         before = member.incarnations.get(status.incarnation, {})
         member.incarnations[status.incarnation] = {**before, **status.metrics}
         if member.process is None or status.pid != member.process.pid:
-            return  # the last words of one that was killed
+            return  # a status that a killed process sent
         member.newest = status.incarnation
         metrics = member.now
         if status.role == "learner":
@@ -185,11 +185,11 @@ class Cluster:
 
     @property
     def all_work(self) -> bool:
-        """Whether every process has got something done."""
+        """Whether every process has done some work since its start."""
         return all(member.works for member in self.members.values())
 
     def processes(self) -> dict[str, psutil.Process]:
-        """What runs now, by name."""
+        """Running processes by name."""
         return {
             name: psutil.Process(member.process.pid)
             for name, member in self.members.items()
@@ -225,7 +225,7 @@ def _is_json(line: bytes) -> bool:
 
 @contextmanager
 def cluster(directory: Path, settings: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
-    """A run, started; its processes end with the block."""
+    """Start a run; its processes end with the block."""
     directory.mkdir(parents=True, exist_ok=True)
     running = Cluster(directory, settings)
     try:

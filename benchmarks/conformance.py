@@ -1,4 +1,4 @@
-"""Do our rules agree with gym-super-mario-bros, and the two emulators with each other?
+"""Compare our rules with gym-super-mario-bros, and the two emulators with each other.
 
 python -m benchmarks.conformance [--frames N] plays and writes docs/CONFORMANCE.md.
 """
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apex_zmq.config import loading, settings
-from apex_zmq.envs import emulators, mario
+from apex_zmq.envs import games, mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy
 from apex_zmq.envs.mario import Outcome
 
@@ -28,10 +28,61 @@ ROOT = Path(__file__).parents[1]
 RECORDED = json.loads((ROOT / "tests/data/mario-1-1-clears.json").read_text())
 PACKAGES = ("gym-super-mario-bros", "nes-py", "stable-retro", "numpy")
 FRAME_COUNTER = 0x09
+DOCUMENT = """\
+# Conformance
+
+Written by `python -m benchmarks.conformance` from measurements with Python {python}, {versions}.
+
+## Our rules on nes-py and gym-super-mario-bros' own environment
+
+Recorded inputs, one byte per frame from power-on, are played on the package's `SuperMarioBrosEnv` (the recording's
+own presses skip its start screen) and on our environment. At every frame the comparison covers x position, lives,
+time, coins, score, flag, the end of the episode, and the reward (`{preset}`).
+
+| play | frames, package | frames, ours | every frame | end |
+|---|---|---|---|---|
+{rows}
+
+## The whole game and the Lost Levels
+
+The package's whole game with three lives is compared with `env.stages=all env.lives=3` until the lives are used up.
+The inputs are a recorded clear of 1-1 and a script in 1-2; in the Lost Levels a script in 1-1. The comparison covers
+the fields of every frame in which the player can act, and with version 7.4 the reward (the reward of 9.1 depends on
+earlier lives and stages, ours starts anew with each). `equal` is the number of our frames that are equal.
+
+Between two lives the package writes into RAM to shorten the wait; our environment lets the game run. If we shorten
+the wait in the package's way, every frame is equal; the package reports the end of the game one step after the last
+touch, at 255 lives. If we wait, the game's counters differ in later lives, and with them the positions of enemies and
+the frames in which a touch counts.
+
+| game | frames, package | ours, shortened | equal | ours, waiting | equal | lives at the end, package |
+|---|---|---|---|---|---|---|
+{whole}
+
+## FCEUmm and nes-py
+
+Each stage is played by a script of its own (mostly to the right, with jumps) from its start to the end of the
+episode, at most {frames} frames. At every frame the comparison covers everything that the rules read (position,
+player state, lives, stage, clock, score, coins ...) and their outcome. Before the comparison these are made equal:
+
+* the buttons: FCEUmm receives them a frame late, as the game receives them from nes-py;
+* in the last column also the game's frame counter (RAM 0x09), which is one behind on nes-py at the start of a stage.
+
+With equal buttons {late} of {stages} stages are equal to the end of the episode, with both {aligned} of {stages}. The
+emulators therefore differ by a lag of one frame and by effects of the counter's parity, above all the choice of the
+frames in which the game tests for touches of enemies.
+
+| stage | frames | end | differs at, buttons equal | differs at, counter equal too |
+|---|---|---|---|---|
+{table}
+
+Screens are not compared: each emulator has its own palette, so an agent trained on one of them sees other shades of
+gray on the other.
+"""
 
 
 class Fields(NamedTuple):
-    """What is compared at every frame; flag: the stage is cleared."""
+    """The values compared at every frame; flag: the stage is cleared."""
 
     x: int
     lives: int
@@ -45,17 +96,17 @@ class Played(NamedTuple):
     """One frame of a recorded play."""
 
     fields: Fields
-    reward: float  # of the package's own kind
+    reward: float  # by the package's formula
     ended: bool
 
 
 def fields(start: mario.Reading, now: mario.Reading) -> Fields:
-    """The fields as our rules read them."""
+    """The values of a frame as our rules read them."""
     return Fields(now.x, now.lives, now.time, now.coins, now.score, mario.outcome(start, now) is Outcome.CLEARED)
 
 
 def held_on(play: Mapping[str, Any]) -> bytes:
-    """A play's inputs, the last one held for the frame that nes-py is later than the recording's emulator."""
+    """Inputs of a play; the last is held one frame longer, by which nes-py is later than the recorder."""
     inputs = bytes.fromhex(play["inputs"])
     return inputs + inputs[-1:]
 
@@ -71,7 +122,7 @@ def package_class() -> Any:
         return importlib.import_module("gym_super_mario_bros.smb_env").SuperMarioBrosEnv
 
 
-def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: str | None = "1-1") -> list[Played]:
+def play_package(inputs: bytes, first: int, game: str = games.MARIO, stage: str | None = "1-1") -> list[Played]:
     """Inputs from power-on on the package's environment: `first` frames for its start screen, the others as steps.
 
     stage: None for the package's whole game.
@@ -84,7 +135,7 @@ def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: s
                 self._frame_advance(buttons)
 
     target = (int(stage[0]), int(stage[2])) if stage else None
-    env = FromPowerOn(lost_levels=game != settings.MARIO, target=target)
+    env = FromPowerOn(lost_levels=game != games.MARIO, target=target)
     try:
         env.reset()
         played: list[Played] = []
@@ -101,7 +152,7 @@ def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: s
 
 
 def play_ours(machine: Emulator, inputs: bytes, first: int, env: settings.Env, cut: bool = False) -> list[Played]:
-    """The same inputs on one of our machines, just switched on.
+    """Play the same inputs on one of our machines from power-on.
 
     cut: what lies between two lives is cut short in the package's way, not waited for in ours.
     """
@@ -127,25 +178,25 @@ def play_ours(machine: Emulator, inputs: bytes, first: int, env: settings.Env, c
 
 
 def cut_short(machine: Emulator, outcome: Outcome) -> None:
-    """What gym-super-mario-bros writes into RAM after a life or a stage (smb_env.py, _did_step)."""
+    """Write the RAM that gym-super-mario-bros writes after a life or a stage (smb_env.py, _did_step)."""
     ram = machine.ram
     if outcome is Outcome.DEAD:
-        ram[0x0E] = 6  # no fall out of the picture
+        ram[0x0E] = 6  # skip the fall after a death
         machine.step(0)
     if 1 < ram[0x6DE] < 255:
-        ram[0x6DE] = 1  # at the end of a pipe
+        ram[0x6DE] = 1  # skip the way through a pipe
     while ram[0x0E] in (0, 1, 2, 3, 4, 5, 7) or ram[0x770] == 2:
-        ram[0x7A0] = 0  # no screen with the lives
+        ram[0x7A0] = 0  # skip the screen with the lives
         machine.step(0)
 
 
-def package_env(**settings: Any) -> settings.Env:
-    """Settings with the installed package's reward."""
-    return loading.from_tree({"env": settings | {"reward": {"preset": package_preset()}}}, "conformance").env
+def package_env(**changed: Any) -> settings.Env:
+    """Environment settings with the installed package's reward."""
+    return loading.from_tree({"env": changed | {"reward": {"preset": package_preset()}}}, "conformance").env
 
 
 def package_preset() -> str:
-    """The preset that names the installed version's reward."""
+    """Name of the reward preset of the installed version."""
     older = importlib.metadata.version("gym-super-mario-bros").startswith("7.")
     return f"gym-super-mario-bros-{'7.4' if older else '9.1'}"
 
@@ -164,22 +215,22 @@ class Seen(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A stage played by one script on both emulators, FCEUmm given the buttons a frame late.
+    """A stage played by one script on both emulators, with the buttons a frame later on FCEUmm.
 
-    The first frames at which a reading or the outcome differs; None: none to the end.
+    differs: the first frame at which a reading or the outcome differs; None: no frame does.
     """
 
     stage: str
-    frames: int  # played on nes-py
-    end: str  # how it ended there
+    frames: int  # number played on nes-py
+    end: str  # outcome of the play on nes-py
     differs: int | None
-    differs_with_its_counter: int | None  # FCEUmm begins with nes-py's frame counter, too
+    differs_with_its_counter: int | None  # the same, with nes-py's frame counter at the start
 
 
 def script(stage: str, frames: int) -> list[int]:
     """Buttons of every frame: mostly to the right with jumps, held for 4 to 40 frames; the same for every emulator."""
     rng = np.random.default_rng([ord(letter) for letter in stage])
-    actions = mario.action_buttons("COMPLEX_MOVEMENT")
+    actions = games.action_buttons("COMPLEX_MOVEMENT")
     weights = np.array([1, 4, 8, 8, 16, 2, 1, 1, 1, 1, 1, 1], float)
     held: list[int] = []
     while len(held) < frames:
@@ -201,7 +252,7 @@ def play_script(machine: Emulator, buttons: Sequence[int]) -> list[Seen]:
 
 
 def compare(fceumm: FCEUmm, stage: str, frames: int) -> Comparison:
-    """Play a stage's script on both; FCEUmm ends anywhere."""
+    """Play a stage's script on both emulators; the state of `fceumm` is arbitrary afterwards."""
     buttons = script(stage, frames)
     nes_py = NESPy(fceumm.game)
     mario.play_to_start(nes_py, stage)
@@ -239,16 +290,16 @@ def whole_inputs(game: str, frames: int) -> tuple[bytes, int]:
 
     In the first game a recorded clear of 1-1 and then 1-2's script, in the Lost Levels 1-1's.
     """
-    if game == settings.MARIO:
+    if game == games.MARIO:
         return held_on(RECORDED["plays"][1]) + bytes(script("1-2", frames)), RECORDED["first_playable_frame"]
-    title = bytes(60) + bytes([emulators.START]) + bytes(156)
+    title = bytes(60) + bytes([games.START]) + bytes(156)
     return title + bytes(script("1-1", frames)), len(title)
 
 
 def comparable(played: Sequence[Played]) -> list[Any]:
-    """What is compared in whole games: the fields, and the reward of version 7.4.
+    """The values compared in whole games: the fields and, with version 7.4, the reward.
 
-    9.1's reward goes on from the largest x and the score of earlier lives and stages; ours begins anew with each.
+    The reward of 9.1 continues from the largest x and score of earlier lives and stages; ours restarts with each.
     """
     return [each[: 2 if package_preset().endswith("7.4") else 1] for each in played]
 
@@ -256,7 +307,7 @@ def comparable(played: Sequence[Played]) -> list[Any]:
 def whole_rows(frames: int) -> list[str]:
     """One row per game: the package's whole game with its three lives against ours."""
     rows = []
-    for game in settings.WORLDS:
+    for game in games.WORLDS:
         inputs, first = whole_inputs(game, frames)
         theirs = play_package(inputs, first, game, None)
         cells = [game, f"{len(theirs)}"]
@@ -271,68 +322,24 @@ def whole_rows(frames: int) -> list[str]:
 
 
 def report(rows: list[str], whole: list[str], comparisons: Mapping[str, Sequence[Comparison]], frames: int) -> str:
-    """The document."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    """Text of docs/CONFORMANCE.md."""
     listed = [(game, c) for game, compared in comparisons.items() for c in compared]
     table = [
         f"| {game} {c.stage} | {c.frames} | {c.end} | {_at(c.differs)} | {_at(c.differs_with_its_counter)} |"
         for game, c in listed
     ]
     late, aligned = (sum(c[field] is None for _, c in listed) for field in (3, 4))
-    return "\n".join(
-        [
-            "# Conformance",
-            "",
-            "Written by `python -m benchmarks.conformance` from what it measured with Python "
-            f"{platform.python_version()}, {versions}.",
-            "",
-            "## Our rules over nes-py against gym-super-mario-bros' own environment",
-            "",
-            "Recorded inputs, one byte per frame from power-on, on the package's `SuperMarioBrosEnv` (its start screen",
-            "skipped by the recording's own presses) and on ours. Compared at every frame: x position, lives, time,",
-            f"coins, score, flag, the end of the episode, and the reward (`{package_preset()}`).",
-            "",
-            "| play | frames, package | frames, ours | every frame | end |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "## The whole game and the Lost Levels",
-            "",
-            "The package's whole game with three lives against `env.stages=all env.lives=3`: a recorded clear of",
-            "1-1 and a script in 1-2, in the Lost Levels a script in 1-1, until the lives are gone. Compared are the",
-            "fields and (with 7.4; 9.1's goes on from earlier lives and stages, ours begins anew with each) the",
-            "reward of every frame in which one can act; `equal` is how many of ours are.",
-            "",
-            "Between two lives the package writes into RAM to be through sooner; we let the game run. Cut short in",
-            "the package's way, every frame is the same; the package says that the game is over one step after the",
-            "last touch, at 255 lives. Waiting leaves the game's counters elsewhere, and what depends on them (where",
-            "enemies are, when a touch counts) differs in later lives.",
-            "",
-            "| game | frames, package | ours, cut short | equal | ours, waiting | equal | lives at the end, package |",
-            "|---|---|---|---|---|---|---|",
-            *whole,
-            "",
-            "## FCEUmm against nes-py",
-            "",
-            f"Each stage is played by its own script (mostly to the right, jumping; at most {frames} frames) from its",
-            "start until the episode ends. All that the rules read (position, state of the player, lives, stage,",
-            "clock, score, coins ...) and what they say of it is compared at every frame. Made equal first:",
-            "",
-            "* the buttons: FCEUmm is given them a frame late, as the game gets them from nes-py;",
-            "* in the last column the game's frame counter (RAM 0x09), too: at a stage's start nes-py's is one behind.",
-            "",
-            f"With the buttons alone {late} of {len(listed)} stages are equal to the end of the episode, with both",
-            f"{aligned} of {len(listed)}. So what differs is a lag of one frame, and all that hangs on the counter's",
-            "parity: above all in which of two frames the game looks for touches of enemies.",
-            "",
-            "| stage | frames | end | differs at, buttons late | differs at, counter equal too |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            "Screens are not compared: the emulators draw the same area in palettes of their own. An agent trained on",
-            "the one sees other shades of gray on the other.",
-            "",
-        ]
+    return DOCUMENT.format(
+        python=platform.python_version(),
+        versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+        preset=package_preset(),
+        frames=frames,
+        rows="\n".join(rows),
+        whole="\n".join(whole),
+        table="\n".join(table),
+        late=late,
+        aligned=aligned,
+        stages=len(listed),
     )
 
 
@@ -342,13 +349,13 @@ def _at(frame: int | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=1500, help="frames per stage, at most (default 1500)")
+    parser.add_argument("--frames", type=int, default=1500, help="maximum number of frames per stage (default: 1500)")
     options = parser.parse_args()
     rows, whole = package_rows(), whole_rows(4000)
     comparisons = {}
-    for game in settings.WORLDS:
+    for game in games.WORLDS:
         machine = FCEUmm(game)
-        comparisons[game] = [compare(machine, stage, options.frames) for stage in settings.stages(game)]
+        comparisons[game] = [compare(machine, stage, options.frames) for stage in games.stages(game)]
         machine.close()
     document = ROOT / "docs/CONFORMANCE.md"
     document.write_text(report(rows, whole, comparisons, options.frames))

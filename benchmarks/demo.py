@@ -1,4 +1,4 @@
-"""Two minutes of World 1-1 and what is left of them: the learning curve, a film, a look at the roles.
+"""Train World 1-1 for two minutes; write a learning curve, a film of one episode and a table of the roles.
 
 python -m benchmarks.demo build/demo
 """
@@ -6,7 +6,6 @@ python -m benchmarks.demo build/demo
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import subprocess
@@ -24,16 +23,17 @@ from matplotlib import pyplot
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import EPISODES
 from apex_zmq.watch.stats import PROGRESS
+from benchmarks.csv_files import read_csv
 from benchmarks.results import Floats, moving_mean
 from benchmarks.rows import ROOT
 
 CONFIG = ROOT / "configs/mario-cpu.yaml"
-LOOK_AT = 0.6  # of the time: when the roles are looked at
+TOP_AT = 0.6  # share of the time after which apex-top is run
 WINDOW = 50  # episodes
 
 
 def train(directory: Path, minutes: float) -> str:
-    """Train, and return what apex-top shows of it meanwhile."""
+    """Train, and return the output of apex-top during the run."""
     options = ["--run-dir", str(directory), "--max-minutes", str(minutes), "--set", "telemetry.log_interval_s=5"]
     begin, shown = time.monotonic(), ""
     with subprocess.Popen(
@@ -42,28 +42,27 @@ def train(directory: Path, minutes: float) -> str:
         assert run.stdout is not None
         for line in run.stdout:
             print(line, end="", flush=True)
-            if not shown and PROGRESS in line and time.monotonic() - begin > LOOK_AT * 60 * minutes:
-                shown = look(directory)
+            if not shown and PROGRESS in line and time.monotonic() - begin > TOP_AT * 60 * minutes:
+                shown = top(directory)
     if run.returncode:
         sys.exit(run.returncode)
     return shown
 
 
-def look(directory: Path) -> str:
-    """What apex-top shows of a live run."""
+def top(directory: Path) -> str:
+    """Output of apex-top on a live run."""
     command = [str(ROOT / "bin/apex-top"), "--once", "--config", str(directory / "config.yaml")]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def read(directory: Path) -> dict[str, Floats]:
-    """[E] unix time, decisions and largest x of each episode of a run, in the order of their ends."""
-    with (directory / EPISODES).open() as file:
-        rows = list(csv.DictReader(file))
+    """Unix time, decisions and largest x of the episodes of a run, float64 [E] each, in the order of their ends."""
+    rows = read_csv(directory / EPISODES)
     return {name: np.array([float(row[name]) for row in rows]) for name in ("time", "decisions", "max_x")}
 
 
 def draw(episodes: dict[str, Floats], path: Path) -> None:
-    """How far each episode came, and the mean of the last ones."""
+    """Draw the largest x of each episode, and its moving mean."""
     minutes, x = (episodes["time"] - episodes["time"][0]) / 60, episodes["max_x"]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     axis.plot(minutes, x, ".", color="tab:blue", alpha=0.3, label="an episode")
@@ -77,7 +76,7 @@ def draw(episodes: dict[str, Floats], path: Path) -> None:
 
 
 def film(directory: Path, path: Path) -> dict[str, Any]:
-    """One greedy episode as a video, and its figures."""
+    """Write a video of one greedy episode; return its figures."""
     options = ["--episodes", "1", "--protocol", "greedy", "--video", str(path), "--json"]
     played = subprocess.run(
         [ROOT / "bin/apex-eval", "--checkpoint", directory, *options], stdout=subprocess.PIPE, text=True, check=True
@@ -88,8 +87,8 @@ def film(directory: Path, path: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where everything goes; what the last demo left there is removed")
-    parser.add_argument("--minutes", type=float, default=1.5, metavar="X", help="of training (default: 1.5)")
+    parser.add_argument("directory", type=Path, help="output directory; the run of an earlier demo in it is deleted")
+    parser.add_argument("--minutes", type=float, default=1.5, metavar="X", help="minutes of training (default: 1.5)")
     arguments = parser.parse_args()
     directory: Path = arguments.directory
     shutil.rmtree(directory / "run", ignore_errors=True)

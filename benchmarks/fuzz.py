@@ -1,8 +1,8 @@
-"""Hostile messages of every kind against its decoder and what takes the result: python -m benchmarks.fuzz.
+"""Send hostile messages of every kind to its decoder and to its consumer: python -m benchmarks.fuzz.
 
-Prints a line per kind: how many inputs were refused and accepted, crashes (anything raised but a refusal, and anything
-accepted that could do harm), inputs per second and the process's peak memory. The exit code is 1 after a crash.
-A crash is shown with the seed and number of its input: `--seed S --inputs N+1 --kinds KIND` makes it again.
+It prints a line per kind: inputs refused and accepted, crashes (any exception but a refusal, and any accepted value
+that could do harm), inputs per second and peak memory. The exit code is 1 after a crash. A crash is shown with the
+seed and number of its input: `--seed S --inputs N+1 --kinds KIND` reproduces it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ ANYTHING += [[], [1], [0, 0], [65536] * 3, [1 << 30] * 8, {}, {"a": 1}, [[]], {"
 
 @dataclass
 class Target:
-    """One kind of message: a good one, what decodes it, and what then takes it; `take` raises on what does harm."""
+    """A kind of message: a valid one, its decoder, and its consumer `take`, which raises on harmful values."""
 
     name: str
     valid: Message
@@ -89,7 +89,7 @@ class Target:
 
 @dataclass
 class Report:
-    """What became of the inputs."""
+    """Counts of a target's inputs by outcome, and tracebacks of crashes."""
 
     name: str
     refused: int = 0
@@ -106,15 +106,15 @@ class Report:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had resident."""
+    """Peak resident memory of this process."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-# Good messages and their takers.
+# Valid messages and their consumers.
 
 
 def play(frame: FrameSpec) -> Shipment:
-    """What an actor ships after three episodes."""
+    """Segments of an actor after three episodes."""
     rng = np.random.default_rng(1)
 
     def see() -> npt.NDArray[Any]:
@@ -140,7 +140,7 @@ def make_store(frame: FrameSpec) -> Store:
 
 
 class Shard:
-    """A store that is fed with what has been accepted; what it deals must be good for a learner."""
+    """A store of accepted segments; the batches that it deals must be valid for a learner."""
 
     def __init__(self, frame: FrameSpec) -> None:
         self.store = make_store(frame)
@@ -150,10 +150,10 @@ class Shard:
         self._taken = 0
 
     def take_segment(self, shipment: Shipment) -> None:
-        """As the replay's experience socket."""
+        """Insert a segment as the replay does."""
         try:
             self.store.append(shipment)
-        except ValueError as error:  # as the replay does
+        except ValueError as error:  # the replay refuses these too
             raise WireError(str(error)) from None
         self._taken += 1
         if self._taken % 100 == 0:
@@ -161,18 +161,18 @@ class Shard:
             take_batch(decode_batch(encode_batch(batch), self._frame, N_STEP))
 
     def take_update(self, update: PriorityUpdate) -> None:
-        """As the replay's priority socket."""
+        """Update priorities as the replay does."""
         self.store.update(update.keys, update.td_error, update.retired)
         assert np.isfinite(self.store.mass)
         assert self.store.mass >= 0
 
     def deal(self) -> Batch:
-        """A batch of what is stored."""
+        """Sample a batch."""
         return Batch(5, 0, 0, self.store.incarnation, 1, self.store.sample(24))
 
 
 def take_batch(batch: Batch) -> None:
-    """As the learner's feeder: every frame decodes into its place, or its row is flagged; all is finite."""
+    """Decode a batch as the learner's feeder does: a row that does not decode is flagged; all values are finite."""
     sample = batch.sample
     out = np.zeros((*sample.frame_sizes.shape, *sample.frame.shape), sample.frame.dtype)
     broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, out)
@@ -182,13 +182,13 @@ def take_batch(batch: Batch) -> None:
 
 
 class Ledger:
-    """As the replay's accounts."""
+    """The replay's accounts of sequence numbers."""
 
     def __init__(self) -> None:
         self._accounts = Accounts(max_accounts=64)
 
     def take(self, bye: Bye) -> None:
-        """Judge it; who was not heard before is heard with this count as a segment's number."""
+        """Take a BYE; an unknown sender is first registered with its count as a sequence number."""
         if self._accounts.goodbye(bye.actor, bye.incarnation, bye.count) is None:
             self._accounts.take(bye.actor, bye.incarnation, bye.count)
         assert len(self._accounts) <= 64
@@ -196,14 +196,14 @@ class Ledger:
 
 
 class Telemetry:
-    """As the learner's broadcaster."""
+    """The learner's statistics of statuses."""
 
     def __init__(self) -> None:
         self._stats = RunStats(since=0.0)
         self._heard = 0
 
     def take(self, status: Status) -> None:
-        """Hear it; sum up now and then."""
+        """Take a status; compute the summary after each thousand."""
         self._heard += 1
         self._stats.hear(status, float(self._heard))
         assert abs(self._stats.decisions) < 1 << 63  # TensorBoard's axis
@@ -213,11 +213,11 @@ class Telemetry:
 
 
 def nothing(_: Any) -> None:
-    """A kind of which a receiver keeps the values as they are."""
+    """Consumer of kinds whose values are stored unchanged."""
 
 
 def targets() -> list[Target]:
-    """One per kind, two where images and vectors take different ways."""
+    """One target per kind; two where images and vectors are handled differently."""
     found = []
     for suffix, frame in FRAMES.items():
         shard = Shard(frame)
@@ -235,7 +235,7 @@ def targets() -> list[Target]:
     td_error = np.linspace(0, 3, 16).astype(np.float32)
     update = PriorityUpdate(5, 0, shard.store.incarnation, 1, keys, td_error, keys % 4 == 0)
     tensors = make_tensors({"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)})
-    episodes = (Episode(12.5, 300, 0.01, "1-1", 3161, True), Episode(-3.0, 17, 0.4))
+    episodes = (Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4))
     status = Status("actor", "actor-7", "host", 1, 1, 1.6e9, 1.7e9, 1.7e9, {"decisions": 4096.0}, episodes)
     found += [
         Target("PRIORITIES", _bytes(encode_priorities(update)), decode_priorities, shard.take_update),
@@ -267,11 +267,11 @@ def _take_parameters(decoded: tuple[Parameters, dict[str, npt.NDArray[Any]]]) ->
     assert all(np.isfinite(array).all() for array in decoded[1].values())
 
 
-# Mutations: each makes a hostile message from a good one.
+# Mutations: each makes a hostile message from a valid one.
 
 
 def edited(rng: random.Random, data: bytes) -> bytes:
-    """A few bytes overwritten, put in or cut out."""
+    """The data with a few bytes overwritten, inserted or removed."""
     buffer = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randint(0, len(buffer))
@@ -314,7 +314,7 @@ def _lie_about_size(rng: random.Random, target: Target) -> Message:
 
 
 def _bomb(rng: random.Random, target: Target) -> Message:
-    """A little lz4 that stands for much: zeros, or one MessagePack head again and again, up to the limit."""
+    """A small lz4 block that decompresses to the limit: zeros, or one MessagePack header repeated."""
     size = min(LIMITS[target.kind][0], rng.choice((1 << 10, 1 << 14, 1 << 16)) if rng.random() < 0.99 else 1 << 22)
     filler = rng.choice((b"\x00", b"\x91", b"\x81\xa1a", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"))
     body = lz4.block.compress((filler * size)[:size], store_size=False)
@@ -367,7 +367,7 @@ def _claim(rng: random.Random, target: Target) -> Message:
 
 
 def _forge_frames(rng: random.Random, target: Target) -> Message:
-    """Frames that are none, under checksums that fit."""
+    """Frames of random bytes with matching checksums."""
     if target.kind is not Kind.SEGMENT:
         return _mutate_bytes(rng, target)
     sizes = np.frombuffer(target.body["frame_sizes"], "<u4").tolist()
@@ -384,7 +384,7 @@ REMEMBERED = 64
 
 
 def fuzz(target: Target, inputs: int, seed: int) -> Report:
-    """Send so many inputs: mutations, good messages, and earlier ones again in another order."""
+    """Send mutated and valid messages, and earlier ones again in another order."""
     rng = random.Random(seed)
     report = Report(target.name)
     earlier: list[Message] = [target.valid]
@@ -411,11 +411,15 @@ def fuzz(target: Target, inputs: int, seed: int) -> Report:
 
 
 def main() -> int:
-    """Print the report."""
-    parser = argparse.ArgumentParser("python -m benchmarks.fuzz", description="Hostile messages of every kind.")
-    parser.add_argument("--inputs", type=int, default=INPUTS, metavar="N", help=f"per kind (default: {INPUTS})")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the mutations (default: 0)")
-    parser.add_argument("--kinds", nargs="*", metavar="KIND", help="only these (default: all)")
+    """Run all targets and print their reports; return the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.fuzz", description="Send hostile messages of every kind to decoders and consumers."
+    )
+    parser.add_argument(
+        "--inputs", type=int, default=INPUTS, metavar="N", help=f"number of inputs per kind (default: {INPUTS})"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the mutations (default: 0)")
+    parser.add_argument("--kinds", nargs="*", metavar="KIND", help="test only these kinds (default: all)")
     arguments = parser.parse_args()
     faulthandler.enable()
     failed = False

@@ -1,4 +1,4 @@
-"""Cost per sampled and per inserted transition as the store grows from 10^4 to 2x10^6: its own process, no sockets."""
+"""Measure the cost of sampling and inserting a transition as the store grows from 10^4 to 2x10^6, without sockets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Transitions inserted per second by synthetic actors over loopback TCP into one replay process, beside Reverb.
+"""Measure inserts per second by synthetic actors over loopback TCP into one replay process; peer: Reverb.
 
-Frame set mario-84 in segments of 32, as actors ship them: checked, stored with priorities. Reverb's trajectory
-writer inserts the same windows, at its best of chunk lengths 1, 8 and 40, with one writer and with two.
+Segments of 32 from the frame set mario-84 are checked and stored with priorities. Reverb's trajectory writer inserts
+the same windows; its best of chunk lengths 1, 8 and 40 with one and two writers counts.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Does a run that is killed again and again learn as well as one that is not? python -m benchmarks.interruptions
+"""Compare the returns of runs that are killed and resumed with those of uninterrupted runs.
 
-CartPole, each seed twice: left alone, and killed as a whole, launcher and all roles with SIGKILL, at random moments
-of its first nine tenths and resumed each time. The final return is the mean of the last low-epsilon episodes.
-`--seeds 1 --kills 3 --updates 3000` tries it out.
+python -m benchmarks.interruptions trains CartPole twice per seed: uninterrupted, and with launcher and all roles ended
+by SIGKILL at random moments of the first nine tenths and resumed each time. The final return is the mean of the last
+low-epsilon episodes. A short trial: `--seeds 1 --kills 3 --updates 3000`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -25,6 +24,7 @@ import psutil
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import EPISODES
 from apex_zmq.watch.stats import LOW_EPSILON
+from benchmarks.csv_files import read_csv
 from benchmarks.rows import ROOT, Row, table, versus
 
 CONFIG = ROOT / "configs/cartpole.yaml"
@@ -44,47 +44,47 @@ def measure(seeds: int, kills: int, updates: int, directory: Path) -> Row:
 
 
 def final_return(seed: int, updates: int, kill_at: Sequence[float], directory: Path) -> float:
-    """Train until so many updates, killed when the run first tells of each of these counts of them."""
+    """Return of a run after `updates`; it is killed when its log first reaches each of the counts in `kill_at`."""
     command = [str(ROOT / "bin/apex-train"), "--config", str(CONFIG), "--run-dir", str(directory)]
     command += ["--seed", str(seed), "--max-updates", str(updates), "--set", "telemetry.log_interval_s=0.5"]
     command += ["--set", f"learner.save_every={max(1, updates // 30)}", "--set", "replay.snapshot_interval_s=10"]
     resume: list[str] = []
     for moment in kill_at:
-        if not killed(subprocess.Popen([*command, *resume], stdout=subprocess.PIPE, text=True), moment):
+        if not kill_run(subprocess.Popen([*command, *resume], stdout=subprocess.PIPE, text=True), moment):
             raise RuntimeError(f"{directory} ended before it could be killed at update {moment:.0f}")
         resume = ["--resume"]
     subprocess.run([*command, *resume], stdout=subprocess.DEVNULL, check=True)
     assert load(directory).counters["updates"] == updates
-    with (directory / EPISODES).open() as file:
-        returns = [float(row["return"]) for row in csv.DictReader(file) if float(row["epsilon"]) <= LOW_EPSILON]
+    rows = read_csv(directory / EPISODES)
+    returns = [float(row["return"]) for row in rows if float(row["epsilon"]) <= LOW_EPSILON]
     return statistics.fmean(returns[-LAST:])
 
 
-def killed(launcher: subprocess.Popen[str], moment: float) -> bool:
-    """Kill a run, all of its processes, once it tells of so many updates; False when it ended before."""
+def kill_run(launcher: subprocess.Popen[str], moment: float) -> bool:
+    """Kill all processes of a run once its log reaches `moment` updates; False: the run ended before."""
     assert launcher.stdout is not None
     with launcher:
         for line in launcher.stdout:
             found = re.search(r" updates (\d+) ", line)
             if found is not None and int(found[1]) >= moment:
-                # The roles first: they end in good order when their launcher has died before them.
+                # The roles are killed first: after their launcher's death they would shut down in an orderly way.
                 processes = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
                 for process in processes:
                     process.kill()
-                psutil.wait_procs(processes)  # a directory belongs to its learner until that has gone
+                psutil.wait_procs(processes)  # the run directory is locked until its learner has ended
                 return True
     return False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each kind (default: 5)")
-    parser.add_argument("--kills", type=int, default=10, help="of each interrupted run (default: 10)")
-    parser.add_argument("--updates", type=int, default=10_000, help="of each run (default: 10000)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    parser.add_argument("--kills", type=int, default=10, help="kills per interrupted run (default: 10)")
+    parser.add_argument("--updates", type=int, default=10_000, help="updates per run (default: 10000)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="apex-") as directory:
-        os.environ["TMPDIR"] = directory  # what killed launchers leave behind
+        os.environ["TMPDIR"] = directory  # holds the files that killed launchers leave
         row = measure(arguments.seeds, arguments.kills, arguments.updates, Path(directory))
     print(json.dumps([row.as_json()], indent=1) if arguments.json else table([row]))
 

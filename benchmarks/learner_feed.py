@@ -1,8 +1,7 @@
-"""Updates per second of a real run, beside the same processes with a learner that never waits for a batch.
+"""Measure updates per second of a real run; peer: the same run with a learner that never waits for a batch.
 
 Mario at 84x84, the small network on the CPU, batch 64, one actor, one replay shard, no samples-per-insert governor.
-The peer takes a new batch when one has come and else trains on its last one again: the difference is what the road
-to the learner costs.
+The peer trains on its last batch again until a new one has arrived, so the ratio shows the cost of waiting.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ def measure() -> list[Row]:
 
 
 class ReusingFeeder:
-    """Gives the newest batch again while there is no newer one."""
+    """A feeder that returns the newest batch again until there is a newer one."""
 
     def __init__(self, feeder: Feeder) -> None:
         self._feeder = feeder
         self._last: DecodedBatch | None = None
 
     def get(self, timeout_s: float) -> DecodedBatch | None:
-        """As `Feeder.get`, but it waits for the first batch only."""
+        """Like `Feeder.get`, but wait for the first batch only."""
         newer = self._feeder.get(timeout_s if self._last is None else 0.0)
         if newer is not None:
             if self._last is not None:
@@ -63,14 +62,14 @@ class ReusingFeeder:
         return self._last
 
     def recycle(self, decoded: DecodedBatch) -> None:
-        """Nothing: the batch may be wanted again."""
+        """Do nothing, since the batch may be returned again."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._feeder, name)
 
 
 class MeasuredLearner(Learner):
-    """A learner whose pace can be asked for."""
+    """A learner that measures its updates per second."""
 
     updates_per_s = 0.0
 

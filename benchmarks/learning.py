@@ -1,19 +1,21 @@
-"""Training runs, one after another: python -m benchmarks.learning [NAME ...] [--list] [--commit].
+"""Train the queue of runs, one after another: python -m benchmarks.learning [NAME ...] [--list] [--commit].
 
-Every run of `QUEUE` that has no results yet is trained, alone on the machine; then its checkpoints are evaluated. What
-an interrupted run left is thrown away and the run begins anew. Results of a run NAME, under docs/results/:
+Each run of `QUEUE` without results is trained with the machine to itself, then its checkpoints are evaluated. An
+interrupted run is deleted and started again. The results of run NAME are written to docs/results/ as the run ends:
 
-NAME.csv       every episode: minutes since the start, decisions so far, epsilon, stage, return, length, max_x, cleared
-NAME-eval.csv  every evaluation of a checkpoint
-NAME.json      the run itself: command, settings, seed, versions, machine
+NAME.csv.gz       one row per episode: minutes, decisions, epsilon, stage, return, length, max_x, cleared
+NAME-eval.csv.gz  one row per evaluation of a checkpoint
+NAME.json         command, settings, seed, commit, versions and machine; written last, so it marks a finished run
 
-`python -m benchmarks.results` draws pictures and tables from them.
+With --commit the queue ends with one commit of all finished runs that are not committed yet. After a crash the results
+are in the working tree, and the next queue commits them.
+
+`python -m benchmarks.results` makes the tables and pictures from these files.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -26,9 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from apex_zmq.envs.info import MARIO_COLUMNS
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
 from apex_zmq.watch.stats import LOW_EPSILON
+from benchmarks.csv_files import read_csv, write_csv
 from benchmarks.rows import PEERS_PYTHON, ROOT, machine
 
 RESULTS = ROOT / "docs/results"
@@ -40,6 +44,7 @@ SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are be
 GAMES = 100  # episodes of an evaluation
 EVALUATE_EVERY = 5.0  # minutes
 SOLVED = 0.9
+SUBJECT_LENGTH = 72  # of a commit message
 TRIAL_MINUTES = {"ablation": 25.0, "sweep": 15.0, "fine-tuning": 40.0}
 EVALUATION = (
     "minutes",
@@ -56,10 +61,10 @@ EVALUATION = (
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the queue.
+    """One run of the queue.
 
-    settings: what differs from the config file, as for `--set`. init_from: the run whose best checkpoint this one
-    starts from.
+    settings: changes to the config file, as for `--set`. init_from: name of the run whose best checkpoint supplies the
+    initial parameters; None: random ones.
     """
 
     name: str
@@ -109,7 +114,7 @@ STAGES: dict[str, dict[str, str]] = {
     "2-1": {"env.stages": "[2-1]"},
     "1-3-simple": {"env.stages": "[1-3]", **SIMPLE},
 }
-# Random actions as under noop, several times as many, for an agent that clears the stage already.
+# Single random actions, as in the noop protocol but several times as many, for an agent that clears the stage already.
 PERTURBED = {
     "actor.epsilon": "0.1",
     "actor.epsilon_alpha": "1.2",
@@ -130,7 +135,7 @@ QUEUE = [
 
 
 class Checkpoint(NamedTuple):
-    """One that a run has left behind."""
+    """A checkpoint that a run has written."""
 
     minutes: float  # since the run was started
     decisions: int
@@ -138,7 +143,10 @@ class Checkpoint(NamedTuple):
 
 
 def train(run: Run) -> None:
-    """Train and evaluate, and put the results where they belong."""
+    """Train a run, evaluate its checkpoints and write its result files.
+
+    Raises: subprocess.CalledProcessError when training or an evaluation fails.
+    """
     directory = RUNS / run.name
     shutil.rmtree(directory, ignore_errors=True)
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -170,13 +178,29 @@ def train(run: Run) -> None:
         "machine": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
-    write_csv(RESULTS / f"{run.name}.csv", ("minutes", *COLUMNS[1:]), episodes)
-    write_csv(RESULTS / f"{run.name}-eval.csv", EVALUATION, evaluations)
-    (RESULTS / f"{run.name}.json").write_text(json.dumps(about, indent=1) + "\n")
+    about_file(run.name).unlink(missing_ok=True)
+    write_csv(episodes_file(run.name), ("minutes", *COLUMNS[1:], *MARIO_COLUMNS), episodes)
+    write_csv(evaluations_file(run.name), EVALUATION, evaluations)
+    about_file(run.name).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def episodes_file(name: str, directory: Path = RESULTS) -> Path:
+    """Where the episodes of a run are."""
+    return directory / f"{name}.csv.gz"
+
+
+def evaluations_file(name: str, directory: Path = RESULTS) -> Path:
+    """Where the evaluations of a run are."""
+    return directory / f"{name}-eval.csv.gz"
+
+
+def about_file(name: str, directory: Path = RESULTS) -> Path:
+    """Where the description of a run is; it exists once the run has finished."""
+    return directory / f"{name}.json"
 
 
 def command(run: Run, directory: Path) -> list[str]:
-    """What trains a run into a directory, from the project's root."""
+    """The command line that trains a run into a directory; its working directory is the project's root."""
     common = ["--config", CONFIG, "--seed", str(run.seed)]
     if run.algorithm != "apex":
         peer = [*PEERS_PROGRAM, "train", run.algorithm]
@@ -189,20 +213,17 @@ def command(run: Run, directory: Path) -> list[str]:
 
 
 def _best(name: str) -> Path:
-    """The checkpoint that was evaluated on fresh seeds."""
-    with (RESULTS / f"{name}-eval.csv").open() as file:
-        best = next(row["checkpoint"] for row in csv.DictReader(file) if row["seed"] == str(FRESH_SEED))
-    return RUNS / name / best
+    """The best checkpoint of a run, which is the one evaluated on fresh seeds."""
+    evaluations = read_csv(evaluations_file(name))
+    return RUNS / name / next(row["checkpoint"] for row in evaluations if row["seed"] == str(FRESH_SEED))
 
 
 def _episodes(path: Path, started: float) -> list[dict[str, Any]]:
-    with path.open() as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [{**row, "minutes": f"{(float(row['time']) - started) / 60:.3f}"} for row in rows]
+    return [{**row, "minutes": f"{(float(row['time']) - started) / 60:.3f}"} for row in read_csv(path)]
 
 
 def _first_clear(episodes: Sequence[Mapping[str, Any]]) -> float:
-    """Minutes to the first clear by a lane that hardly explores; before it no checkpoint is worth an evaluation."""
+    """Minutes to the first clear by a low-epsilon lane; earlier checkpoints are not evaluated. Infinite: no clear."""
     low = (row for row in episodes if not row["epsilon"] or float(row["epsilon"]) <= LOW_EPSILON)
     return next((float(row["minutes"]) for row in low if row["cleared"] == "1"), float("inf"))
 
@@ -210,17 +231,19 @@ def _first_clear(episodes: Sequence[Mapping[str, Any]]) -> float:
 def _checkpoints(directory: Path, started: float) -> list[Checkpoint]:
     found = []
     for path in sorted(directory.glob("step-*")):
-        # A peer's name holds its decisions, ours its updates.
+        # The file name of a peer's checkpoint counts decisions, that of ours counts updates.
         decisions = int(path.stem[5:]) if path.suffix == ".zip" else int(load(path).counters["decisions"])
         found.append(Checkpoint((path.stat().st_mtime - started) / 60, decisions, path))
     return found
 
 
 def evaluate(run: Run, checkpoints: Sequence[Checkpoint], since: float) -> list[dict[str, Any]]:
-    """Clear rates over the run, then the best one's on fresh seeds.
+    """Evaluate the checkpoints of a run on the selection seed, then the best of them on fresh seeds.
 
-    By the selection seed: one checkpoint every five minutes from `since` minutes on, and all between the first of them
-    that reaches 90% and its predecessor.
+    On the selection seed: one checkpoint every five minutes from minute `since` on, and all checkpoints between the
+    first of these that clears 90% and its predecessor.
+
+    Returns: rows with the columns of `EVALUATION`.
     """
     rows: dict[int, dict[str, Any]] = {}
 
@@ -250,7 +273,7 @@ def _row(run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: i
         program = ["bin/apex-eval", "--checkpoint", str(checkpoint.path)]
     else:
         program = [*PEERS_PROGRAM, "evaluate", str(checkpoint.path), "--algorithm", run.algorithm, "--config", CONFIG]
-        # PPO samples its actions, as it has learned to play.
+        # PPO samples its actions, as in training.
         program += ["--stochastic"] * (run.algorithm == "ppo" and protocol != "greedy")
     figures = play(program, protocol, seed, episodes)
     return {
@@ -264,7 +287,7 @@ def _row(run: Run, checkpoint: Checkpoint, protocol: str, seed: int, episodes: i
 
 
 def play(program: Sequence[str], protocol: str, seed: int, episodes: int) -> dict[str, Any]:
-    """The figures that an evaluating program prints of some games."""
+    """Run an evaluation program and return the figures that it prints as JSON."""
     ran = subprocess.run(
         [*program, "--protocol", protocol, "--episodes", str(episodes), "--seed", str(seed), "--json"],
         stdout=subprocess.PIPE,
@@ -277,37 +300,60 @@ def play(program: Sequence[str], protocol: str, seed: int, episodes: int) -> dic
     return figures
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV file with these columns of the rows."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def uncommitted(directory: Path = RESULTS) -> list[str]:
+    """Names of the finished runs whose results differ from those committed, in the order in which they ended."""
+    status = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "."]
+    listed = subprocess.check_output(status, text=True, cwd=directory).split("\0")
+    changed = {Path(entry[3:]).name for entry in listed if entry}  # two letters and a space precede each path
+    finished = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return [path.stem for path in finished if changed.intersection(_files(path.stem))]
 
 
-def _commit(run: Run) -> None:
-    files = [str(RESULTS / f"{run.name}{end}") for end in (".csv", "-eval.csv", ".json")]
-    subprocess.run(["git", "add", *files], check=True, cwd=ROOT)
-    subprocess.run(["git", "commit", "--quiet", "-m", f"Results of {run.name}", "--", *files], check=True, cwd=ROOT)
+def commit(names: Sequence[str], directory: Path = RESULTS) -> None:
+    """Commit the results of these runs, and nothing else, as one commit."""
+    files = [file for name in names for file in _files(name)]
+    subject, body = commit_message(names)
+    subprocess.run(["git", "add", "--", *files], check=True, cwd=directory)
+    subprocess.run(["git", "commit", "--quiet", "-m", subject, "-m", body, "--", *files], check=True, cwd=directory)
+
+
+def commit_message(names: Sequence[str]) -> tuple[str, str]:
+    """Subject of at most 72 characters and body; the body lists the names when the subject has no room for all."""
+    subject = f"results: add {', '.join(names)}"
+    if len(subject) <= SUBJECT_LENGTH:
+        return subject, ""
+    for count in range(len(names) - 1, 0, -1):
+        subject = f"results: add {', '.join(names[:count])} and {len(names) - count} more"
+        if len(subject) <= SUBJECT_LENGTH:
+            break
+    return subject, "\n".join(names)
+
+
+def _files(name: str) -> list[str]:
+    return [of(name).name for of in (episodes_file, evaluations_file, about_file)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, also where they have results")
-    parser.add_argument("--list", action="store_true", help="print the queue and what is done of it")
-    parser.add_argument("--commit", action="store_true", help="commit the results of each run when it ends")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="train only these runs, also those with results")
+    parser.add_argument("--list", action="store_true", help="print the queue and which of its runs have results")
+    parser.add_argument("--commit", action="store_true", help="make one commit of the results when the queue ends")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - {run.name for run in QUEUE}:
         parser.error(f"no run {', '.join(sorted(unknown))} in the queue; see --list")
-    for run in QUEUE:
-        done = (RESULTS / f"{run.name}.json").exists()
-        if arguments.list:
-            print(f"{'done' if done else 'to do':6}{run.name:24}{run.minutes:4g} min  {dict(run.settings) or ''}")
-        elif run.name in arguments.names or (not arguments.names and not done):
-            print(run.name, file=sys.stderr, flush=True)
-            train(run)
-            if arguments.commit:
-                _commit(run)
+    if arguments.list:
+        for run in QUEUE:
+            done = "done" if about_file(run.name).exists() else "to do"
+            print(f"{done:6}{run.name:24}{run.minutes:4g} min  {dict(run.settings) or ''}")
+        return
+    try:
+        for run in QUEUE:
+            if run.name in arguments.names or (not arguments.names and not about_file(run.name).exists()):
+                print(run.name, file=sys.stderr, flush=True)
+                train(run)
+    finally:  # a run that fails or is interrupted does not keep the finished ones from being committed
+        if arguments.commit and (names := uncommitted()):
+            commit(names)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The named frame set of all benchmarks: World 1-1 played on FCEUmm by a hasty random player.
+"""The frame set of all benchmarks: World 1-1 on FCEUmm, played by a random player that mostly runs right.
 
 `mario-84`: 84x84 gray, HUD cropped, 4 frames a decision, 8 lanes in turn, seed 0. The player holds one of
 SIMPLE_MOVEMENT's actions for 1 to 12 decisions, those that go right four times as often.
@@ -33,7 +33,7 @@ class Play(NamedTuple):
     action: UInt16s  # [sum of L]
     reward: Float32s  # [sum of L]
     lengths: npt.NDArray[np.int64]  # [episodes] L
-    terminated: npt.NDArray[np.bool_]  # [episodes]; False: cut off
+    terminated: npt.NDArray[np.bool_]  # [episodes]; False: truncated
 
     def episodes(self) -> Iterator[tuple[UInt8s, UInt16s, Float32s, bool]]:
         """(frames[L + 1], action[L], reward[L], terminated) of each episode."""
@@ -46,14 +46,14 @@ class Play(NamedTuple):
 
 
 def play() -> Play:
-    """The frame set, played on first use (about a minute) and kept in `build/benchmarks`."""
+    """Load the frame set; the first call plays it, in about a minute, and stores it in `build/benchmarks`."""
     path = cached()
     with np.load(path) as arrays:
         return Play(**arrays)
 
 
 def cached() -> Path:
-    """The file that holds the frame set, an npz of the fields of `Play`."""
+    """Path of the frame set, an npz of the fields of `Play`; played first where it is missing."""
     path = CACHE / f"{NAME}.npz"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _played() -> Play:
 
 
 def segments(played: Play, config: Config = CONFIG) -> list[Segment]:
-    """The play as an actor ships it; the network's values are drawn at random."""
+    """Segments of the play as an actor sends them; Q-values are drawn at random."""
     frame = FrameSpec((config.env.frame_height, config.env.frame_width), "uint8", config.env.frame_stack)
     builder = SegmentBuilder(frame, config.agent.n_step, config.agent.gamma, config.actor.segment_length)
     rng = np.random.default_rng(1)

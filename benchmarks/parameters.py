@@ -1,4 +1,4 @@
-"""Time and learner bandwidth to bring 13 MB of parameters to 1 to 256 subscribers, directly and through forwarders.
+"""Measure time and bandwidth of publishing 13 MB of parameters to 1 to 256 subscribers, with and without forwarders.
 
 The Nature network's parameters in float32, over loopback TCP; timed from publishing until the last subscriber has
 them, each set after the one before has arrived. Forwarders are real processes, one for every 64 subscribers, at
@@ -48,7 +48,7 @@ def measure() -> list[Row]:
 def row(count: int, forwarders: int, times: Sequence[float], direct: Sequence[float]) -> Row:
     sent = (forwarders or count) * sum(array.nbytes for array in arrays().values()) / 1e6
     way = f"{forwarders} forwarder{'s' * (forwarders > 1)}; peer: directly" if forwarders else "the learner itself"
-    what = f"13 MB of parameters to {count} subscribers by {way}; the learner sends {sent:.0f} MB"
+    what = f"13 MB of parameters to {count} subscriber{'s' * (count > 1)} by {way}; the learner sends {sent:.0f} MB"
     return versus("parameters", what, times, direct, None, "s", less_is_better=True)
 
 
@@ -57,7 +57,7 @@ def arrays() -> dict[str, npt.NDArray[Any]]:
 
 
 def seconds(count: int, forwarders: int) -> list[float]:
-    """From publishing to the last arrival, of each version after a first one."""
+    """Seconds from publishing to the last arrival, for each version but the first."""
     upstream, *downstream = free_addresses(1 + forwarders)
     config = loading.replace(Config(), {"addresses.parameters": upstream, "telemetry.log_level": "warning"})
     publisher = ParameterPublisher(upstream, insecure=False)
@@ -83,7 +83,7 @@ def seconds(count: int, forwarders: int) -> list[float]:
 
 @contextlib.contextmanager
 def running(config: Config, downstream: Sequence[str], count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Forwarders at these addresses, and processes that hold the subscribers, all of them connected."""
+    """Start forwarders at these addresses, and processes of subscribers that are connected to them."""
     sources = downstream or [config.addresses.parameters]
     environment = os.environ | {"APEX_PARAMETERS": config.addresses.parameters}
     forwarders = [
@@ -109,7 +109,7 @@ def running(config: Config, downstream: Sequence[str], count: int) -> Iterator[l
 
 
 def arrivals(publisher: ParameterPublisher, subscribers: Sequence[subprocess.Popen[str]]) -> list[float]:
-    """Monotonic seconds at which the last subscriber of each process had the newest version."""
+    """Monotonic seconds at which the last subscriber of each process received the newest version."""
     waiting = {process.stdout: process for process in subscribers if process.stdout is not None}
     times = []
     while waiting:

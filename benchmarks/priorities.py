@@ -1,4 +1,4 @@
-"""Sampling 512 of 2^21 priorities with their weights, and updating them, beside cpprb in the same process."""
+"""Measure sampling 512 of 2^21 priorities with weights and updating them; peer: cpprb in the same process."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Make a checkpoint ready to be given away: python -m benchmarks.publish DIRECTORY CHECKPOINT [CHECKPOINT ...].
+"""Export a checkpoint as a published model: python -m benchmarks.publish DIRECTORY CHECKPOINT [CHECKPOINT ...].
 
-Of several, the one that clears most of 1,000 episodes is taken; each takes four to six minutes on two cores.
-DIRECTORY/best.safetensors keeps the network that evaluations play, in half precision, and the settings; it leaves out
-all else, and what names the machine. What is left is then evaluated, about ten minutes:
-DIRECTORY/evaluation.csv, from which `python -m benchmarks.results` makes the table of its card.
+Of several checkpoints, the one that clears most of 1,000 episodes is exported; each takes four to six minutes on two
+cores. DIRECTORY/best.safetensors holds the network that evaluations play, in half precision, and the settings without
+those that name the machine. The exported model is then evaluated, in about ten minutes: DIRECTORY/evaluation.csv, from
+which `python -m benchmarks.results` makes the table of the model's card.
 """
 
 from __future__ import annotations
@@ -19,25 +19,24 @@ import torch
 
 from apex_zmq.config.settings import Addresses, Run, to_tree
 from apex_zmq.rundir.checkpoint import BEST, load, save
-from benchmarks.learning import play, write_csv
+from benchmarks.csv_files import write_csv
+from benchmarks.learning import play
 
-CHOICE_SEEDS = range(40_000, 40_010)  # other than training's
-SEEDS = range(70_000, 70_010)  # neither training nor the choice of a checkpoint has seen them
+CHOICE_SEEDS = range(40_000, 40_010)  # not used in training
+SEEDS = range(70_000, 70_010)  # used neither in training nor for the choice of a checkpoint
 FIGURES = ("emulator", "protocol", "seed", "episodes", "clear_rate", "mean_length", "mean_return", "mean_x")
-
-
 # emulator, protocol, seed, episodes
 GAMES = [
     *(("fceumm", "noop", seed, 100) for seed in SEEDS),
-    *(("nes-py", "noop", seed, 100) for seed in SEEDS[:3]),  # it has a fifth of the other's speed
+    *(("nes-py", "noop", seed, 100) for seed in SEEDS[:3]),  # a fifth of FCEUmm's speed
     ("fceumm", "sticky", SEEDS[0], 100),
     ("fceumm", "greedy", SEEDS[0], 1),
     ("nes-py", "greedy", SEEDS[0], 1),
 ]
 
 
-def lighten(source: str, path: Path) -> None:
-    """Write what is needed to play the checkpoint `source`."""
+def export(source: str, path: Path) -> None:
+    """Write the settings and parameters that playing the checkpoint `source` needs."""
     checkpoint = load(source)
     defaults = {
         "run": to_tree(Run(seed=checkpoint.config["run"]["seed"])),
@@ -55,7 +54,7 @@ def _evaluate(path: Path, emulator: str, protocol: str, seed: int, episodes: int
 
 
 def _clear_rate(candidate: str, pool: ThreadPoolExecutor) -> float:
-    """Under noop, on the choice seeds."""
+    """Clear rate of a checkpoint under noop on the choice seeds."""
     rows = pool.map(lambda seed: _evaluate(Path(candidate), "fceumm", "noop", seed, 100), CHOICE_SEEDS)
     rate = float(np.mean([row["clear_rate"] for row in rows]))
     print(f"{rate:.3f} {candidate}", file=sys.stderr, flush=True)
@@ -66,7 +65,7 @@ def main(directory: str, *candidates: str) -> None:
     path = Path(directory).resolve() / BEST
     with ThreadPoolExecutor(max_workers=2) as pool:
         several = len(candidates) > 1
-        lighten(max(candidates, key=lambda each: _clear_rate(each, pool)) if several else candidates[0], path)
+        export(max(candidates, key=lambda each: _clear_rate(each, pool)) if several else candidates[0], path)
         rows = list(pool.map(lambda games: _evaluate(path, *games), GAMES))
     write_csv(path.parent / "evaluation.csv", FIGURES, rows)
 

@@ -1,7 +1,7 @@
-"""Batches of 512 from a real replay process to decoded buffers in the learner's, beside Reverb's.
+"""Measure batches of 512 per second from a replay process to decoded buffers in the learner's; peer: Reverb.
 
-Frame set mario-84, stack 4, n 3, 50,000 transitions stored; new priorities go back for every batch, on both sides.
-Reverb serves the same windows of 7 frames to its own TensorFlow client, at its best of chunk lengths 1, 8 and 40.
+Frame set mario-84, stack 4, n 3, 50,000 transitions stored; priorities are returned for every batch, on both sides.
+Reverb serves the same windows of 7 frames to its own TensorFlow client; its best of chunk lengths 1, 8 and 40 counts.
 """
 
 from __future__ import annotations

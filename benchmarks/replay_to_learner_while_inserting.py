@@ -1,7 +1,7 @@
-"""Batches of 512 from replay to learner while the paper's 12,500 transitions/s go in, beside the paper's 19 batches/s.
+"""Measure batches of 512 per second to the learner during 12,500 inserts/s; peer: the paper's 19 batches/s.
 
-Horgan et al. 2018 (arXiv 1803.00933), sections 4.1 and appendix F: 360 actors made about 50K frames/s, 4 to a
-decision; the learner took about 19 batches of 512 a second.
+Horgan et al. 2018 (arXiv 1803.00933), sections 4.1 and appendix F: 360 actors made about 50K frames/s, with 4
+frames per decision, hence 12,500 transitions/s; the learner took about 19 batches of 512 per second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def measure() -> list[Row]:
 
 
 def rates_of_one_round() -> tuple[float, float]:
-    """(batches/s, inserts/s)."""
+    """One round's rates: (batches/s, inserts/s)."""
     with synthetic.replay({"replay.min_size": STORED}) as running:
         sent = synthetic.messages(mario_frames.segments(mario_frames.play()), running.config)
         synthetic.fill(running, sent, STORED)

@@ -1,12 +1,11 @@
-"""Tables and pictures of the training runs, from docs/results/ and models/: python -m benchmarks.results.
+"""Make the tables and pictures of the training runs from docs/results/ and models/: python -m benchmarks.results.
 
-The tables replace what stands between `<!-- NAME -->` and `<!-- end -->` in docs/RESULTS.md and the models' cards, the
-pictures go to docs/images/.
+The tables replace the text between `<!-- NAME -->` and `<!-- end -->` in docs/RESULTS.md, docs/lab/ and the models'
+cards; the pictures are written to docs/images/.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -25,25 +24,36 @@ from matplotlib.colors import TABLEAU_COLORS
 
 from apex_zmq.play.evaluator import wilson
 from apex_zmq.watch.stats import LOW_EPSILON
-from benchmarks.learning import FRESH_SEED, QUEUE, RESULTS, SELECTION_SEED, SOLVED, TRIAL_MINUTES
+from benchmarks.csv_files import read_csv
+from benchmarks.learning import (
+    FRESH_SEED,
+    QUEUE,
+    RESULTS,
+    SELECTION_SEED,
+    SOLVED,
+    TRIAL_MINUTES,
+    about_file,
+    episodes_file,
+    evaluations_file,
+)
 from benchmarks.rows import ROOT
 
-DOCUMENT = ROOT / "docs/RESULTS.md"
+DOCUMENTS = [ROOT / "docs/RESULTS.md", *sorted(ROOT.glob("docs/lab/*.md"))]
 IMAGES = ROOT / "docs/images"
 CARDS = sorted(ROOT.glob("models/*/README.md"))
 WINDOW = 20  # low-epsilon episodes
 CURVE_WINDOW = 100
-EARLY = (200_000, 300_000)  # decisions: what a run has learned by then does not depend on the machine's speed
-COMPARED_MINUTES = {**TRIAL_MINUTES, "quantiles": 25.0}  # of a run that took longer, what had happened by then
+EARLY = (200_000, 300_000)  # decisions; clear rates of this window do not depend on the machine's speed
+COMPARED_MINUTES = {**TRIAL_MINUTES, "quantiles": 25.0}  # longer runs are cut to so many minutes for their table
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
 COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
-ABLATIONS_PICTURE = "\n\n![Clear rate of the low-epsilon lanes over minutes, with each part off](images/ablations.png)"
+MARKED = re.compile(r"(<!-- (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Episodes in the order of their ends; [E] each."""
+    """Episodes of a run in the order of their ends; float64 [E] each."""
 
     minutes: Floats
     decisions: Floats
@@ -51,14 +61,18 @@ class Curve:
     max_x: Floats
 
     def until(self, minutes: float) -> Curve:
-        """The episodes that had ended by then."""
+        """The episodes that had ended after this many minutes."""
         early = self.minutes <= minutes
         return Curve(self.minutes[early], self.decisions[early], self.cleared[early], self.max_x[early])
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run with its results. low: of lanes with epsilon 0.01 or less (PPO: of all)."""
+    """A run with its results.
+
+    about: NAME.json. all: every episode. low: those of lanes with epsilon 0.01 or less; of all lanes for PPO and for
+    runs without an epsilon ladder. evaluations: rows of NAME-eval.csv.gz.
+    """
 
     about: dict[str, Any]
     all: Curve
@@ -75,7 +89,7 @@ class Result:
         return next(row for row in rows if row["seed"] == str(FRESH_SEED) and row["protocol"] == protocol)
 
     def until(self, minutes: float) -> Result:
-        """The same run, given no more time than that; one that is cut short has no evaluations on fresh seeds."""
+        """The run as it stood after this many minutes; a run that is cut has no evaluations on fresh seeds."""
         if self.about["budget_minutes"] <= minutes:
             return self
         rows = [row for row in self.selection() if float(row["minutes"]) <= minutes]
@@ -83,15 +97,12 @@ class Result:
 
 
 def read(name: str, directory: Path = RESULTS) -> Result:
-    """The results of a run."""
-    with (directory / f"{name}.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    with (directory / f"{name}-eval.csv").open() as file:
-        evaluations = list(csv.DictReader(file))
+    """Read the results of a run."""
+    rows, evaluations = read_csv(episodes_file(name, directory)), read_csv(evaluations_file(name, directory))
     epsilons = [float(row["epsilon"] or 0) for row in rows]
-    bound = max(LOW_EPSILON, min(epsilons))  # without a ladder every lane counts
+    bound = max(LOW_EPSILON, min(epsilons))  # without a ladder all lanes count
     low = [row for row, epsilon in zip(rows, epsilons, strict=True) if epsilon <= bound]
-    return Result(json.loads((directory / f"{name}.json").read_text()), _curve(rows), _curve(low), evaluations)
+    return Result(json.loads(about_file(name, directory).read_text()), _curve(rows), _curve(low), evaluations)
 
 
 def _curve(rows: Sequence[dict[str, str]]) -> Curve:
@@ -101,7 +112,7 @@ def _curve(rows: Sequence[dict[str, str]]) -> Curve:
 
 
 def moving_mean(values: Floats, window: int) -> Floats:
-    """[E] mean of the last `window` values up to each, of fewer at the start."""
+    """Mean of the last `window` values up to each value, of fewer at the start: float64 [E] -> float64 [E]."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(ends - window, 0)
@@ -110,12 +121,12 @@ def moving_mean(values: Floats, window: int) -> Floats:
 
 
 def first_clear(result: Result) -> tuple[float, float] | None:
-    """Minutes and decisions to the first clear by any lane."""
+    """Minutes and decisions until the first clear by any lane; None: not reached."""
     return _first(result.all, result.all.cleared > 0)
 
 
 def half_clear(result: Result) -> tuple[float, float] | None:
-    """Minutes and decisions until half of the last 20 low-epsilon episodes had cleared."""
+    """Minutes and decisions until half of the last 20 low-epsilon episodes had cleared; None: not reached."""
     curve = result.low
     return _first(curve, (moving_mean(curve.cleared, WINDOW) >= 0.5) & (np.arange(len(curve.cleared)) >= WINDOW - 1))
 
@@ -125,7 +136,7 @@ def _first(curve: Curve, mask: npt.NDArray[np.bool_]) -> tuple[float, float] | N
 
 
 def solved(result: Result) -> tuple[float, float] | None:
-    """Minutes and decisions of the first checkpoint that clears 90% under noop, on the selection seed."""
+    """Minutes and decisions of the first checkpoint that clears 90% under noop on the selection seed; None: none."""
     rows = (row for row in result.selection() if float(row["clear_rate"]) >= SOLVED)
     return next(((float(row["minutes"]), float(row["decisions"])) for row in rows), None)
 
@@ -143,7 +154,7 @@ def _rate(row: dict[str, str]) -> str:
 
 
 def headline(results: Sequence[Result]) -> str:
-    """Headline runs and peers, a row each; for each algorithm with several seeds the median."""
+    """Table of headline runs and peers; algorithms with several seeds have a row of medians."""
     lines = [
         "| | seed | minutes | decisions/s | first clear | half of 20 clear | 90% under noop | noop | sticky | greedy |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -170,7 +181,7 @@ def headline(results: Sequence[Result]) -> str:
 
 
 def stages(results: Sequence[Result]) -> str:
-    """Other stages, a row each: the best checkpoint on fresh seeds."""
+    """Table of runs on other stages, with evaluations of their best checkpoints on fresh seeds."""
     lines = [
         "| stage | changed | minutes | decisions | first clear | best x | greedy | noop | sticky |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -196,7 +207,7 @@ def _changed(settings: Mapping[str, str]) -> str:
 
 
 def evaluation(rows: Sequence[dict[str, str]]) -> str:
-    """What a published model does (`benchmarks.publish`), a row for each emulator and protocol."""
+    """Table of a published model's evaluation (`benchmarks.publish`), by emulator and protocol."""
     lines = ["| emulator | protocol | episodes | clear rate | worst of a seed | mean x |", "|---|---|---|---|---|---|"]
     games: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
@@ -212,13 +223,13 @@ def evaluation(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """By minutes; a run that did not get there counts as the slowest; of an even number the slower one."""
+    """The median by minutes; None counts as the slowest, and of an even number the slower middle one is taken."""
     ordered = sorted(values, key=lambda value: math.inf if value is None else value[0])
     return ordered[len(ordered) // 2]
 
 
 def comparison(results: Sequence[Result], group: str) -> str:
-    """Trials, a row each: between two numbers of decisions, and at the end."""
+    """Table of trials: clear rates in the early window of decisions and in the last five minutes."""
     begin, end = EARLY
     lines = [
         f"| run | changed | decisions/s | first clear | {begin // 1000}k to {end // 1000}k | mean best x | clear rate "
@@ -245,7 +256,7 @@ def comparison(results: Sequence[Result], group: str) -> str:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Clear rate over minutes and over decisions: lines from training, dots from evaluations."""
+    """Draw clear rates over minutes and over decisions: lines from training, dots from evaluations."""
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True)
     for axis, (label, of) in zip(axes, (("minutes", "minutes"), ("million decisions", "decisions")), strict=True):
         scale = 1.0 if of == "minutes" else 1e-6
@@ -275,7 +286,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 
 def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path) -> None:
-    """Clear rate of the low-epsilon lanes over minutes: the recipe, and each part of it off."""
+    """Draw clear rates of the low-epsilon lanes over minutes: the recipe, and the recipe with each part off."""
     figure, axis = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     for index, result in enumerate(base):
         label = None if index else "the recipe"
@@ -297,16 +308,18 @@ def _rolling(curve: Curve) -> Floats:
     return moving_mean(curve.cleared, CURVE_WINDOW)
 
 
-def fill(document: str, name: str, text: str) -> str:
-    """The document with `text` between the marks of that name."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(document):
-        raise ValueError(f"no marks <!-- {name} --> ... <!-- end -->")
-    return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", document)
+def fill(document: str, tables: Mapping[str, str]) -> str:
+    """The document with each table between the marks of its name; marks without a table keep their text."""
+
+    def filled(match: re.Match[str]) -> str:
+        table = tables.get(match["name"])
+        return match[0] if table is None else f"{match[1]}\n{table}\n\n{match[3]}"
+
+    return MARKED.sub(filled, document)
 
 
 def read_all() -> list[Result]:
-    """All there is, in the queue's order; then what was tried and given up."""
+    """All results: runs of the queue in its order, then other runs by name."""
     queued = [run.name for run in QUEUE]
     found = {path.stem for path in RESULTS.glob("*.json")}
     return [read(name) for name in [*(name for name in queued if name in found), *sorted(found - set(queued))]]
@@ -316,31 +329,31 @@ def _of(results: Sequence[Result], *groups: str) -> list[Result]:
     return [result for result in results if result.about["group"] in groups]
 
 
-def tables(document: str, results: Sequence[Result]) -> str:
-    """The document with the tables of these results."""
+def tables(results: Sequence[Result]) -> dict[str, str]:
+    """Tables by the name of their marks, for each group of runs that has results."""
+    made = {}
     if runs := _of(results, "headline", "peer"):
-        document = fill(document, "headline", headline(runs))
+        made["headline"] = headline(runs)
     for group, minutes in COMPARED_MINUTES.items():
         if _of(results, group):
-            runs = [run.until(minutes) for run in [*_of(results, "headline"), *_of(results, group)]]
-            picture = ABLATIONS_PICTURE if group == "ablation" else ""
-            document = fill(document, group, comparison(runs, group) + picture)
+            made[group] = comparison([run.until(minutes) for run in _of(results, "headline", group)], group)
     if runs := _of(results, "earlier"):
-        document = fill(document, "earlier", comparison(runs, "earlier"))
+        made["earlier"] = comparison(runs, "earlier")
     if runs := _of(results, "stage"):
-        document = fill(document, "stage", stages(runs))
-    return document
+        made["stage"] = stages(runs)
+    return made
 
 
 def card(path: Path) -> str:
     """A model's card with the table of its evaluation."""
-    with (path.parent / "evaluation.csv").open() as file:
-        return fill(path.read_text(), "evaluation", evaluation(list(csv.DictReader(file))))
+    return fill(path.read_text(), {"evaluation": evaluation(read_csv(path.parent / "evaluation.csv"))})
 
 
 def main() -> None:
     results = read_all()
-    DOCUMENT.write_text(tables(DOCUMENT.read_text(), results))
+    made = tables(results)
+    for path in DOCUMENTS:
+        path.write_text(fill(path.read_text(), made))
     for path in CARDS:
         path.write_text(card(path))
     if runs := _of(results, "headline", "peer"):

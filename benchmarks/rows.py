@@ -35,10 +35,11 @@ class Row:
     """A measured line.
 
     ours, peer: medians, in `unit`; peer None: unavailable.
-    ratio: how many times better than the peer ours is.
-    bar: what the ratio must reach, or None where none is set.
-    spread: what the medians stand for: rounds, smallest and largest.
-    details: what else was measured, by name.
+    ratio: how many times better ours is than the peer; above 1 ours is better.
+    target: the ratio that is the project's goal; None: no goal.
+    met: whether the target is reached; None: no target or no peer.
+    spread: smallest and largest of the rounds behind each median, and their number.
+    details: further measurements by name.
     """
 
     id: str
@@ -46,7 +47,7 @@ class Row:
     ours: float
     peer: float | None
     ratio: float | None
-    bar: float | None
+    target: float | None
     unit: str
     spread: str = ""
     met: bool | None = None
@@ -60,7 +61,7 @@ class Row:
             "ours": self.ours,
             "peer": self.peer,
             "ratio": self.ratio,
-            "bar": self.bar,
+            "target": self.target,
             "met": self.met,
             "unit": self.unit,
             "command": f"python -m benchmarks.{self.id} --json",
@@ -74,7 +75,7 @@ def versus(
     what: str,
     ours: Sequence[float],
     peer: Sequence[float],
-    bar: float | None,
+    target: float | None,
     unit: str,
     *,
     less_is_better: bool = False,
@@ -83,26 +84,31 @@ def versus(
     our = statistics.median(ours)
     spread = f"ours {_spread(ours)}"
     if not peer:
-        return Row(id, what, our, None, None, bar, unit, spread)
+        return Row(id, what, our, None, None, target, unit, spread)
     their = statistics.median(peer)
     ratio = their / our if less_is_better else our / their
-    met = None if bar is None else ratio >= bar
-    return Row(id, what, our, their, ratio, bar, unit, f"{spread}; peer {_spread(peer)}", met)
+    met = None if target is None else ratio >= target
+    return Row(id, what, our, their, ratio, target, unit, f"{spread}; peer {_spread(peer)}", met)
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{min(values):.4g} to {max(values):.4g} in {len(values)}"
+    return f"{figure(min(values))} to {figure(max(values))} in {len(values)}"
+
+
+def figure(value: float) -> str:
+    """A number to four significant digits, without exponent: 78,840 or 0.01992."""
+    return f"{float(f'{value:.4g}'):,.10g}"
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
-    lines = ["| id | what | ours | peer's | ratio | bar | met |", "|---|---|---|---|---|---|---|"]
+    lines = ["| id | measurement | ours | peer | ratio | target | met |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        peer = "unavailable" if row.peer is None else f"{row.peer:.4g} {row.unit}"
+        peer = "unavailable" if row.peer is None else f"{figure(row.peer)} {row.unit}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        bar = "" if row.bar is None else f"{row.bar:g}"
-        met = "" if row.met is None else "met" if row.met else "**not met**"
-        lines.append(f"| {row.id} | {row.what} | {row.ours:.4g} {row.unit} | {peer} | {ratio} | {bar} | {met} |")
+        target = "" if row.target is None else f"{row.target:,g}"
+        met = "" if row.met is None else "yes" if row.met else "**no**"
+        lines.append(f"| {row.id} | {row.what} | {figure(row.ours)} {row.unit} | {peer} | {ratio} | {target} | {met} |")
     return "\n".join(lines)
 
 
@@ -129,7 +135,7 @@ def peer(module: str, *arguments: object) -> dict[str, Any] | None:
 
 
 def machine() -> str:
-    """What the figures were taken on."""
+    """The machine and the versions of the packages."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),

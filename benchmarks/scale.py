@@ -1,7 +1,7 @@
-"""1 to 512 actors' connections offering the paper's 12,500 transitions/s to one and to two replay shards.
+"""Measure accepted rate and latency of 1 to 512 connections that offer 12,500 transitions/s to one and two shards.
 
-Time from send to stored is taken by the clock that all processes of a machine share: the sender writes it into the
-segment's `incarnation` field, and a replay server that is only different in looking at it keeps the difference.
+Time from sending to storing is measured by the monotonic clock, which all processes of a machine share: the sender
+writes it into the segment's `incarnation` field, and the replay server of `timed_replay` records the difference.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def one(connections: int, shards: int) -> Row:
     middle, late = np.percentile(latency_ms, [50, 99])
     row = versus(
         "scale",
-        f"transitions/s accepted from {connections} connections by {shards} shard{'s' * (shards > 1)}; peer: offered",
+        f"transitions/s accepted from {connections} connection{'s' * (connections > 1)} "
+        f"by {shards} shard{'s' * (shards > 1)}; peer: the offered rate",
         [accepted],
         [float(INSERTS_PER_S)],
         None,

@@ -1,7 +1,7 @@
-"""Synthetic actors in one process: CONNECTIONS TRANSITIONS_PER_S (in all; 0: as fast as they go) ADDRESS ...
+"""Synthetic actors in one process: CONNECTIONS TRANSITIONS_PER_S (in total; 0: unlimited) ADDRESS ...
 
-Each connection sends the frame set's segments over and over to one of the addresses; the program runs until it is
-stopped. At a given rate `incarnation` is the time of sending (monotonic nanoseconds); else messages are made before.
+Each connection sends the segments of the frame set repeatedly to one of the addresses, until the program is stopped.
+At a given rate `incarnation` is the time of sending (monotonic nanoseconds); otherwise messages are encoded beforehand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks import mario_frames, synthetic
 
 
 def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -> None:
-    """Send until stopped; a connection whose queue is full is passed over until it has room."""
+    """Send until stopped; a connection whose queue is full is skipped until it has room."""
     config = Config()
     signature = experience_signature(config)
     outboxes = [Outbox(addresses[index % len(addresses)], hwm=4) for index in range(connections)]

@@ -1,7 +1,7 @@
-"""Batches of 512 to the learner while the replay takes snapshots, beside the same replay while it takes none.
+"""Measure batches of 512 per second to the learner during snapshots of the replay; peer: the same replay without.
 
-Frame set mario-84, one replay process whose log is a file, 12,500 transitions/s going in as in the paper. The process
-takes one snapshot after the other while a file tells it to, and none without: the rates of one run, in turn.
+Frame set mario-84, one replay process whose log is a file, 12,500 inserts/s as in the paper. The process takes one
+snapshot after the other while a switch file exists, and none otherwise: both rates are measured in one run, in turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ROUNDS = 5
 WARM_UP_S = 2.0
 SECONDS = 6.0
 BAR = 0.9
-TAKING = "taking"  # beside the config file, while snapshots are to be taken
+TAKING = "taking"  # name of the switch file, beside the config file
 
 
 class SwitchedReplay(ReplayServer):
-    """A replay server whose snapshots follow one another while the file is there, and that takes none without."""
+    """A replay server that takes one snapshot after another while the switch file exists, and none otherwise."""
 
     def __init__(self, config: Config, shard: int, switch: Path) -> None:
         super().__init__(config, shard)
@@ -71,7 +71,7 @@ def measure(stored: int, rounds: int, seconds: float) -> Row:
             learner.close()
             senders.terminate()
             senders.wait()
-    assert taken >= rounds, "hardly any snapshot was taken"
+    assert taken >= rounds, "fewer snapshots than rounds were taken"
     what = (
         f"batches of 512 to the learner during snapshots of {stored:,} transitions, {taken:.0f} of them, while "
         f"{INSERTS_PER_S:,} transitions/s are sent; peer: ours between them"
@@ -88,8 +88,12 @@ def serve(path: str, shard: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stored", type=int, default=STORED, help=f"transitions stored (default: {STORED})")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each kind (default: {ROUNDS})")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each turn (default: {SECONDS:g})")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"measurements with and without snapshots (default: {ROUNDS})"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"seconds per measurement (default: {SECONDS:g})"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--config", help=argparse.SUPPRESS)
     parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
-"""Does a run stay as it is? python -m benchmarks.soak [--minutes 60] [--keep DIR]
+"""Check that memory, descriptors and threads of a run do not grow: python -m benchmarks.soak [--minutes 60].
 
-A real run of World 1-1 with two shards, two actors, a learner and an evaluator, left alone. After a warm-up, a third
-of the time and at least until the replay is full, memory, file descriptors and threads of every process are read once
-a second. Ends with 0 only if the median of the last third of the readings is within 5% of that of the first third
-(memory), or no larger (file descriptors, of which a reading may catch a passing one, and threads).
+A real run of World 1-1 has two shards, two actors, a learner and an evaluator. After a warm-up of a third of the time,
+and at least until the replay is full, memory, file descriptors and threads of every process are read once a second.
+The exit code is 0 only if the median of the last third of the readings is at most 5% above that of the first third
+(memory), or no larger (threads, and file descriptors, of which a reading may include a short-lived one).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PATIENCE_S = 300.0
 
 
 class Reading(NamedTuple):
-    """Of one process."""
+    """One reading of a process."""
 
     resident_bytes: int
     descriptors: int
@@ -36,13 +36,16 @@ class Reading(NamedTuple):
 
 
 def soak(running: Cluster, minutes: float) -> dict[str, list[Reading]]:
-    """The readings by process."""
+    """Readings by process name.
+
+    Raises: SystemExit when the replay is not full in time.
+    """
     begin = time.monotonic()
     capacity = running.config.replay.capacity
     while not running.all_work or sum(m.now.get("size", 0.0) for m in running.members.values()) < FULL * capacity:
         running.tick()
         if time.monotonic() > begin + PATIENCE_S:
-            sys.exit("the run does not get going")
+            sys.exit(f"the replay was not full after {PATIENCE_S:.0f} s; read the logs with --keep DIR")
     readings: defaultdict[str, list[Reading]] = defaultdict(list)
     next_reading = max(begin + 60 * minutes * WARM_UP, time.monotonic())
     until = next_reading + 60 * minutes * (1 - WARM_UP)
@@ -57,7 +60,7 @@ def soak(running: Cluster, minutes: float) -> dict[str, list[Reading]]:
 
 
 def report(running: Cluster, readings: dict[str, list[Reading]]) -> bool:
-    """Print the table; whether all is flat."""
+    """Print the table; return whether nothing has grown."""
     flat = not running.died and readings.keys() == running.members.keys()
     print(
         "| process | readings | MB | MB, last third | ratio | descriptors | last third | threads | last third | flat |"
@@ -83,8 +86,8 @@ def report(running: Cluster, readings: dict[str, list[Reading]]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long, warm-up included (default: 60)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave logs and run there (default: nowhere)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="duration, including the warm-up (default: 60)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="directory that keeps logs and run (default: none)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="apex-soak-") as temporary:
         with cluster(arguments.keep or Path(temporary), SETTINGS) as running:

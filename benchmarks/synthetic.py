@@ -1,4 +1,4 @@
-"""A real replay process between a synthetic actor and a synthetic learner that do nothing but send and receive."""
+"""A real replay process between a synthetic actor and a synthetic learner, which only send and receive."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from apex_zmq.config import loading
-from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import env_spec
 from apex_zmq.net.sockets import Inbox, Outbox, wait
-from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder
+from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import PriorityUpdate, Segment, Shipment
 from apex_zmq.wire.body import Parts, encode
@@ -31,11 +31,11 @@ from benchmarks.rows import ROOT
 
 ARENA_BYTES = 6 * 10**9
 STATUS_S = 0.2
-FIRST_INCARNATION = 0x5EED_B007_5EED_B007  # bytes that stand nowhere else in a message; takes eight, as all above it
+FIRST_INCARNATION = 0x5EED_B007_5EED_B007  # eight bytes that occur nowhere else in a message, and so do its successors
 
 
 def free_addresses(count: int) -> list[str]:
-    """Addresses of loopback TCP that nobody has bound."""
+    """Unbound addresses of loopback TCP."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     addresses = [f"tcp://127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
     for probe in probes:
@@ -73,7 +73,7 @@ class Replay:
         ]
 
     def total(self, metric: str) -> float:
-        """The sum of a metric over the shards, as of their newest status."""
+        """Sum of a metric over the shards, by their newest statuses."""
         while (status := self._statuses.receive()) is not None:
             self.status[status.name] = status
         return sum(status.metrics.get(metric, 0.0) for status in self.status.values())
@@ -86,7 +86,7 @@ class Replay:
         return total
 
     def rate(self, metric: str, seconds: float) -> float:
-        """Growth per second of a metric, from one status of each shard to another `seconds` later at least."""
+        """Growth of a metric per second, between two statuses of each shard at least `seconds` apart."""
         begin = self._next_statuses()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -108,7 +108,7 @@ class Replay:
         return dict(self.status)
 
     def release_status(self) -> None:
-        """Leave the status address to a real learner; `total` hears nothing any more."""
+        """Free the status address for a real learner; `total` receives no more statuses."""
         self._statuses.close()
 
     def stop(self) -> None:
@@ -132,7 +132,7 @@ def replay(settings: Mapping[str, Any], module: str | None = None) -> Iterator[R
 
 
 def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
-    """The segments as they are sent, over and over, each time by another process of the actor.
+    """Endless messages of the segments; each repetition is sent as another process of the actor.
 
     Nothing is encoded again but the process's number, `FIRST_INCARNATION` or above.
     """
@@ -148,7 +148,7 @@ def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
 
 
 def fill(running: Replay, sent: Iterator[Parts], transitions: int) -> None:
-    """Insert so many transitions."""
+    """Insert `transitions` transitions and wait until they are stored."""
     outboxes = [Outbox(address, hwm=4) for address in running.config.addresses.experience]
     length = running.config.actor.segment_length
     for index, parts in zip(range(-(-transitions // length)), sent, strict=False):
@@ -161,23 +161,21 @@ def fill(running: Replay, sent: Iterator[Parts], transitions: int) -> None:
 
 
 class SyntheticLearner:
-    """Receives and decodes batches as the learner does, and returns priorities for every one of them."""
+    """A learner that receives and decodes batches and returns priorities for each, without training."""
 
     def __init__(self, config: Config) -> None:
         spec = env_spec(config.env)
+        incarnation = time.time_ns()
         self._feeder = Feeder(
-            batch_addresses(config.addresses)[0],
-            insecure=False,
-            frame=spec.frame,
-            n_step=config.agent.n_step,
+            bind_batches(config, 0, spec.frame),
+            learner_incarnation=incarnation,
             num_actions=spec.num_actions,
             pin_memory=False,
         )
-        self._feeder.learner_incarnation = time.time_ns()
         self._priorities = [Outbox(address, hwm=64) for address in config.addresses.priorities]
         self._hello = Hello(
             run="bench",
-            learner_incarnation=self._feeder.learner_incarnation,
+            learner_incarnation=incarnation,
             rank=0,
             signature=experience_signature(config),
         )
@@ -186,7 +184,7 @@ class SyntheticLearner:
         self._greeted = 0.0
 
     def next(self) -> DecodedBatch:
-        """The next batch, acknowledged with new priorities."""
+        """Receive a batch and return new priorities for it."""
         while True:
             if time.monotonic() - self._greeted > 1.0:
                 for outbox in self._priorities:

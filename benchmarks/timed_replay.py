@@ -1,6 +1,6 @@
-"""bin/apex-replay, with the time that each segment took from its sender to the store: --config FILE --shard N.
+"""bin/apex-replay that measures the time of each segment from sender to store: --config FILE --shard N.
 
-Writes the nanoseconds to FILE.N.npy at its end.
+It writes the times in nanoseconds to FILE.N.npy when it ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.synthetic import FIRST_INCARNATION
 
 
 class TimedReplay(ReplayServer):
-    """A replay server that keeps the time since each segment's `incarnation`, where that is a time."""
+    """A replay server that records the time since each segment's `incarnation` where that holds a time."""
 
     def __init__(self, config: Config, shard: int) -> None:
         super().__init__(config, shard)

@@ -1,6 +1,6 @@
-"""Does the replay's memory stay flat while its ring turns over? python -m benchmarks.turnover [--minutes 60] [--json]
+"""Measure the growth of a replay's memory as its ring turns over: python -m benchmarks.turnover [--minutes 60].
 
-Synthetic actors send the frame set mario-84 as fast as one replay process takes it, into a ring of 200,000
+Synthetic actors send the frame set mario-84 as fast as one replay process accepts it, into a ring of 200,000
 transitions, while a synthetic learner takes batches of 512. The ring is full before the first reading.
 """
 
@@ -48,7 +48,7 @@ def measure(minutes: float) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long the ring turns over (default: 60)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="duration (default: 60)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     row = measure(arguments.minutes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.abc
+import itertools
 import os
 import re
 import signal
@@ -18,6 +19,8 @@ from typing import Any, Protocol
 
 import hypothesis
 import pytest
+
+from .fork_server import ROLES, ForkedProcess, ForkServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,22 +39,38 @@ hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machi
 hypothesis.settings.load_profile("unhurried")
 
 
+@pytest.hookimpl(trylast=True)  # once the long ones are deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put whole runs first in each half of the tests: xdist begins with one half per worker.
+
+    At the end of the others one worker would wait for the other's long test. The tests of a file stay together, since
+    they share what its fixtures start.
+    """
+    whole_runs = [item for item in items if item.path.parent.name == "system"]
+    others = [item for item in items if item.path.parent.name != "system"]
+    files = [list(tests) for _, tests in itertools.groupby(whole_runs, lambda item: item.path)]
+    first, second = (list(itertools.chain.from_iterable(files[half::2])) for half in (0, 1))
+    middle = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *others[:middle], *second, *others[middle:]]
+
+
 class Program:
     """A running program; its lines can be awaited."""
 
-    def __init__(self, command: Sequence[str], directory: Path) -> None:
-        self.process = subprocess.Popen(
-            command,
-            cwd=directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def __init__(self, process: subprocess.Popen[str] | ForkedProcess) -> None:
+        self.process = process
         self.lines: list[str] = []
         self._ended = False
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    @classmethod
+    def of(cls, command: Sequence[str], directory: Path) -> Program:
+        """Start a command in a directory."""
+        return cls(
+            subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -103,14 +122,23 @@ class StartProgram(Protocol):
     def __call__(self, name: str, *arguments: str) -> Program: ...
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartProgram]:
-    """Starts programs under bin/ in the test's directory; ends what is left of them."""
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
     pytest.importorskip("torch")
+    with closing(ForkServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def start(tmp_path: Path, fork_server: ForkServer) -> Iterator[StartProgram]:
+    """Starts programs in the test's directory: roles as forks, others as under bin/; ends what is left of them."""
     programs: list[Program] = []
 
     def start_program(name: str, *arguments: str) -> Program:
-        programs.append(Program([str(ROOT / "bin" / f"apex-{name}"), *arguments], tmp_path))
+        if name in ROLES:
+            programs.append(Program(fork_server.start(name, arguments, tmp_path)))
+        else:
+            programs.append(Program.of([str(ROOT / "bin" / f"apex-{name}"), *arguments], tmp_path))
         return programs[-1]
 
     yield start_program

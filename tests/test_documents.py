@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +19,7 @@ from apex_zmq.config import settings as config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+OTHERS = sorted([*ROOT.glob("docs/*/*.md"), *ROOT.glob("models/*/*.md")])
 IMAGES = sorted((ROOT / "docs" / "images").glob("*.svg"))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,7 +36,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *OTHERS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     for target in LINK.findall(prose(document)):
         if target.startswith(("https://", "http://")):
@@ -43,7 +49,39 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_the_documents_for_readers_are_named_in_the_readme() -> None:
     targets = set(LINK.findall((ROOT / "README.md").read_text()))
-    assert {str(path.relative_to(ROOT)) for path in DOCUMENTS if path.name != "README.md"} <= targets
+    assert {str(path.relative_to(ROOT)) for path in DOCUMENTS if path.name not in ("README.md", "index.md")} <= targets
+
+
+def build_site(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={site}"]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+
+def test_the_site_has_no_broken_link_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    built = build_site(ROOT, tmp_path)
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.glob("*.html"))
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= {page.stem for page in pages}
+    for page in pages:
+        text = page.read_text()
+        assert not re.search(r"<(script|link|img)\b[^>]*\b(src|href)=.?https?:", text), page.name
+        assert 'href="../' not in text, page.name  # which would leave the site
+    assert json.loads((tmp_path / "search" / "search_index.json").read_text())["docs"]
+
+
+def test_broken_links_fail_the_build_of_the_site(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    for path in (ROOT / "mkdocs.yml", *ROOT.glob("docs/*.*")):
+        copied = tmp_path / path.relative_to(ROOT)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copied)
+    shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
+    (tmp_path / "docs" / "index.md").write_text("[a](NOWHERE.md) [b](../OUTSIDE.md) [c](TUNING.md#nowhere)\n")
+    built = build_site(tmp_path, tmp_path / "site")
+    assert built.returncode != 0
+    assert all(link in built.stderr for link in ("NOWHERE.md", "OUTSIDE.md", "#nowhere"))
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
@@ -82,3 +120,10 @@ def test_curves_and_settings_that_are_named_exist(document: Path) -> None:
         if re.fullmatch(rf"({'|'.join(sections)})(\.\w+)+", code) and not code.endswith(".py"):
             known = code in settings or any(name.startswith(f"{code}.") for name in settings)
             assert known, f"{document.name} names the setting {code}"
+
+
+def test_the_document_of_the_benchmarks_is_that_of_the_stored_results() -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import __main__ as benchmarks
+
+    assert benchmarks.document() == benchmarks.DOCUMENT.read_text(), "run `python -m benchmarks --document`"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from apex_zmq.cli import logs
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
+from apex_zmq.envs.games import check_env
 from apex_zmq.errors import UserError
 
 
@@ -29,6 +30,7 @@ def main(
         config = Config()
         if "config" in arguments:
             config = loading.load(arguments.config, [*overrides(arguments), *arguments.overrides], addressed=addressed)
+            check_env(config.env)
         return run(arguments, config)
     except (UserError, PermissionError) as error:
         message = str(error)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from apex_zmq.config.settings import WORLDS, Addresses, Config, Env, all_addresses, stages, tolerance
+from apex_zmq.config.settings import Addresses, Config, all_addresses, tolerance
 from apex_zmq.errors import ConfigError
-
-BUTTONS = ("NOOP", "right", "left", "up", "down", "A", "B")
 
 
 def validate(config: Config, *, addressed: bool = True) -> None:
@@ -19,8 +17,6 @@ def validate(config: Config, *, addressed: bool = True) -> None:
     _check_sizes(config)
     if addressed:
         _check_addresses(config.addresses, config.replay.shards)
-    if config.env.id in WORLDS:
-        _check_mario(config.env)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -71,29 +67,6 @@ def _check_addresses(addresses: Addresses, shards: int) -> None:
     )
     for address in all_addresses(addresses):
         check_address(address)
-
-
-def _check_mario(env: Env) -> None:
-    _require(
-        not env.max_pool or env.frame_skip > 1,
-        "env.max_pool takes two frames of a decision; raise env.frame_skip to 2 or more",
-    )
-    known = stages(env.id)
-    for stage in () if env.stages == "all" else env.stages:
-        _require(
-            stage in known,
-            f"env.stages: no stage {stage!r} in {env.id}; stages run from {known[0]} to {known[-1]}",
-        )
-    if isinstance(env.actions, str):
-        return
-    _require(bool(env.actions), "env.actions: list at least one action, such as [right]")
-    for action in env.actions:
-        unknown = set(action) - set(BUTTONS)
-        _require(
-            bool(action) and not unknown,
-            f"env.actions: {list(action)} names {', '.join(sorted(unknown)) or 'no button'}; "
-            f"buttons are {' '.join(sorted(BUTTONS))}",
-        )
 
 
 def check_address(address: str) -> None:

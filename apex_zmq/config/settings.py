@@ -16,8 +16,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 ADDRESSES = ("experience", "priorities", "batches", "parameters", "status", "keys")  # what has a flag and a variable
-MARIO = "SuperMarioBros"
-WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # the games by `env.id`, with the worlds their ROMs hold; four stages each
 LARGEST = 1e30  # finite, in float32 too
 
 Count = Annotated[int, Meta(ge=1)]
@@ -79,7 +77,7 @@ class Env(Section, frozen=True):
             "SuperMarioBros, SuperMarioBros2 (the Lost Levels), a Gymnasium id, ALE/Game-v5 (extra: atari), "
             "or package.module:factory."
         ),
-    ] = MARIO
+    ] = "SuperMarioBros"
     emulator: Annotated[
         Literal["auto", "fceumm", "nes-py"], doc("auto: FCEUmm where stable-retro is installed, else nes-py.")
     ] = "auto"
@@ -322,11 +320,6 @@ def _type_name(hint: Any) -> str:
 def to_tree(config: Section) -> dict[str, Any]:
     """Plain values, ready for YAML, JSON or `from_tree`."""
     return typing.cast("dict[str, Any]", msgspec.to_builtins(config))
-
-
-def stages(game: str) -> tuple[str, ...]:
-    """The stages of a game of `WORLDS`, in the order of play."""
-    return tuple(f"{world}-{stage}" for world in range(1, WORLDS[game] + 1) for stage in range(1, 5))
 
 
 def tolerance(config: Config) -> float:

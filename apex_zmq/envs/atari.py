@@ -17,18 +17,20 @@ FRAMES_PER_S = 60  # of an NTSC console
 
 
 def make_atari(env: settings.Env, **options: Any) -> gymnasium.Env[Any, Any]:
-    """The game that `env.id` names, preprocessed; options: more of its constructor's, such as render_mode.
+    """Make the game that `env.id` names, with preprocessing.
+
+    options: further arguments of its constructor, such as render_mode.
 
     Raises:
         EnvError: ale-py is not installed.
-        gymnasium.error.Error: no such game.
+        gymnasium.error.Error: the game does not exist.
     """
     try:
         ale = importlib.import_module("ale_py")  # registers the games
     except ImportError as error:
         raise EnvError(f"env.id {env.id}: {error}; pip install ale-py") from None
     ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no banner
-    # Skipping and sticky actions are ours: the emulator's own are off.
+    # This program skips frames and repeats actions itself, so the emulator's own options are off.
     game = gymnasium.make(
         env.id, disable_env_checker=True, obs_type="grayscale", frameskip=1, repeat_action_probability=0.0, **options
     )
@@ -38,8 +40,8 @@ def make_atari(env: settings.Env, **options: Any) -> gymnasium.Env[Any, Any]:
 class AtariPreprocessing(gymnasium.Wrapper[Any, Any, Any, Any]):
     """No-op starts, frame skip, maximum of the last two frames (Mnih et al. 2015, methods; Machado et al. 2018).
 
-    Observes [210, 160] uint8 gray: resizing, stacking and clipping of rewards are the lanes' and the
-    network's. An episode is a whole game: losing a life does not end it.
+    Observations are [210, 160] uint8 gray; lanes resize them and clip rewards, the actor stacks them. An
+    episode is a whole game: losing a life does not end it.
     """
 
     def __init__(self, game: gymnasium.Env[Any, Any], frame_skip: int, noop_max: int) -> None:
@@ -49,7 +51,7 @@ class AtariPreprocessing(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._noop_max = noop_max
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[UInt8s, dict[str, Any]]:
-        """Begin a game with up to noop_max frames of doing nothing, drawn from the environment's generator."""
+        """Start a game with 0 to noop_max no-op frames, drawn from the environment's generator."""
         screen, info = self.env.reset(seed=seed, options=options)
         for _ in range(int(self.np_random.integers(self._noop_max + 1))):
             screen, _, terminated, truncated, info = self.env.step(0)
@@ -58,7 +60,7 @@ class AtariPreprocessing(gymnasium.Wrapper[Any, Any, Any, Any]):
         return screen, info
 
     def step(self, action: Any) -> tuple[UInt8s, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Hold the action for frame_skip frames, or until the game ends; the sum of their rewards."""
+        """Repeat the action for frame_skip frames or until the game ends; return the sum of the rewards."""
         total, screens = 0.0, []
         for _ in range(self._frame_skip):
             screen, reward, terminated, truncated, info = self.env.step(action)

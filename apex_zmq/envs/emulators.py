@@ -1,9 +1,9 @@
 """NES emulators behind one small interface, and the ROM they run.
 
 FCEUmm is driven directly through the libretro C interface (libretro.h, API
-version 1): RAM is a live view, and a screen costs nothing until it is read.
+version 1): RAM is a live view, and the screen is converted only when it is read.
 nes-py is driven below its environment class: nes-py 8 through its C functions,
-nes-py 9 through the Cython class that took their place.
+nes-py 9 through the Cython class that replaced them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apex_zmq.config.settings import MARIO
+from apex_zmq.envs.games import DOWN, LEFT, MARIO, RIGHT, SELECT, START, UP, A, B
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
 
@@ -32,15 +32,13 @@ ROM_SHA256 = {
 RAM_BYTES = 2048
 SCREEN_ROWS, SCREEN_COLUMNS = 224, 240
 
-RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 128, 64, 32, 16, 8, 4, 2, 1
-
 
 class Emulator(Protocol):
-    """One NES with a game inserted, switched on. Not for use by several threads."""
+    """A running NES with a game. Not thread-safe."""
 
     @property
     def game(self) -> str:
-        """The game, by its `env.id`."""
+        """Name of the game, as in `env.id`."""
 
     @property
     def ram(self) -> UInt8s:
@@ -51,41 +49,41 @@ class Emulator(Protocol):
         """[224, 240] RGB565 of the last frame, a view valid until the next `step`."""
 
     def step(self, buttons: int) -> None:
-        """Run one frame with the given buttons (sum of RIGHT, LEFT, ..., A) held."""
+        """Run one frame with the given buttons held, a sum of `games.BUTTONS`."""
 
     def close(self) -> None:
-        """Free the machine; its views must not be used any more."""
+        """Free the emulator. Views of RAM and screen are invalid afterwards."""
 
 
 class StatefulEmulator(Emulator, Protocol):
-    """One whose game can be taken out as bytes and put back.
+    """An emulator whose state can be saved as bytes and restored.
 
-    A saved state holds everything but the screen, so `screen` means something
-    only after a `step`.
+    A state does not include the screen: `screen` is valid again after the next `step`.
     """
 
     def power_on(self) -> None:
-        """Switch off and on; the next frame is number 0 of recorded inputs."""
+        """Power-cycle the emulator; the next frame is frame 0 of recorded inputs."""
 
     def save_state(self) -> bytes:
-        """The machine's state."""
+        """Return the emulator's state."""
 
     def load_state(self, state: bytes) -> None:
-        """Continue from a state saved by an emulator of the same kind."""
+        """Restore a state that an emulator of the same class saved."""
 
 
 def rom_path(game: str) -> Path:
-    """The ROM of a game inside the gym-super-mario-bros wheel, found without importing the package.
+    """Return the path of a game's ROM in the gym-super-mario-bros wheel, without importing the package.
 
-    Known by its content: super-mario-bros-2.nes is the Lost Levels in version 7 and another game in version 9.
+    The ROM is identified by its hash: super-mario-bros-2.nes is the Lost Levels in version 7 and another game in
+    version 9.
 
     Raises:
-        EnvError: missing, or not the ROM the rules were written for.
+        EnvError: the ROM is missing, or is not the one that the rules were written for.
     """
     for path in _package_files("gym_super_mario_bros", "_roms/*.nes", "gym-super-mario-bros"):
         if hashlib.sha256(path.read_bytes()).hexdigest() == ROM_SHA256[game]:
             return path
-    raise EnvError(f"no ROM beside {path} is {game}'s (SHA-256 {ROM_SHA256[game]}); reinstall gym-super-mario-bros")
+    raise EnvError(f"no ROM in {path.parent} is {game}'s (SHA-256 {ROM_SHA256[game]}); reinstall gym-super-mario-bros")
 
 
 def _package_files(package: str, pattern: str, distribution: str) -> list[Path]:
@@ -121,16 +119,16 @@ _cores_loaded = itertools.count()
 
 
 def core_path() -> Path:
-    """FCEUmm inside the stable-retro wheel.
+    """Return the path of the FCEUmm core in the stable-retro wheel.
 
     Raises:
-        EnvError: missing.
+        EnvError: the core is missing.
     """
     return _package_files("stable_retro", "cores/fceumm_libretro.so", "stable-retro")[0]
 
 
 def _load_core() -> ctypes.CDLL:
-    """The FCEUmm library; a core keeps its machine in globals, so each needs a library of its own."""
+    """Load the FCEUmm library. A core keeps its state in globals, so each emulator loads a copy of its own."""
     path = core_path()
     try:
         if next(_cores_loaded) == 0:
@@ -148,10 +146,10 @@ def _held(buttons: int) -> tuple[int, ...]:
 
 
 class FCEUmm:
-    """The libretro core of stable-retro's wheel (see `StatefulEmulator`).
+    """The libretro core of stable-retro's wheel; implements `StatefulEmulator`.
 
     Raises:
-        EnvError: core or ROM missing or unusable.
+        EnvError: the core or the ROM is missing or unusable.
     """
 
     def __init__(self, game: str = MARIO) -> None:
@@ -167,8 +165,8 @@ class FCEUmm:
 
         self._buttons = _held(0)
         self._picture = (0, 0, 0, 0)  # address, columns, rows, bytes per row
-        # The core keeps bare pointers to these: they must live as long as it does. To every
-        # request but the pixel format the answer is no: default options, no log.
+        # The core keeps bare pointers to these callbacks, so they must live as long as it does. Every
+        # request except the pixel format is declined: default options, no log.
         self._callbacks = {
             "environment": _ENVIRONMENT(lambda command, _: command == _SET_PIXEL_FORMAT),
             "video_refresh": _VIDEO(self._on_video),
@@ -182,19 +180,22 @@ class FCEUmm:
         core.retro_init()
         cartridge = _GameInfo(str(rom).encode(), data, len(data), None)
         if not core.retro_load_game(ctypes.byref(cartridge)):
-            raise EnvError(f"FCEUmm refuses {rom}; reinstall stable-retro and gym-super-mario-bros")
+            raise EnvError(f"FCEUmm cannot load {rom}; reinstall stable-retro and gym-super-mario-bros")
         if core.retro_get_memory_size(_SYSTEM_RAM) != RAM_BYTES:
-            raise EnvError("FCEUmm does not offer the NES's RAM; reinstall stable-retro")
+            raise EnvError("FCEUmm does not expose the NES's RAM; reinstall stable-retro")
         address = core.retro_get_memory_data(_SYSTEM_RAM)
         self._ram: UInt8s = np.frombuffer(memoryview((ctypes.c_uint8 * RAM_BYTES).from_address(address)), np.uint8)
         self._state = ctypes.create_string_buffer(core.retro_serialize_size())
-        # The Lost Levels read RAM that they never wrote. nes-py's is zero at first, FCEUmm's is not.
+        # The Lost Levels read RAM before writing it. nes-py zeroes RAM at power-on, FCEUmm does not.
         self._ram[:] = 0
-        # One frame belongs to switching on, as in stable-retro: recorded inputs count from there.
+        # Power-on includes one frame, as in stable-retro: recorded inputs count from the next one.
         self.step(0)
         _, columns, rows, _ = self._picture
         if rows < SCREEN_ROWS or columns < SCREEN_COLUMNS:
-            raise EnvError(f"FCEUmm draws {rows} x {columns} pixels; reinstall stable-retro")
+            raise EnvError(
+                f"FCEUmm draws {rows} x {columns} pixels, {SCREEN_ROWS} x {SCREEN_COLUMNS} expected; "
+                "reinstall stable-retro"
+            )
         self._power_on = self.save_state()
 
     def _on_video(self, address: int | None, columns: int, rows: int, pitch: int) -> None:
@@ -208,7 +209,7 @@ class FCEUmm:
 
     @property
     def screen(self) -> UInt16s:
-        """As `Emulator.screen`, cropped evenly where the core draws the overscan too."""
+        """As `Emulator.screen`; the overscan, where the core draws it, is cropped evenly."""
         address, columns, rows, pitch = self._picture
         top, left = (rows - SCREEN_ROWS) // 2, (columns - SCREEN_COLUMNS) // 2
         memory = memoryview((ctypes.c_uint8 * (rows * pitch)).from_address(address))
@@ -228,7 +229,7 @@ class FCEUmm:
         """As `StatefulEmulator.save_state`.
 
         Raises:
-            EnvError: the core refuses.
+            EnvError: the core failed to save it.
         """
         if not self._core.retro_serialize(self._state, len(self._state)):
             raise EnvError("FCEUmm could not save its state; reinstall stable-retro")
@@ -238,10 +239,12 @@ class FCEUmm:
         """As `StatefulEmulator.load_state`.
 
         Raises:
-            EnvError: not a state of this core.
+            EnvError: the bytes are not a state of this core.
         """
         if len(state) != len(self._state) or not self._core.retro_unserialize(state, len(state)):
-            raise EnvError(f"{len(state)} bytes are not a state of this FCEUmm; save one with the same version")
+            raise EnvError(
+                f"{len(state)} bytes are not a state of this version of FCEUmm; save the state again with it"
+            )
 
     def close(self) -> None:
         """As `Emulator.close`."""
@@ -250,13 +253,13 @@ class FCEUmm:
 
 
 class NESPy:
-    """The machine inside nes-py's environments (see `Emulator`).
+    """The emulator inside nes-py's environments; implements `Emulator`.
 
-    Its state cannot be taken out: there is one backup slot inside each machine.
-    Colours are nes-py's own palette and differ from FCEUmm's.
+    The state cannot be exported: each emulator has one internal backup slot.
+    nes-py has its own palette, so colours differ from FCEUmm's.
 
     Raises:
-        EnvError: nes-py or ROM missing or unusable.
+        EnvError: nes-py or the ROM is missing or unusable.
     """
 
     def __init__(self, game: str = MARIO) -> None:
@@ -275,7 +278,7 @@ class NESPy:
 
     @property
     def screen(self) -> UInt16s:
-        """As `Emulator.screen`: the same area as FCEUmm's, in memory of its own."""
+        """As `Emulator.screen`: the same area as FCEUmm's, copied."""
         red, green, blue = (self._rgb[..., channel].astype(np.uint16) for channel in range(3))
         pixels: UInt16s = (red >> 3 << 11 | green >> 2 << 5 | blue >> 3).astype(np.uint16, copy=False)
         return pixels
@@ -285,11 +288,11 @@ class NESPy:
         self._native.frame_advance(buttons)
 
     def backup(self) -> None:
-        """Keep the machine as it is, screen included, in the place of an earlier backup."""
+        """Save the state, screen included, in the backup slot."""
         self._native.backup()
 
     def restore(self) -> None:
-        """Go back to the backup."""
+        """Restore the state in the backup slot."""
         self._native.restore()
 
     def close(self) -> None:
@@ -298,7 +301,7 @@ class NESPy:
 
 
 def _native_emulator(rom: str) -> Any:
-    """nes-py's machine: methods as of `nes_py._native.NativeEmulator`."""
+    """Return nes-py's emulator, with the methods of `nes_py._native.NativeEmulator`."""
     if importlib.util.find_spec("nes_py") is None:
         raise EnvError("nes_py not found; pip install nes-py")
     try:
@@ -309,7 +312,7 @@ def _native_emulator(rom: str) -> Any:
 
 
 class _NativeEmulator8:
-    """The C functions of nes-py 8 in the shape of nes-py 9's class; importing nes-py 8 itself would load legacy gym."""
+    """nes-py 8's C functions behind the interface of nes-py 9's class; importing nes-py 8 would import legacy gym."""
 
     def __init__(self, library: Path, rom: str) -> None:
         try:
@@ -329,7 +332,7 @@ class _NativeEmulator8:
         return self._view(self._library.Memory(self._machine), RAM_BYTES)
 
     def screen_buffer(self) -> UInt8s:
-        """[240, 256, 3] RGB; in memory a pixel is B, G, R and a byte of padding."""
+        """[240, 256, 3] RGB view; in memory a pixel is B, G, R and a padding byte."""
         rows, columns = self._library.Height(), self._library.Width()
         pixels = self._view(self._library.Screen(self._machine), rows * columns * 4)
         return pixels.reshape(rows, columns, 4)[..., 2::-1]

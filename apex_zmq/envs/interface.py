@@ -1,7 +1,8 @@
-"""What an actor sees of any environment: specifications, steps, lanes."""
+"""The interface between actors and environments: specifications, steps, lanes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,44 +15,37 @@ Frame = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 class EnvError(UserError):
-    """An environment that cannot be made or has gone wrong; one line, with the remedy."""
+    """An environment that cannot be created or has failed."""
 
 
 class EnvSpec(NamedTuple):
-    """What a network must fit: the stored frame and the number of actions."""
+    """The shape of the problem for a network: the stored frame and the number of actions."""
 
     frame: FrameSpec
     num_actions: int
 
 
-class Progress(NamedTuple):
-    """How far a Mario episode has come."""
-
-    stage: str  # "1-1" to "8-4": where it is now
-    max_x: int  # pixels from the left end of the area, the most in this life and stage
-    cleared: bool  # the stage; of the whole game, its last one
-    stages_cleared: int = 0  # of the episode, so far
-
-
 class Step(NamedTuple):
     """The result of one decision.
 
-    frame: single frame of `EnvSpec.frame`, in memory of its own.
-    progress: None outside Mario.
+    frame: a single frame of `EnvSpec.frame`, not shared with the environment.
+    stage: label of the part of the environment that is being played, at most 32 characters; empty: it has no parts.
+    info: numbers of the episode so far, finite, by the entries of `envs.info`; its last step counts in statistics.
     """
 
     frame: Frame
     reward: float
     terminated: bool
     truncated: bool
-    progress: Progress | None
+    stage: str
+    info: Mapping[str, float]
 
 
 class Lanes(Protocol):
     """Environments numbered from 0 that are stepped one at a time, in any order.
 
-    A lane's trajectory depends on the seed, its number and its own actions only.
-    Frames are single: stacking is the caller's. Not for use by several threads.
+    A lane's trajectory depends only on the seed, its number and its own actions.
+    Frames are single; the caller stacks them. Not thread-safe.
     """
 
     spec: EnvSpec
@@ -60,17 +54,17 @@ class Lanes(Protocol):
     decisions_per_s: float  # at the pace a person plays at
 
     def reset(self, lane: int) -> Frame:
-        """Begin an episode; its first frame."""
+        """Start an episode; return its first frame."""
 
     def step(self, lane: int, action: int) -> Step:
-        """Take one decision, 0 <= action < num_actions, in an episode that has not ended."""
+        """Take one decision, 0 <= action < num_actions, in a running episode."""
 
     def render(self, lane: int) -> UInt8s:
-        """The screen as the last reset or step, which was this lane's, left it: RGB [H, W, 3], memory of its own.
+        """Return the screen after the last reset or step, which must have been this lane's: RGB [H, W, 3], copied.
 
         Raises:
-            EnvError: an environment that draws none.
+            EnvError: the environment cannot be rendered.
         """
 
     def close(self) -> None:
-        """Give the environments' resources back."""
+        """Free the environments' resources."""

@@ -1,13 +1,13 @@
-"""The machines on which lanes play: one for all of them, or one for each."""
+"""Emulators of the lanes: one shared by all lanes, or one per lane and stage."""
 
 from __future__ import annotations
 
 import logging
 from typing import Protocol
 
-from apex_zmq.config.settings import MARIO
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy, StatefulEmulator, core_path
+from apex_zmq.envs.games import MARIO
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt16s
 
@@ -15,27 +15,27 @@ log = logging.getLogger(__name__)
 
 
 class Machines(Protocol):
-    """Games in progress, one per lane. Not for use by several threads."""
+    """Running games, one per lane. Not thread-safe."""
 
     def start(self, lane: int, stage: str) -> UInt16s:
-        """Put a lane's game at the first playable frame of a stage; its screen, [224, 240] RGB565.
+        """Start a lane's game at the first playable frame of a stage; return its screen, [224, 240] RGB565.
 
         Raises:
-            EnvError: no such stage, or the game does not get there.
+            EnvError: the stage does not exist, or the game did not reach it.
         """
 
     def of(self, lane: int) -> Emulator:
-        """The machine with a started lane's game in it, until another lane's is asked for."""
+        """Return the emulator that holds a started lane's game; valid until the next call for another lane."""
 
     def close(self) -> None:
-        """Close every machine."""
+        """Close every emulator."""
 
 
 def make_machines(kind: str, game: str = MARIO) -> Machines:
-    """Machines of the kind that `env.emulator` names; auto: FCEUmm where there is one, else nes-py and a warning.
+    """Make the emulators that `env.emulator` names; auto: FCEUmm if installed, else nes-py with a warning.
 
     Raises:
-        EnvError: the emulator, or the game, is not installed.
+        EnvError: the emulator or the game is not installed.
     """
     if kind == "auto":
         try:
@@ -47,12 +47,12 @@ def make_machines(kind: str, game: str = MARIO) -> Machines:
 
 
 class SharedMachine:
-    """Lanes take turns on one machine by swapping its state (see `Machines`)."""
+    """All lanes share one emulator by swapping its state; implements `Machines`."""
 
     def __init__(self, emulator: StatefulEmulator) -> None:
         self._emulator = emulator
         self._parked: dict[int, bytes] = {}
-        self._resident: int | None = None  # the lane whose state is in the machine
+        self._resident: int | None = None  # the lane whose state is loaded
 
     def start(self, lane: int, stage: str) -> UInt16s:
         """As `Machines.start`."""
@@ -81,9 +81,9 @@ class SharedMachine:
 
 
 class MachinePerLane:
-    """Each lane has a nes-py machine per stage, whose backup is the start (see `Machines`).
+    """One nes-py emulator per lane and stage, whose backup slot holds the stage's start; implements `Machines`.
 
-    A machine is switched on when its lane first draws its stage.
+    An emulator is created when its lane first draws its stage.
     """
 
     def __init__(self, game: str = MARIO) -> None:

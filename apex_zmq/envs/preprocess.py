@@ -76,17 +76,17 @@ def screen_frame(
     width: int,
     previous: UInt16s | None = None,
 ) -> UInt8s:
-    """The frame of an emulator's screen.
+    """Convert an emulator's screen to a frame.
 
     Args:
         screen: [224, 240] RGB565.
-        hud: what becomes of the 32 rows of the HUD: cut off, blackened, kept.
+        hud: treatment of the 32 rows of the HUD: crop, mask (black) or keep.
         height: rows of the frame.
         width: columns of the frame.
-        previous: another screen; each pixel then counts with the larger luma of the two.
+        previous: an earlier screen; if given, each pixel takes the larger luma of the two.
 
     Returns:
-        [height, width], memory of its own.
+        uint8 [height, width], newly allocated.
     """
     out = np.empty((height, width), np.uint8)
     first = HUD_ROWS if hud == "crop" else 0
@@ -100,9 +100,9 @@ def screen_frame(
 
 
 def show_buttons(frame: UInt8s, held: Sequence[bool]) -> None:
-    """Draw a square for each button into the upper left corner of a [height, width] frame: 255 if held, else 0.
+    """Draw one square per button into the upper left corner of a [height, width] frame: 255 if held, else 0.
 
-    A square is a twelfth of the height.
+    The side of a square is a twelfth of the height.
     """
     side = max(1, frame.shape[0] // 12)
     for index, white in enumerate(held):
@@ -110,7 +110,7 @@ def show_buttons(frame: UInt8s, held: Sequence[bool]) -> None:
 
 
 def image_frame(image: UInt8s, height: int, width: int) -> UInt8s:
-    """The frame of an image observation.
+    """Convert an image observation to a frame.
 
     Args:
         image: [H, W] or [H, W, 1] gray, or [H, W, 3] RGB.
@@ -118,7 +118,7 @@ def image_frame(image: UInt8s, height: int, width: int) -> UInt8s:
         width: columns of the frame.
 
     Returns:
-        [height, width], memory of its own.
+        uint8 [height, width], newly allocated.
     """
     if image.ndim == 3:
         image = luma(image[..., 0], image[..., 1], image[..., 2]) if image.shape[2] == 3 else image[..., 0]

@@ -1,4 +1,4 @@
-"""The evaluator: plays a checkpoint, or what a live run publishes, under a fixed protocol and sums up."""
+"""The evaluator: plays a checkpoint, or the parameters that a live run publishes, under a fixed protocol."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from apex_zmq.agent.networks import load_arrays, to_arrays
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
+from apex_zmq.envs.info import STATISTICS
 from apex_zmq.envs.make import EnvError
 from apex_zmq.errors import CheckpointError, ConfigError
 from apex_zmq.net.keys import client_keys
@@ -37,13 +38,13 @@ IDLE_S = 0.5
 def evaluate(
     checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, video: Path | None = None
 ) -> dict[str, Any]:
-    """Play a checkpoint and sum up; the figures are ready for JSON.
+    """Play a checkpoint and return its figures, ready for JSON.
 
-    video: file that shows all episodes.
+    video: file for a video of all episodes; None: no video.
 
     Raises:
-        ConfigError, EnvError: an environment that cannot be made.
-        VideoError: a video that cannot be written.
+        ConfigError, EnvError: the environment cannot be created.
+        VideoError: the video cannot be written.
     """
     with contextlib.ExitStack() as stack:
         player = stack.enter_context(contextlib.closing(Player.of(checkpoint, protocol, seed, render=bool(video))))
@@ -53,7 +54,7 @@ def evaluate(
 
 
 def _play(player: Player, show: Callable[[UInt8s], None] | None = None) -> Moment:
-    """An episode's last moment."""
+    """Play an episode and return its last moment."""
     for moment in player.episode():
         end = moment
         if show is not None:
@@ -62,30 +63,27 @@ def _play(player: Player, show: Callable[[UInt8s], None] | None = None) -> Momen
 
 
 def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a rate seen in `count` trials (Wilson 1927)."""
+    """Return the score interval of a rate observed in `count` trials (Wilson 1927); z = 1.96: 95%."""
     middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def summarize(ends: list[Moment]) -> dict[str, Any]:
-    """The figures of some episodes, given their last moments; the clear rate with its 95% interval."""
+    """Return the figures of episodes from their last moments; rates have a 95% interval."""
     summary: dict[str, Any] = {
         "episodes": len(ends),
         "mean_return": float(np.mean([end.episode_return for end in ends])),
         "mean_length": float(np.mean([end.length for end in ends])),
     }
-    progress = [end.progress for end in ends if end.progress is not None]
-    if progress:
-        clear_rate = float(np.mean([each.cleared for each in progress]))
-        summary |= {
-            "stages": sorted({each.stage for each in progress}),
-            "clear_rate": clear_rate,
-            "clear_rate_95": [round(bound, 3) for bound in wilson(clear_rate, len(progress))],
-            "mean_stages_cleared": float(np.mean([each.stages_cleared for each in progress])),
-            "mean_x": float(np.mean([each.max_x for each in progress])),
-            "best_x": max(each.max_x for each in progress),
-        }
+    if stages := sorted({end.stage for end in ends if end.stage}):
+        summary["stages"] = stages
+    for statistic in STATISTICS:
+        value = statistic.of(end.info for end in ends) if statistic.figure else None
+        if value is not None:
+            summary[statistic.figure] = value
+            if statistic.is_rate:
+                summary[f"{statistic.figure}_95"] = [round(bound, 3) for bound in wilson(value, len(ends))]
     return summary
 
 
@@ -98,32 +96,33 @@ def follow(
     seed: int,
     keys: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Evaluate what a live run publishes, every so many versions, and keep the best in its run directory.
+    """Evaluate the parameters that a live run publishes, every few versions, and keep the best in its run directory.
 
-    The run notices nothing: its learner has a subscriber only while the next version is awaited. The best by mean
-    return becomes best-eval.safetensors. One that is there already is played first, since the protocol it was chosen
-    under may have been another. Curves, and a short film of the best, go to TensorBoard. Ends when closed.
+    The evaluator subscribes only while it waits for the next version, so that it does not slow the run down. The
+    parameters with the best mean return become best-eval.safetensors; an existing file is evaluated first, since it
+    may have been chosen under another protocol. TensorBoard gets curves and a short film of each new best. The
+    generator runs until it is closed.
 
     Args:
-        checkpoint: one of the run's: its settings say where the run publishes.
-        directory: the run's.
-        every: versions from one evaluation to the next, at least; what comes in between is left out.
-        episodes: of each evaluation.
+        checkpoint: a checkpoint of the run; its settings hold the addresses.
+        directory: the run directory.
+        every: versions between two evaluations, at least; versions in between are skipped.
+        episodes: episodes of each evaluation.
         protocol: as for `evaluate`.
-        seed: of the first evaluation's games; later ones go on from there.
-        keys: the evaluator's; those that the checkpoint names are the learner's.
+        seed: seed of the first evaluation's games; the generators continue in later ones.
+        keys: directory of the evaluator's keys; None: a run without keys. (The keys in the settings are the learner's.)
 
     Yields:
         The figures of each evaluation.
 
     Raises:
-        CheckpointError: a best-eval.safetensors that cannot be read.
-        ConfigError, EnvError: an environment that cannot be made; a run with keys, and none given.
-        MismatchError: at this address there is another run by now.
+        CheckpointError: best-eval.safetensors cannot be read.
+        ConfigError, EnvError: the environment cannot be created, or the run requires keys and none are given.
+        MismatchError: the address belongs to another run.
     """
     config = loading.from_tree(checkpoint.config, "checkpoint")
     if config.addresses.keys and keys is None:
-        raise ConfigError("this run lets in holders of keys only; give those of an evaluator with --keys")
+        raise ConfigError("this run requires keys; pass the directory of an evaluator's keys with --keys")
     config = loading.replace(config, {"addresses.keys": str(keys) if keys is not None else None})
     with contextlib.ExitStack() as stack:
         player, drawn = _make_player(config, protocol, seed)
@@ -133,7 +132,7 @@ def follow(
         if kept.is_file():
             player.network.load_state_dict(load(kept).played)
             best = summarize([_play(player) for _ in range(episodes)])["mean_return"]
-            log.info("%s is the one to beat: its mean return is %g", kept, best)
+            log.info("mean return of %s, the best so far: %g", kept, best)
         evaluated: Parameters | None = None
         log.info("waiting for parameters from %s", config.addresses.parameters)
         while True:
@@ -147,7 +146,7 @@ def follow(
                     _promote(kept, checkpoint, player, evaluated, figures["mean_return"])
                     best = figures["mean_return"]
                 except CheckpointError as error:
-                    log.warning("evaluation goes on without: %s", error)
+                    log.warning("best parameters not saved, evaluation continues: %s", error)
                 if drawn:
                     board.show(film.gif(), decisions)
             board.write(figures, decisions)
@@ -161,7 +160,7 @@ def follow(
 
 
 def _make_player(config: Config, protocol: Protocol, seed: int) -> tuple[Player, bool]:
-    """A player, and whether its game can be drawn."""
+    """Make a player; also return whether its environment can be rendered."""
     try:
         with contextlib.ExitStack() as unless_drawn:
             player = unless_drawn.enter_context(contextlib.closing(Player(config, protocol, seed, render=True)))
@@ -170,17 +169,17 @@ def _make_player(config: Config, protocol: Protocol, seed: int) -> tuple[Player,
             unless_drawn.pop_all()
             return player, True
     except EnvError as error:
-        log.warning("no films of the best: %s", error)
+        log.warning("films of the best parameters are disabled: %s", error)
         return Player(config, protocol, seed), False
 
 
 def _await_parameters(
     config: Config, run_id: str, player: Player, evaluated: Parameters | None, every: int
 ) -> tuple[Parameters, Arrays, int]:
-    """The newest parameters, once they are due, and the decisions of the run so far.
+    """Wait for the next version to evaluate; return its parameters and the decisions of the run so far.
 
     Raises:
-        MismatchError: they are another run's.
+        MismatchError: the parameters belong to another run.
     """
     address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
     network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
@@ -197,7 +196,7 @@ def _await_parameters(
             newest = follower.newest
             if newest is not None and newest.run != run_id:
                 raise MismatchError(
-                    f"{address} publishes run {newest.run} by now, not {run_id}: follow the run directory of that one"
+                    f"{address} now publishes run {newest.run}, not {run_id}; pass that run's directory"
                 )
             if newest is None or arrays is None or decisions is None:
                 continue
@@ -210,10 +209,10 @@ def _await_parameters(
 
 
 def _promote(path: Path, checkpoint: Checkpoint, player: Player, parameters: Parameters, score: float) -> None:
-    """Save what has just been evaluated, to be played or to start from; the run's training state is not in it.
+    """Save the evaluated parameters without the training state, to play them or to initialize another run.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the file cannot be written.
     """
     evaluated = dataclasses.replace(
         checkpoint,

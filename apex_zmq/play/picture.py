@@ -1,4 +1,4 @@
-"""One picture of a decision: the game, what the network sees of it, and what it makes of it. Pure."""
+"""Draw one decision: the screen, the network's inputs, its Q-values and the value over the episode (pure)."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _BLACK, _GRAY, _WHITE, _BLUE, _GOLD = (16, 16, 20), (90, 90, 98), (235, 235, 235
 
 
 class Scene(NamedTuple):
-    """What there is to see of one decision."""
+    """The data shown for one decision."""
 
     game: UInt8s  # RGB [H, W, 3]
-    observation: npt.NDArray[Any]  # [s, H, W], [s, C, H, W] or [s, D]: what the network sees
+    observation: npt.NDArray[Any]  # [s, H, W], [s, C, H, W] or [s, D]: the network's input
     q: Float32s  # [A] Q of each action
-    action: int | None  # the one taken; None once the episode has ended
+    action: int | None  # the action taken; None after the end of the episode
     action_names: Sequence[str]  # A
-    values: Sequence[float]  # max_a Q of the episode's decisions, this one last
+    values: Sequence[float]  # max_a Q of the episode's decisions so far, oldest first
     facts: Mapping[str, str]  # such as "return": "12.3"; four lines at most
 
 
 def draw(scene: Scene) -> UInt8s:
-    """The picture of a scene, RGB [640, 800, 3]."""
+    """Draw a scene, uint8 RGB [640, 800, 3]."""
     canvas = Image.new("RGB", (COLUMNS, ROWS), _BLACK)
     pen = ImageDraw.Draw(canvas)
     _paste(canvas, scene.game, _GAME)
@@ -56,7 +56,7 @@ def draw(scene: Scene) -> UInt8s:
 
 
 def _paste(canvas: Image.Image, pixels: UInt8s, box: _Box) -> None:
-    """An image as large as the box lets it be, in the middle; enlarged by whole factors, so that pixels stay square."""
+    """Paste an image, centred and as large as the box allows; enlarged by whole factors, so that pixels stay square."""
     left, top, right, bottom = box
     image = Image.fromarray(pixels)
     scale = min((right - left) / image.width, (bottom - top) / image.height)
@@ -67,7 +67,7 @@ def _paste(canvas: Image.Image, pixels: UInt8s, box: _Box) -> None:
 
 
 def _tile(canvas: Image.Image, images: UInt8s, box: _Box) -> None:
-    """Images [K, H, W] in rows from left to right, the oldest first."""
+    """Paste images [K, H, W] in rows from left to right, oldest first."""
     left, top, right, bottom = box
     across = math.ceil(math.sqrt(len(images)))
     down = math.ceil(len(images) / across)
@@ -85,7 +85,7 @@ def _bars(
     origin: float,
     chosen: int | None,
 ) -> None:
-    """A bar from `origin` for each value, the chosen one in another colour; as many as the box holds."""
+    """Draw a bar from `origin` for each value, the chosen one highlighted, as many as fit the box."""
     left, top, right, bottom = box
     line = max(12, min(_LINE, (bottom - top) // len(names)))
     first, last = left + _NAME_COLUMNS, right - _NUMBER_COLUMNS
@@ -101,7 +101,7 @@ def _bars(
 
 
 def _curve(pen: ImageDraw.ImageDraw, box: _Box, values: Sequence[float]) -> None:
-    """Values over the decisions of the episode, between their extremes, which stand above beside the newest."""
+    """Plot values over decisions, scaled to their range; the newest value and the range are printed above."""
     left, top, right, bottom = box
     low, high = min(values), max(values)
     pen.text((left, top), f"value {values[-1]:.3f}", _WHITE, _FONT)

@@ -1,8 +1,8 @@
-"""Plays a network under a fixed protocol, one decision at a time, for whoever measures or watches."""
+"""Play a network under a fixed evaluation protocol, one decision at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from apex_zmq.agent.exploration import Explorer
 from apex_zmq.agent.networks import make_network
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.envs.make import Progress, make_lanes
+from apex_zmq.envs.make import make_lanes
 from apex_zmq.rundir.checkpoint import Checkpoint
 from apex_zmq.types import Float32s
 
@@ -25,30 +25,30 @@ STICKINESS = 0.25  # Machado et al. 2018 (arXiv 1709.06009), sec. 5.2
 
 
 class Moment(NamedTuple):
-    """An episode as it stands before a decision, and once more after its last."""
+    """The state of an episode before each decision, and once after the last one."""
 
     observation: npt.NDArray[Any]  # [s, *frame shape]
     q: Float32s  # [A]
-    action: int | None  # chosen; None: the episode has ended
+    action: int | None  # the chosen action; None after the end of the episode
     episode_return: float
-    length: int  # decisions so far
-    progress: Progress | None  # None outside Mario, and before the first decision
+    length: int  # decisions taken
+    stage: str  # as of `Step`; empty before the first decision
+    info: Mapping[str, float]  # as of `Step`; empty before the first decision
 
 
 class Player:
-    """One lane, and a network to play it; the network's parameters are the caller's to load.
+    """One lane and a network that plays it; the caller loads the network's parameters.
 
-    Any other module from observations [1, s, *frame shape] to preferences [1, A] may take the network's place.
+    `network` may be replaced by any module from observations [1, s, *frame shape] to action preferences [1, A].
 
-    greedy: the fixed start, the best action always. noop: 0 to 30 random no-op frames first (where the
-    environment has them) and a random action with probability 0.01. sticky: the fixed start, and with
-    probability 0.25 the action played before again instead of the one chosen. The settings' own no-op
-    starts and sticky actions do not count.
+    Protocols: greedy: fixed start, always the best action. noop: 0 to 30 random no-op frames at the start (where the
+    environment supports them), and a random action with probability 0.01. sticky: fixed start, and the previous action
+    is repeated with probability 0.25. The protocol replaces `env.noop_max` and `env.sticky`.
 
-    render: `lanes.render(0)` will be called.
+    render: whether `lanes.render(0)` will be called.
 
     Raises:
-        ConfigError, EnvError: an environment that cannot be made.
+        ConfigError, EnvError: the environment cannot be created.
     """
 
     def __init__(self, config: Config, protocol: Protocol, seed: int, *, render: bool = False) -> None:
@@ -63,19 +63,19 @@ class Player:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, protocol: Protocol, seed: int, *, render: bool = False) -> Player:
-        """A player of a checkpoint, in the environment it was trained in.
+        """Make a player of a checkpoint, in the environment that it was trained in.
 
         Raises:
-            ConfigError, EnvError: as for any player.
+            ConfigError, EnvError: the environment cannot be created.
         """
         player = cls(loading.from_tree(checkpoint.config, "checkpoint"), protocol, seed, render=render)
         player.network.load_state_dict(checkpoint.played)
         return player
 
     def episode(self) -> Iterator[Moment]:
-        """Play one episode."""
+        """Play one episode; yield before each decision and after the last."""
         observation = np.repeat(self.lanes.reset(0)[None], self.lanes.spec.frame.stack, axis=0)
-        moment = Moment(observation, self._q_values(observation), None, 0.0, 0, None)
+        moment = Moment(observation, self._q_values(observation), None, 0.0, 0, "", {})
         while True:
             action = int(self._explorer.act(moment.q.argmax(keepdims=True), np.array([self.epsilon]))[0])
             yield moment._replace(action=action)
@@ -87,7 +87,8 @@ class Player:
                 None,
                 moment.episode_return + step.reward,
                 moment.length + 1,
-                step.progress,
+                step.stage,
+                step.info,
             )
             if step.terminated or step.truncated:
                 yield moment

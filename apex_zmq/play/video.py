@@ -1,4 +1,4 @@
-"""Pictures into a file: .mp4 (H.264, through imageio-ffmpeg) or .gif (Pillow)."""
+"""Write pictures to a file: .mp4 (H.264, through imageio-ffmpeg) or .gif (Pillow)."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ DIGEST_SIZE = 240, 240
 
 
 class VideoError(UserError):
-    """A video that cannot be written."""
+    """A video file that cannot be written."""
 
 
 def check(path: Path) -> None:
-    """Refuse, before anything is played, a file that could not be written afterwards.
+    """Check, before anything is played, that a video file can be written.
 
     Raises:
-        VideoError: neither .mp4 nor .gif, no such directory, or imageio-ffmpeg is missing.
+        VideoError: the suffix is neither .mp4 nor .gif, the directory does not exist, or imageio-ffmpeg is missing.
     """
     if path.suffix not in (".mp4", ".gif"):
-        raise VideoError(f"video {path} must end in .mp4 or .gif")
+        raise VideoError(f"video {path}: the name must end in .mp4 or .gif")
     if not path.parent.is_dir():
-        raise VideoError(f"video {path}: there is no directory {path.parent}; make it first")
+        raise VideoError(f"video {path}: directory {path.parent} does not exist; create it first")
     if path.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise VideoError(f"video {path} needs imageio-ffmpeg; pip install imageio-ffmpeg, or write a .gif")
+        raise VideoError(f"video {path}: .mp4 needs imageio-ffmpeg; pip install imageio-ffmpeg, or write a .gif")
 
 
 def _save_gif(target: Path | IO[bytes], images: Sequence[Image.Image], pictures_per_s: float) -> None:
     first, *rest = images
-    hundredths = max(2, round(100 / pictures_per_s))  # what a GIF counts in; browsers slow down what is faster
+    hundredths = max(2, round(100 / pictures_per_s))  # unit of a GIF's delay; browsers slow down delays below 2
     first.save(target, "GIF", save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
 
 
 class Digest:
-    """An episode as a GIF small enough for TensorBoard: every second picture, or fewer, at most 200, at its own pace.
+    """An episode as a GIF small enough for TensorBoard: every second picture or fewer, at most 200, in real time.
 
-    Takes RGB pictures uint8 [H, W, 3], all of one size, shown at a rate per second; makes them 240x240 at most.
+    Takes RGB pictures uint8 [H, W, 3], all of one size, and shrinks them to at most 240x240.
+
+    pictures_per_s: rate at which the pictures are added.
     """
 
     def __init__(self, pictures_per_s: float) -> None:
         self._rate = pictures_per_s
-        self._stride = 2  # pictures from one that is kept to the next
+        self._stride = 2  # pictures between two that are kept
         self._count = 0
         self._images: list[Image.Image] = []
 
     def show(self, picture: UInt8s) -> None:
-        """The next picture."""
+        """Add a picture."""
         if len(self._images) == DIGEST_PICTURES:
             del self._images[1::2]
             self._stride *= 2
@@ -67,19 +69,21 @@ class Digest:
         self._count += 1
 
     def gif(self) -> bytes:
-        """The file's content, of a picture at least."""
+        """Return the GIF's bytes; at least one picture must have been added."""
         file = io.BytesIO()
         _save_gif(file, [image.quantize() for image in self._images], self._rate / self._stride)
         return file.getvalue()
 
 
 class Video:
-    """Writes RGB pictures uint8 [H, W, 3], all of one size, shown at a rate per second; the file is there once closed.
+    """Writes RGB pictures uint8 [H, W, 3], all of one size; the file is complete after `close`.
 
-    A GIF is kept in memory, a byte per pixel, until it is closed.
+    A GIF is kept in memory until then, one byte per pixel.
+
+    pictures_per_s: rate at which the video plays.
 
     Raises:
-        VideoError: as `check`; from any method: a file that cannot be written.
+        VideoError: as `check`; from any method: the file cannot be written.
     """
 
     def __init__(self, path: Path, pictures_per_s: float) -> None:
@@ -90,12 +94,12 @@ class Video:
         self._images: list[Image.Image] = []
 
     def show(self, picture: UInt8s) -> None:
-        """Add one picture."""
+        """Add a picture."""
         if self._path.suffix == ".gif":
             self._images.append(Image.fromarray(picture).quantize())
             return
         rows, columns, _ = picture.shape
-        # H.264 wants even sizes.
+        # H.264 requires even sizes.
         even = np.pad(picture, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
         if self._encoder is None:
             self._encoder = _encoder(self._path, even.shape, self._rate)
@@ -119,11 +123,11 @@ class Video:
                 raise self._error(error.strerror or str(error)) from error
 
     def _error(self, reason: str) -> VideoError:
-        return VideoError(f"video {self._path} cannot be written: {reason}; name another file")
+        return VideoError(f"video {self._path} cannot be written: {reason}; choose another file")
 
 
 def _encoder(path: Path, shape: Sequence[int], pictures_per_s: float) -> subprocess.Popen[bytes]:
-    """imageio-ffmpeg's ffmpeg, fed with raw pictures; Ctrl-C is not for it, so that what was shown can be finished."""
+    """Start imageio-ffmpeg's ffmpeg on raw pictures, in its own session: Ctrl-C must not cut the file short."""
     import imageio_ffmpeg
 
     rows, columns, _ = shape

@@ -1,16 +1,18 @@
-"""Plays a checkpoint for people to watch, and lets them look over an actor's shoulder."""
+"""Show a checkpoint playing, or a lane of a running actor, in a window or a video."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from apex_zmq.envs.make import Lanes, Progress
+from apex_zmq.envs.info import VIEWED
+from apex_zmq.envs.make import Lanes
 from apex_zmq.play.picture import COLUMNS, ROWS, Scene, draw
 from apex_zmq.play.player import Player, Protocol
 from apex_zmq.play.video import Video
@@ -20,7 +22,7 @@ from apex_zmq.types import Float32s
 
 log = logging.getLogger(__name__)
 
-PICTURES_PER_S = 10.0  # of an actor: it steps a lane faster than anybody can look, and drawing takes its time
+PICTURES_PER_S = 10.0  # of an actor's lane: drawing every decision would slow the actor down
 
 
 def play(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, video: Path | None) -> None:
@@ -41,17 +43,17 @@ def play(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, v
             values: list[float] = []
             for moment in player.episode():
                 values.append(float(moment.q.max()))
-                facts = _facts(moment.episode_return, moment.progress, player.epsilon)
+                facts = _facts(moment.episode_return, player.epsilon, moment.stage, moment.info)
                 game = lanes.render(0)
                 scene = Scene(game, moment.observation, moment.q, moment.action, lanes.action_names, values, facts)
                 screen.show(draw(scene))
 
 
 class LaneWindow:
-    """A window on one lane of an actor; closing it changes nothing else.
+    """A window on one lane of an actor; closing it does not stop the actor.
 
     Raises:
-        WindowError: no window to be had.
+        WindowError: the window cannot be opened.
     """
 
     def __init__(self, lanes: Lanes, lane: int) -> None:
@@ -62,7 +64,7 @@ class LaneWindow:
         self._shown_at = 0.0
 
     def reset(self) -> None:
-        """The lane begins an episode."""
+        """Clear the curve at the start of an episode."""
         self._values.clear()
 
     def show(
@@ -71,31 +73,32 @@ class LaneWindow:
         q: Float32s,
         action: int,
         episode_return: float,
-        progress: Progress | None,
         epsilon: float,
+        stage: str,
+        info: Mapping[str, float],
     ) -> None:
-        """The lane has just been stepped: what it sees now, and the decision that led there."""
+        """Show the lane after a step: its new observation, and the decision that led to it."""
         self._values.append(float(q.max()))
         now = time.monotonic()
         if self._window is None or now - self._shown_at < 1 / PICTURES_PER_S:
             return
         self._shown_at = now
-        game, facts = self._lanes.render(self.lane), _facts(episode_return, progress, epsilon)
+        game, facts = self._lanes.render(self.lane), _facts(episode_return, epsilon, stage, info)
         try:
             self._window.show(draw(Scene(game, observation, q, action, self._lanes.action_names, self._values, facts)))
         except WindowClosed:
-            log.info("window closed; training goes on")
+            log.info("window closed; training continues")
             self.close()
 
     def close(self) -> None:
-        """Close the window, if nobody has yet."""
+        """Close the window; no effect if it is closed."""
         if self._window is not None:
             self._window.close()
             self._window = None
 
 
-def _facts(episode_return: float, progress: Progress | None, epsilon: float) -> dict[str, str]:
+def _facts(episode_return: float, epsilon: float, stage: str, info: Mapping[str, float]) -> dict[str, str]:
     facts = {"return": f"{episode_return:.2f}", "epsilon": f"{epsilon:.4f}"}
-    if progress is not None:
-        facts |= {"stage": progress.stage, "x": f"{progress.max_x}"}
-    return facts
+    if stage:
+        facts["stage"] = stage
+    return facts | {label: f"{info[entry]:g}" for entry, label in VIEWED.items() if entry in info}

@@ -13,17 +13,17 @@ _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 
 class WindowError(UserError):
-    """A window that cannot be opened; the message names the remedy."""
+    """A window that cannot be opened."""
 
 
-class WindowClosed(Exception):  # noqa: N818 (an event, no error)
-    """Somebody has closed the window."""
+class WindowClosed(Exception):  # noqa: N818 (an event, not an error)
+    """The user has closed the window."""
 
 
 class Window:
-    """Shows RGB pictures uint8 [H, W, 3], all of one size, at a rate per second at most (0: any).
+    """Shows RGB pictures uint8 [H, W, 3], all of one size; must be used from the main thread.
 
-    For the main thread alone.
+    pictures_per_s: maximum rate; 0: unlimited.
 
     Raises:
         WindowError: pygame or a display is missing.
@@ -36,26 +36,26 @@ class Window:
         except ImportError:
             raise WindowError("a window needs pygame; pip install pygame-ce") from None
         if sys.platform == "linux" and not any(os.environ.get(name) for name in _DISPLAYS):
-            raise WindowError("no display to open a window on; set DISPLAY")
+            raise WindowError("no display for a window; set DISPLAY")
         self._pygame = pygame
         self._clock = pygame.time.Clock()
         self._rate = pictures_per_s
         try:
             pygame.display.init()
-            # What SDL falls back to by itself, where it finds no display, draws nowhere.
+            # Without a display SDL falls back to a driver that draws nowhere.
             if pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
-                raise pygame.error("SDL found none")
+                raise pygame.error("SDL found no display")
             self._screen = pygame.display.set_mode((columns, rows))
         except pygame.error as error:
             pygame.display.quit()
-            raise WindowError(f"no display to open a window on, {error}; set DISPLAY") from None
+            raise WindowError(f"no display for a window ({error}); set DISPLAY") from None
         pygame.display.set_caption(TITLE)
 
     def show(self, picture: UInt8s) -> None:
         """Show a picture.
 
         Raises:
-            WindowClosed: by its button, or Escape.
+            WindowClosed: the user closed the window by its button or Escape.
         """
         pygame = self._pygame
         for event in pygame.event.get():
@@ -67,5 +67,5 @@ class Window:
         self._clock.tick(self._rate)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the window."""
         self._pygame.display.quit()

@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file each, everything that is no tensor as JSON in its header.
+"""Checkpoints: one safetensors file each, with everything that is not a tensor as JSON in its header.
 
-Reading executes nothing that is in the file. A run directory holds numbered checkpoints
-`step-000005000.safetensors`, and `latest.safetensors` and `best.safetensors`, each a hard link
-to what was the newest, or the best, when it was saved; so no numbered file is needed to keep them.
+Reading a file executes nothing in it. A run directory holds numbered checkpoints
+`step-000005000.safetensors`, and `latest.safetensors` and `best.safetensors`, hard links to the
+numbered file that was the newest, or the best, when it was saved; pruning a numbered file keeps them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
-BEST_EVAL = "best-eval.safetensors"  # written by an evaluator
+BEST_EVAL = "best-eval.safetensors"  # written by apex-eval --follow
 Tensors = dict[str, Tensor]
 
 _METADATA_KEY = "apex_zmq_checkpoint"
@@ -39,9 +39,9 @@ _GROUPS = ("online", "average", "target", "optimizer", "random")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All a run needs to go on, or an evaluator to play. Loaded tensors lie on the CPU.
+    """The state from which a run resumes and an evaluator plays. Loaded tensors are on the CPU.
 
-    Everything but the tensors must be JSON: plain dicts, lists, strings, finite numbers, None.
+    Everything except the tensors must be JSON: plain dicts, lists, strings, finite numbers, None.
     """
 
     # "online", "average" (empty without `learner.average_updates`), "target", "optimizer" (`optimizer_to_tensors`),
@@ -57,11 +57,11 @@ class Checkpoint:
 
     @property
     def played(self) -> Tensors:
-        """The parameters that an evaluation plays: averaged where they were averaged."""
+        """The parameters that an evaluation plays: the averages if there are any, else the online network's."""
         return self.tensors.get("average") or self.tensors["online"]
 
     def on(self, emulator: str | None) -> Checkpoint:
-        """The same, to be played on another emulator (`env.emulator`); None: as it is."""
+        """Return a copy that plays on another emulator (`env.emulator`); None: unchanged."""
         if emulator is None:
             return self
         env = self.config["env"] | {"emulator": emulator}
@@ -81,7 +81,7 @@ _ATTRIBUTES = {"epoch": "learner_incarnation"}  # fields of the file's header th
 
 
 def save(path: Path | str, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that `path` holds either its former content or all of the new one.
+    """Atomically write a checkpoint.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -101,10 +101,10 @@ def save(path: Path | str, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint file, or the latest one of a run directory.
+    """Read a checkpoint file, or the latest checkpoint of a run directory.
 
     Raises:
-        CheckpointError: no such file, damaged, not one of ours, or of a newer format.
+        CheckpointError: the file is missing, damaged, of another program or of a newer format.
     """
     path = Path(path)
     if path.is_dir():
@@ -117,34 +117,34 @@ def load(path: Path | str) -> Checkpoint:
                 group, _, name = key.partition("/")
                 tensors.setdefault(group, {})[name] = file.get_tensor(key)
     except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint {path}; name a checkpoint file or a run directory") from None
+        raise CheckpointError(f"checkpoint {path} does not exist; name a checkpoint file or a run directory") from None
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
     except SafetensorError as error:
         if _looks_like_safetensors(path):
-            remedy = "it is truncated or damaged, use another of its run's step-*.safetensors"
+            remedy = "the file is truncated or damaged, use another step-*.safetensors of its run"
         else:
-            remedy = "it is no safetensors file, name one that this program saved"
+            remedy = "it is not a safetensors file, name a checkpoint of this program"
         raise CheckpointError(f"cannot read checkpoint {path}: {remedy} ({error})") from None
     return Checkpoint(tensors=tensors, **header)
 
 
 def _latest(directory: Path) -> Path:
-    """The one a run goes on from. A learner killed before it had a name for its first leaves that under its number."""
+    """Return the checkpoint to resume from: latest, or the newest numbered one if there is no latest yet."""
     if (directory / LATEST).is_file():
         return directory / LATEST
     if numbered := sorted(directory.glob("step-*.safetensors"), key=_age):
         return numbered[-1]
-    raise CheckpointError(f"{directory} holds no {LATEST}; name a run directory that has one, or a checkpoint file")
+    raise CheckpointError(f"{directory} has no {LATEST}; name a run directory with a checkpoint, or a checkpoint file")
 
 
 def _age(path: Path) -> tuple[int, str]:
-    """Sorts by age, not by number: a run resumed from an earlier checkpoint counts up from there."""
+    """Sort key by age, not by number: a run resumed from an earlier checkpoint counts up from there."""
     return path.stat().st_mtime_ns, path.name
 
 
 def to_play(path: Path | str) -> Path:
-    """The checkpoint file itself, or of a run directory the best: by evaluation, else by training, else the latest."""
+    """Return the file to play: `path`, or of a run directory the best by evaluation, by training, or latest."""
     path = Path(path)
     names = (BEST_EVAL, BEST, LATEST) if path.is_dir() else ()
     return next((path / name for name in names if (path / name).is_file()), path)
@@ -152,7 +152,7 @@ def to_play(path: Path | str) -> Path:
 
 def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if _METADATA_KEY not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file of another program; name one that this program saved")
+        raise CheckpointError(f"{path} is a safetensors file of another program; name a checkpoint of this one")
     try:
         header: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
         version = int(header.pop("format_version"))
@@ -171,14 +171,14 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """Whether the JSON header starts where it should, after its own length."""
+    """Return whether a JSON header follows the length field."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """As `replacing`, but raises CheckpointError."""
+    """As `replacing`, but raise CheckpointError."""
     try:
         with replacing(path) as temporary:
             yield temporary
@@ -188,14 +188,14 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 class CheckpointStore:
-    """The checkpoints of one run directory, which one learner at a time writes.
+    """The checkpoints of one run directory; one learner at a time writes them.
 
     Args:
-        directory: created when missing.
-        keep: numbered checkpoints kept, the last written; 0 keeps all.
+        directory: run directory, created if missing.
+        keep: number of newest numbered checkpoints to keep; 0: all.
 
     Raises:
-        CheckpointError: the directory cannot be made.
+        CheckpointError: the directory cannot be created.
     """
 
     def __init__(self, directory: Path | str, keep: int) -> None:
@@ -203,22 +203,24 @@ class CheckpointStore:
         self._keep = keep
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for abandoned in self.directory.glob(".step-*.safetensors.tmp"):  # an evaluator may be writing others
+            for abandoned in self.directory.glob(
+                ".step-*.safetensors.tmp"
+            ):  # other temporary files may belong to an evaluator
                 abandoned.unlink()
         except OSError as error:
             raise CheckpointError(
-                f"cannot use run directory {self.directory}: {error.strerror}; name another"
+                f"cannot use run directory {self.directory}: {error.strerror}; choose another"
             ) from None
 
     def save(self, checkpoint: Checkpoint, best: bool = False) -> Path:
-        """Save as step-<updates>.safetensors, as the latest, and as the best if it is; return the path.
+        """Save as step-<updates>.safetensors, link it as latest and, if `best`, as best; return its path.
 
         Raises:
             CheckpointError: a file cannot be written.
         """
         path = self.directory / f"step-{int(checkpoint.counters['updates']):09d}.safetensors"
         save(path, checkpoint)
-        # The best first: the latest tells a resumed run its score.
+        # Best before latest: a resumed run reads the best score from latest.
         for name in (BEST, LATEST) if best else (LATEST,):
             with _replacing(self.directory / name) as temporary:
                 _link(path, temporary)
@@ -233,11 +235,11 @@ class CheckpointStore:
             for path in sorted(others, key=_age, reverse=True)[self._keep - 1 :]:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("former checkpoints stay in %s: %s", self.directory, error)
+            log.warning("old checkpoints not removed from %s: %s", self.directory, error)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard link, or copy where the file system has no hard links."""
+    """Hard-link, or copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

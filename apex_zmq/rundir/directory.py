@@ -1,4 +1,4 @@
-"""The directory of a run: checkpoints, TensorBoard events, settings, and the lock of its learner."""
+"""The directory of a run: choosing and checking it, its settings, and the lock of its learner."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SETTINGS = "config.yaml"
 
 
 def choose(given: Path | None, config_name: str, resume: bool) -> Path:
-    """The run directory asked for, a new one named after config and time, or the config's newest to resume.
+    """Return the given run directory, or by default a new name (config and time), or the newest run to resume.
 
     Raises:
-        ConfigError: nothing to resume.
+        ConfigError: the config has no run to resume.
     """
     if given is not None:
         return given
     if not resume:
         return RUNS / f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    ours = re.compile(re.escape(config_name) + r"-\d{8}-\d{6}")  # not those of another config, NAME-2 say
+    ours = re.compile(re.escape(config_name) + r"-\d{8}-\d{6}")  # not runs of a config named NAME-2
     runs = [path for path in RUNS.glob("*") if ours.fullmatch(path.name) and holds_run(path)]
     if not runs:
         raise ConfigError(f"--resume found no run {RUNS}/{config_name}-*; name one with --run-dir")
@@ -35,16 +35,18 @@ def choose(given: Path | None, config_name: str, resume: bool) -> Path:
 
 
 def check(path: Path, resume: bool) -> None:
-    """Refuse a directory that this run cannot use, without making or changing anything.
+    """Check that this run can use a directory, without creating or changing anything.
 
     Raises:
-        ConfigError: in use, holding another run (when not resuming), holding none (when resuming).
+        ConfigError: the directory is in use, holds a run (when not resuming) or holds none (when resuming).
     """
     held = holds_run(path)
     if resume and not held:
-        raise ConfigError(f"run directory {path} holds no checkpoint to resume; leave --resume out or name another")
+        raise ConfigError(
+            f"run directory {path} has no checkpoint to resume; omit --resume or choose another --run-dir"
+        )
     if not resume and held:
-        raise ConfigError(f"run directory {path} holds a run already; --resume it or choose another --run-dir")
+        raise ConfigError(f"run directory {path} already holds a run; pass --resume or choose another --run-dir")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run directory {path} is a file; choose another --run-dir")
     if (path / LOCK).exists():
@@ -52,24 +54,24 @@ def check(path: Path, resume: bool) -> None:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether there is a checkpoint to resume."""
+    """Return whether the directory has a checkpoint to resume."""
     return any(path.glob("*.safetensors"))
 
 
 def keep_settings(path: Path, settings: str) -> None:
-    """Write down what a run is set to, YAML, for programs that want to find it. A full disk costs it, not the run."""
+    """Write the run's resolved settings, YAML, for programs that join it. A write error is logged, not raised."""
     try:
         with replacing(path / SETTINGS) as temporary:
             temporary.write_text(settings)
     except OSError as error:
-        log.error("%s not written, training goes on: %s", path / SETTINGS, error)
+        log.error("%s not written, training continues: %s", path / SETTINGS, error)
 
 
 class RunDirectory:
-    """A run directory, made when missing, held by one learner at a time.
+    """A run directory, created if missing, locked by one learner at a time.
 
     Raises:
-        ConfigError: in use, or not to be written.
+        ConfigError: the directory is in use or not writable.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,11 +1,11 @@
-"""`episodes.csv` in a run directory: one line per episode, to plot and compare runs from."""
+"""`episodes.csv` in a run directory: one row per episode, for plots and comparisons."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from apex_zmq.wire.messages import Episode
@@ -13,16 +13,19 @@ from apex_zmq.wire.messages import Episode
 log = logging.getLogger(__name__)
 
 EPISODES = "episodes.csv"
-COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared")
+COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length")  # then entries of `Episode.info`
 
 
 class EpisodeLog:
-    """Appends to the file; a resumed run goes on in it, after what its interrupted part wrote beyond its checkpoint.
+    """Appends rows to the file; a resumed run appends to the rows of its interrupted part.
 
-    time: unix seconds at which the learner heard of the episode. decisions: of the whole run, of all lanes, then.
+    time: unix seconds at which the learner received the episode.
+    decisions: decisions of the whole run, over all lanes, at that time.
+    entries: entries of `Episode.info` with a column of their own, empty where an episode lacks the entry.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, entries: Sequence[str] = ()) -> None:
+        self._entries = entries
         self._failed = False
         try:
             self._file = (directory / EPISODES).open("a", newline="")
@@ -31,10 +34,10 @@ class EpisodeLog:
             self._file = Path(os.devnull).open("w")  # noqa: SIM115 (as long as this object)
         self._rows = csv.writer(self._file)
         if self._file.tell() == 0:
-            self._write([COLUMNS])
+            self._write([(*COLUMNS, *entries)])
 
     def write(self, time: float, decisions: int, episodes: Iterable[Episode]) -> None:
-        """One line per episode. A file that cannot be written is logged once and costs lines, not the run."""
+        """Append one row per episode. A write error is logged once; the rows are dropped."""
         self._write(
             (
                 f"{time:.1f}",
@@ -43,8 +46,7 @@ class EpisodeLog:
                 episode.stage,
                 f"{episode.episode_return:.4g}",
                 episode.length,
-                episode.max_x,
-                int(episode.cleared),
+                *(f"{episode.info[entry]:.10g}" if entry in episode.info else "" for entry in self._entries),
             )
             for episode in episodes
         )
@@ -58,12 +60,12 @@ class EpisodeLog:
 
     def _fail(self, error: OSError) -> None:
         if not self._failed:
-            log.error("%s misses episodes, training goes on: %s", EPISODES, error)
+            log.error("episodes missing from %s, training continues: %s", EPISODES, error)
         self._failed = True
 
     def close(self) -> None:
         """Close the file."""
         try:
             self._file.close()
-        except OSError as error:  # what a full disk left in the buffer
-            log.error("%s misses episodes: %s", EPISODES, error)
+        except OSError as error:  # buffered rows on a full disk
+            log.error("episodes missing from %s: %s", EPISODES, error)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """A path beside `path` to write to; what is there when the block ends well takes its place, and is on the disk.
+    """Atomically replace `path`: yield a temporary file to write; fsync and rename it when the block succeeds.
 
-    previous: where the file goes that was at `path`, if any; None: it is gone.
+    previous: path to which the former file is moved; None: the former file is replaced.
 
     Raises:
-        OSError: it cannot be written. Both are as before then, as when the block raises.
+        OSError: the file cannot be written. Then, and when the block raises, both files are unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # one left by a killed process may be a link to a file still in use
+    temporary.unlink(missing_ok=True)  # a file left by a killed process may be a hard link to one in use
     try:
         yield temporary
         _sync(temporary)
@@ -27,7 +27,7 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
             os.replace(path, previous)
         os.replace(temporary, path)
     finally:
-        # Also after success: renaming one link of a file over another of the same file does nothing.
+        # Needed after success too: renaming one hard link over another of the same file has no effect.
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
 

@@ -1,4 +1,4 @@
-"""PPO and DQN of stable-baselines3 with our torso, set for Mario and a given time; their training and evaluation."""
+"""Train and evaluate PPO and DQN of stable-baselines3 with our torso, with settings for Mario and a time budget."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from apex_zmq.agent.networks import make_network
 from apex_zmq.config.settings import Agent, Config
+from apex_zmq.envs.info import MARIO_COLUMNS
 from apex_zmq.play.evaluator import summarize
 from apex_zmq.play.player import Player, Protocol
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
 from apex_zmq.types import FrameSpec
 from benchmarks.peers.sb3_env import MarioEnv
 
-WIDTH = 512  # of the hidden layer: ours are two of 256
+WIDTH = 512  # of the hidden layer; our network has two of 256
 CHECKPOINT_S = 60.0
 
 
@@ -47,10 +48,10 @@ class Features(BaseFeaturesExtractor):
 
 
 class ByTheClock(BaseAlgorithm):
-    """An algorithm for a given time on two cores.
+    """An algorithm with a time budget on two cores.
 
-    Its schedules run over that time, since how many decisions that makes is not known before. A second thread
-    helps it to learn; while it acts, that would only keep a core from the environments.
+    Its schedules run over that time, since the number of decisions is not known in advance. It learns with two threads
+    and acts with one, which leaves a core to the environments.
     """
 
     begin = 0.0  # unix seconds
@@ -60,19 +61,19 @@ class ByTheClock(BaseAlgorithm):
         self._current_progress_remaining = max(0.0, 1 - (time.time() - self.begin) / self.seconds)
 
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """Learn from what was collected."""
+        """Learn from the collected experience, with two threads."""
         torch.set_num_threads(2)
         super().train(*args, **kwargs)
         torch.set_num_threads(1)
 
 
 class ClockedPPO(ByTheClock, PPO):
-    """PPO, with an entropy bonus that fades too."""
+    """PPO whose entropy bonus decays as well."""
 
     entropy = LinearSchedule(0.01, 1e-4, 0.8)
 
     def train(self) -> None:
-        """As `ByTheClock.train`."""
+        """Set the entropy bonus, then train."""
         self.ent_coef = self.entropy(self._current_progress_remaining)
         super().train()
 
@@ -82,7 +83,7 @@ class ClockedDQN(ByTheClock, DQN):
 
 
 def make_agent(algorithm: str, config: Config, seed: int) -> BaseAlgorithm:
-    """An untrained agent and its environments, each a process of its own, so that both cores act."""
+    """Make an untrained agent and its environments, each in its own process, so that both cores act."""
     shared = {
         "seed": seed,
         "gamma": config.agent.gamma,
@@ -97,8 +98,8 @@ def make_agent(algorithm: str, config: Config, seed: int) -> BaseAlgorithm:
     if algorithm == "ppo":
         # The recipe of tsilva/rlab's experiments/goals/SuperMarioBros-Nes-v0/Level1-1/recipes, which clears 1-1 in 95%
         # of its episodes after 5M decisions: 16 environments of 512 steps, gamma 0.9, GAE lambda 1, clip 0.15, 10
-        # epochs of batches of 512, learning rate and entropy falling for the first 80% of these 5M. It does without
-        # normalized advantages, for rewards of tens per decision; with ours, of about 1, SB3's default is the like.
+        # epochs of batches of 512, learning rate and entropy falling for the first 80% of these 5M. It does not
+        # normalize advantages, with rewards of tens per decision; ours are about 1, so SB3's default is comparable.
         return ClockedPPO(
             "CnnPolicy",
             _make_envs(config, 16, seed),
@@ -112,18 +113,18 @@ def make_agent(algorithm: str, config: Config, seed: int) -> BaseAlgorithm:
             **shared,
         )
     # The settings for Atari of rl-baselines3-zoo's hyperparams/dqn.yml: an update of batch 32 every 4 decisions,
-    # learning rate 1e-4, target network every 1,000 decisions, epsilon falling to 0.01. That is for 10M decisions:
-    # learning begins, and epsilon ends, earlier here. n-step returns, which the zoo does without, as for our agent.
+    # learning rate 1e-4, target network every 1,000 decisions, epsilon falling to 0.01. They are for 10M decisions, so
+    # learning begins and epsilon ends earlier here. n-step returns, which the zoo does not use, are those of our agent.
     num_envs, decisions_per_update = 8, 4
     return ClockedDQN(
         "CnnPolicy",
         _make_envs(config, num_envs, seed),
         n_steps=config.agent.n_step,
-        buffer_size=200_000,  # 4.6 GB of 48 x 60 frames; optimize_memory_usage does not go with n-step returns
+        buffer_size=200_000,  # 4.6 GB of 48 x 60 frames; optimize_memory_usage excludes n-step returns
         learning_starts=10_000,
         batch_size=32,
         learning_rate=1e-4,
-        train_freq=1,  # once all environments have taken a step
+        train_freq=1,  # after a step of all environments
         gradient_steps=num_envs // decisions_per_update,
         target_update_interval=1_000,
         exploration_fraction=0.25,
@@ -134,7 +135,7 @@ def make_agent(algorithm: str, config: Config, seed: int) -> BaseAlgorithm:
 
 def _make_envs(config: Config, count: int, seed: int) -> SubprocVecEnv:
     seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
-    # Forked from a process that has played already, they share what is imported and compiled: a second each.
+    # Forked after a first episode, the processes share imported and compiled code and start in a second each.
     first = MarioEnv(config.env, seed)
     first.reset()
     first.close()
@@ -142,14 +143,14 @@ def _make_envs(config: Config, count: int, seed: int) -> SubprocVecEnv:
 
 
 class Recorder(BaseCallback):
-    """Writes `episodes.csv`, as our learner does, and a checkpoint a minute; ends the training in time."""
+    """Write `episodes.csv`, as our learner does, and a checkpoint per minute; end training at the deadline."""
 
     def __init__(self, directory: Path, deadline: float) -> None:
         super().__init__()
         self._directory = directory
         self._deadline = deadline  # unix seconds
         self._episodes = (directory / EPISODES).open("w", buffering=1, newline="")
-        csv.writer(self._episodes).writerow(COLUMNS)
+        csv.writer(self._episodes).writerow((*COLUMNS, *MARIO_COLUMNS))
         self._saved, self._saved_decisions = time.time(), -1
 
     def _on_step(self) -> bool:
@@ -158,7 +159,7 @@ class Recorder(BaseCallback):
         if isinstance(self.model, DQN):
             random = self.num_timesteps <= self.model.learning_starts
             epsilon = "1" if random else f"{self.model.exploration_rate:.4g}"
-        writer = csv.DictWriter(self._episodes, COLUMNS)
+        writer = csv.DictWriter(self._episodes, (*COLUMNS, *MARIO_COLUMNS))
         for lane in np.flatnonzero(self.locals["dones"]):
             account = self.locals["infos"][lane]["account"]
             writer.writerow({"time": f"{now:.1f}", "decisions": self.num_timesteps, "epsilon": epsilon, **account})
@@ -201,7 +202,7 @@ class Preferences(nn.Module):
         self.stochastic = stochastic
 
     def forward(self, observation: Tensor) -> Tensor:
-        """The preferences."""
+        """Preferences for an observation."""
         if hasattr(self.policy, "q_net"):
             q: Tensor = self.policy.q_net(observation)
             return q
@@ -212,7 +213,7 @@ class Preferences(nn.Module):
 def evaluate(
     algorithm: str, checkpoint: Path, config: Config, protocol: Protocol, episodes: int, seed: int, stochastic: bool
 ) -> dict[str, Any]:
-    """Play a checkpoint as `apex_zmq.play.evaluator.evaluate` does and sum up.
+    """Play a checkpoint as `apex_zmq.play.evaluator.evaluate` does and summarize.
 
     Raises:
         EnvError: emulator or game missing or unusable.

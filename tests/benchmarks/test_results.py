@@ -1,10 +1,12 @@
-"""What docs/RESULTS.md says is what the files under docs/results say."""
+"""The tables of the documents match the files under docs/results, and those files are written the same twice."""
 
 from __future__ import annotations
 
-import csv
+import gzip
 import json
-from collections.abc import Iterable
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("matplotlib")
 results = pytest.importorskip("benchmarks.results")
 learning = pytest.importorskip("benchmarks.learning")
+csv_files = pytest.importorskip("benchmarks.csv_files")
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.integers(1, 30))
@@ -31,21 +34,31 @@ EPISODES = [
 ]
 
 
-def write_run(directory: Path, episodes: Iterable[tuple[float, int, float, int]]) -> None:
-    with (directory / "run.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("minutes", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared"))
-        rows.writerows((minutes, decisions, eps, "1-1", 1, 1, 100, hit) for minutes, decisions, eps, hit in episodes)
-    (directory / "run.json").write_text(json.dumps({"algorithm": "apex", "name": "run", "settings": {}}))
+COLUMNS = ("minutes", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared")
+EVALUATION = ("minutes", "decisions", "protocol", "seed", "episodes", "clear_rate")
+
+
+def write_run(
+    directory: Path, episodes: Iterable[tuple[float, int, float, int]], evaluations: Sequence[tuple[object, ...]] = ()
+) -> None:
+    rows = [(minutes, decisions, eps, "1-1", 1, 1, 100, hit) for minutes, decisions, eps, hit in episodes]
+    write(learning.episodes_file("run", directory), COLUMNS, rows)
+    write(learning.evaluations_file("run", directory), EVALUATION, evaluations)
+    about = {"algorithm": "apex", "name": "run", "settings": {}}
+    learning.about_file("run", directory).write_text(json.dumps(about))
+
+
+def write(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    csv_files.write_csv(path, columns, [dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def test_moments_of_a_run(tmp_path: Path) -> None:
-    write_run(tmp_path, EPISODES)
-    with (tmp_path / "run-eval.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("minutes", "decisions", "protocol", "seed", "episodes", "clear_rate"))
-        rows.writerows([(5, 50, "noop", 20_000, 100, 0.89), (9, 90, "noop", 20_000, 100, 0.9)])
-        rows.writerow((9, 90, "noop", 30_000, 100, 0.5))
+    evaluations = [
+        (5, 50, "noop", 20_000, 100, 0.89),
+        (9, 90, "noop", 20_000, 100, 0.9),
+        (9, 90, "noop", 30_000, 100, 0.5),
+    ]
+    write_run(tmp_path, EPISODES, evaluations)
     result = results.read("run", tmp_path)
     assert results.first_clear(result) == (2.0, 2_000)
     assert results.half_clear(result) == (22.0, 3_019)  # the twentieth of them
@@ -55,12 +68,10 @@ def test_moments_of_a_run(tmp_path: Path) -> None:
 
 def test_where_all_lanes_explore_alike_all_count(tmp_path: Path) -> None:
     write_run(tmp_path, [(minutes, decisions, 0.05, cleared) for minutes, decisions, _, cleared in EPISODES])
-    (tmp_path / "run-eval.csv").write_text("")
     assert len(results.read("run", tmp_path).low.minutes) == len(EPISODES)
 
 
 def test_a_trial_too_slow_for_the_early_window_says_so(tmp_path: Path) -> None:
-    (tmp_path / "run-eval.csv").write_text("")
     for decisions, early in ((190_000, "not reached"), (210_000, "1.00")):
         write_run(tmp_path, [(15.0, decisions, 0.001, 1)])
         row = results.comparison([results.read("run", tmp_path)], "sweep").splitlines()[-1]
@@ -68,9 +79,14 @@ def test_a_trial_too_slow_for_the_early_window_says_so(tmp_path: Path) -> None:
 
 
 def test_the_documents_are_up_to_date() -> None:
-    document = results.DOCUMENT.read_text()
-    assert results.tables(document, results.read_all()) == document
+    tables = results.tables(results.read_all())
+    documents = [path.read_text() for path in results.DOCUMENTS]
+    for document in documents:
+        assert results.fill(document, tables) == document
+    marks = [match["name"] for document in documents for match in results.MARKED.finditer(document)]
+    assert sorted(marks) == sorted(tables)  # each table stands in one document, and no name is misspelled
     for path in results.CARDS:
+        assert "evaluation" in {match["name"] for match in results.MARKED.finditer(path.read_text())}
         assert results.card(path) == path.read_text()
 
 
@@ -79,3 +95,56 @@ def test_a_run_starts_from_the_best_checkpoint_of_another() -> None:
     best = results.read("headline-1").fresh("noop")["checkpoint"]
     command = learning.command(run, Path("there"))
     assert command[command.index("--init-from") + 1] == f"build/learning/headline-1/{best}"
+
+
+@pytest.mark.parametrize("name", ["headline-1", "headline-1-eval", "ppo-1", "stage-1-3"])
+def test_results_read_and_written_again_are_the_same_bytes(name: str, tmp_path: Path) -> None:
+    stored = learning.RESULTS / f"{name}.csv.gz"
+    rows = csv_files.read_csv(stored)
+    csv_files.write_csv(tmp_path / "first.csv.gz", list(rows[0]), rows)
+    csv_files.write_csv(tmp_path / "second.csv.gz", list(rows[0]), rows)
+    assert (tmp_path / "first.csv.gz").read_bytes() == (tmp_path / "second.csv.gz").read_bytes()
+    csv_files.write_csv(tmp_path / "plain.csv", list(rows[0]), rows)
+    assert csv_files.read_csv(tmp_path / "plain.csv") == rows
+    # Another zlib may compress otherwise; the text within is the same everywhere.
+    assert gzip.decompress(stored.read_bytes()) == (tmp_path / "plain.csv").read_bytes()
+    assert stored.read_bytes()[:10] == (tmp_path / "first.csv.gz").read_bytes()[:10]  # no time, no name
+
+
+def git(directory: Path, *arguments: str) -> str:
+    return subprocess.check_output(["git", *arguments], cwd=directory, text=True)
+
+
+def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "config", "user.name", "somebody")
+    git(tmp_path, "config", "user.email", "somebody@example.org")
+    directory = tmp_path / "docs" / "results"
+    directory.mkdir(parents=True)
+    (tmp_path / "staged.txt").write_text("not of the queue")
+    git(tmp_path, "add", "staged.txt")
+    for age, name in ((30, "second"), (60, "first")):
+        for of in (learning.episodes_file, learning.evaluations_file, learning.about_file):
+            of(name, directory).write_bytes(b"{}")
+        os.utime(learning.about_file(name, directory), (1e9 - age, 1e9 - age))
+    learning.episodes_file("interrupted", directory).write_bytes(b"")
+    assert learning.uncommitted(directory) == ["first", "second"]
+    learning.commit(["first", "second"], directory)
+    assert git(tmp_path, "log", "--format=%s%b").strip() == "results: add first, second"
+    assert len(git(tmp_path, "ls-files", "docs").splitlines()) == 6
+    assert git(tmp_path, "status", "--porcelain", "-uall").splitlines() == [
+        "A  staged.txt",
+        "?? docs/results/interrupted.csv.gz",
+    ]
+    learning.evaluations_file("first", directory).write_bytes(b"evaluated again")
+    assert learning.uncommitted(directory) == ["first"]
+
+
+def test_a_commit_of_many_runs_keeps_its_subject_short() -> None:
+    names = [f"sweep-{number}" for number in range(30)]
+    subject, body = learning.commit_message(names)
+    assert len(subject) <= 72
+    assert subject.startswith("results: add sweep-0, sweep-1, ")
+    shown = subject.count("sweep-")
+    assert subject.endswith(f" and {30 - shown} more")
+    assert body.splitlines() == names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,6 +14,8 @@ from ..conftest import ROOT, StartProgram
 
 MARIO = str(ROOT / "configs" / "mario-cpu.yaml")
 CHROMIUM = find_chromium()
+LINES = (255, 112, 67)  # the colour of the first run
+CHARTS = [(x, y, x + 330, y + 180) for y in (155, 460) for x in (386, 736, 1086)]  # the first category's, in pixels
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing: apt-get install chromium")
@@ -21,9 +24,9 @@ def test_charts_are_drawn(start: StartProgram, tmp_path: Path) -> None:
     options = ("--num-actors", "1", "--max-updates", "60", "--run-dir", "run", "--set", "replay.min_size=500")
     train = start("train", "--config", MARIO, *options, "--set", "telemetry.log_interval_s=1")
     assert train.wait() == 0, train.output
-    drawn = screenshot(CHROMIUM, tmp_path / "run", tmp_path / "page.png")
-    assert drawn.keys() == {"return", "clear rate", "loss", "Q", "samples per insert", "rates, 1/s"}
-    assert drawn["rates, 1/s"] == 3
+    screenshot(CHROMIUM, tmp_path / "run", tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.size == SIZE
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100  # no empty page
+        page = picture.convert("RGB")
+    drawn = [int((np.array(page.crop(chart)) == LINES).all(-1).any(0).sum()) for chart in CHARTS]
+    assert min(drawn) > 25, drawn  # columns of pixels; the marker of a single point has nine

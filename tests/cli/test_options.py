@@ -17,8 +17,9 @@ from apex_zmq.config.settings import Config
 
 from ..conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "PROGRAMS.md").read_text()
 PROGRAMS = sorted(cli.PROGRAMS)
+ROLES = ("actor", "replay", "learner", "forwarder")
 REQUIRED = {"forwarder": ("--bind", "tcp://host:8")}
 # Of an option that stands for a setting: what is typed after it, the setting, its value then.
 SETTINGS: dict[str, tuple[str, str, Any]] = {
@@ -210,21 +211,31 @@ def test_units_stand_in_names_and_descriptions() -> None:
             assert not setting.name.endswith(ending) or unit in setting.description.lower(), setting.name
 
 
-def test_the_readme_lists_the_options_of_apex_train(parse: Callable[..., Parsed]) -> None:
-    _, _, table = README.partition("| option | sets | default |\n|---|---|---|\n")
-    sets_of = {flag: name for flag, name, _ in TRAIN_FLAGS}
+def documented() -> Iterator[tuple[str, str, str, str]]:
+    """Program, option, meaning and default of every row of the page's tables of options."""
+    for cells in re.findall(r"^\| `(--[\w-]+)[^|]*\| ([^|]*) \| ([^|]*) \|(?: (.*))? \|$", PAGE, re.MULTILINE):
+        option, programs, meaning, default = cells
+        for named in programs.split(", "):
+            for each in ROLES if named == "roles" else (named,):
+                yield each, option, meaning, default
+
+
+def test_the_page_lists_the_options_of_every_program(parse: Callable[..., Parsed]) -> None:
+    listed = [(program, option) for program, option, _, _ in documented()]
+    everywhere = {"--help", "--version"}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {
+        (program, flag) for program in PROGRAMS for flag, _ in options(parse(program).parser) if flag not in everywhere
+    }
+
+
+def test_the_page_has_settings_and_defaults_of_the_options_of_apex_train() -> None:
+    rows = {option: (meaning, default) for program, option, meaning, default in documented() if program == "train"}
     defaults = {setting.name: setting.default for setting in settings.settings()}
-    listed = []
-    for line in table.partition("\n\n")[0].splitlines():
-        option, sets, default = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
-        flags = re.findall(r"--[\w-]+", option)
-        listed += flags
-        if flags[0] in sets_of:
-            shown = [defaults[sets_of[flag]] for flag in flags]
-            texts = dict.fromkeys("none" if value is None else str(value) for value in shown)
-            assert re.sub(r",(?=\d{3})", "", default) == ", ".join(texts), line
-            assert len(flags) > 1 or f"`{sets_of[flags[0]]}`" in sets, line
-    assert {*listed, "--help", "--version", "--render"} == {flag for flag, _ in options(parse("train").parser)}
+    for flag, name, _ in TRAIN_FLAGS:
+        meaning, default = rows[flag]
+        assert f"`{name}`" in meaning, flag
+        assert re.sub(r",(?=\d{3})", "", default) == ("none" if defaults[name] is None else str(defaults[name])), flag
 
 
 # Variables that hold a section under another name than the section's.

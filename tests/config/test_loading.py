@@ -114,10 +114,6 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (
-            ["env.max_pool=true", "env.frame_skip=1"],
-            "env.max_pool takes two frames of a decision; raise env.frame_skip",
-        ),
         (["actor.segment_length=2"], "agent.n_step 3 exceeds actor.segment_length 2; lengthen segments"),
         (
             ["replay.capacity=400"],
@@ -139,18 +135,6 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
             [*TWO_SHARDS, "addresses.priorities=[tcp://127.0.0.1:3]"],
             "addresses.priorities lists 1 addresses for replay.shards 2; list one per shard",
         ),
-        (["env.stages=[1-1, 9-1]"], "env.stages: no stage '9-1' in SuperMarioBros; stages run from 1-1 to 8-4"),
-        (
-            ["env.id=SuperMarioBros2", "env.stages=[4-4, 5-1]"],
-            "env.stages: no stage '5-1' in SuperMarioBros2; stages run from 1-1 to 4-4",
-        ),
-        (["env.stages=[all]"], "no stage 'all'"),
-        (["env.stages=[1-5]"], "no stage '1-5'"),
-        (["env.stages=['11']"], "no stage '11'"),
-        (["env.stages=[1-1-1]"], "no stage '1-1-1'"),
-        (["env.actions=[]"], "env.actions: list at least one action, such as [right]"),
-        (["env.actions=[[]]"], "env.actions: [] names no button; buttons are A B NOOP"),
-        (["env.actions=[[right, jump]]"], "env.actions: ['right', 'jump'] names jump; buttons are A B NOOP"),
         (["addresses.batches=host"], "address host: write tcp://host:port"),
         (["addresses.batches=tcp://host"], "address tcp://host: write tcp://host:port"),
         (["addresses.batches=[tcp://host:1, tcp://host]"], "address tcp://host: write tcp://host:port"),
@@ -175,12 +159,6 @@ def test_the_largest_values_that_work_are_taken() -> None:
     loading.load(overrides=["replay.min_size=999968"])
     loading.load(overrides=["addresses.parameters=ipc:///" + "x" * 106])
     loading.load(overrides=TWO_SHARDS)
-    loading.load(overrides=["env.stages=all", "env.lives=3"])
-    loading.load(overrides=["env.stages=[1-1, 8-4]", "env.actions=[[NOOP], [right, left, up, down, A, B]]"])
-
-
-def test_stages_and_buttons_matter_to_mario_alone() -> None:
-    loading.load(overrides=["env.id=CartPole-v1", "env.stages=[9-9]"])
 
 
 @pytest.mark.parametrize(

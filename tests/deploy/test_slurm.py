@@ -80,7 +80,7 @@ class Cluster:
             self._daemon("slurmd started", "slurmd", "-D", "-N", node, "-f", str(configuration))
 
     def _daemon(self, ready: str, name: str, *arguments: str) -> None:
-        self.daemons.append(Program([str(shutil.which(name, path=PATH)), *arguments], self.directory))
+        self.daemons.append(Program.of([str(shutil.which(name, path=PATH)), *arguments], self.directory))
         self.daemons[-1].wait_for(ready)
 
     def ask(self, *command: str) -> str:
@@ -88,7 +88,7 @@ class Cluster:
 
     def submit(self, *words: str) -> Program:
         """What follows `sbatch` on the command line, up to where the job has ended."""
-        self.jobs.append(Program(["sbatch", "--wait", "--parsable", *words], ROOT))
+        self.jobs.append(Program.of(["sbatch", "--wait", "--parsable", *words], ROOT))
         return self.jobs[-1]
 
     def stop(self) -> None:
@@ -125,7 +125,7 @@ def cluster(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluste
 
 def wait_for(log: Path, pattern: str) -> None:
     """Follow a job's log until a line matches."""
-    tail = Program(["tail", "--lines=+1", "--follow=name", "--retry", "--quiet", str(log)], log.parent)
+    tail = Program.of(["tail", "--lines=+1", "--follow=name", "--retry", "--quiet", str(log)], log.parent)
     try:
         tail.wait_for(pattern)
     finally:

@@ -24,7 +24,7 @@ SYSTEM = Path("/lib/systemd/system")
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A root directory with the units, as docs/OPERATIONS.md installs them, and those that come with systemd."""
+    """A root directory with the units, as docs/DEPLOYMENTS.md installs them, and those that come with systemd."""
     if shutil.which("systemd-analyze") is None or not SYSTEM.is_dir():
         pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
     found = re.search(r"\d+", subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True).stdout)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from apex_zmq.envs import emulators
-from apex_zmq.envs.emulators import RIGHT, START, Emulator, FCEUmm, NESPy, rom_path
+from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy, rom_path
+from apex_zmq.envs.games import RIGHT, START
 from apex_zmq.envs.interface import EnvError
 
 # To the title, START, then right in bursts: 260 frames.
@@ -89,7 +90,7 @@ def test_a_foreign_state_is_refused(emulator: FCEUmm) -> None:
 
 def test_another_rom_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(emulators.ROM_SHA256, "SuperMarioBros", "0" * 64)
-    with pytest.raises(EnvError, match=r"no ROM beside .* is SuperMarioBros's .*; reinstall"):
+    with pytest.raises(EnvError, match=r"no ROM in .* is SuperMarioBros's .*; reinstall"):
         rom_path("SuperMarioBros")
 
 

@@ -57,7 +57,8 @@ def test_nothing_shown_leaves_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("a.avi", "must end in .mp4 or .gif"), ("a", "must end"), ("no/a.gif", "no directory .*no;")]
+    ("name", "reason"),
+    [("a.avi", "must end in .mp4 or .gif"), ("a", "must end"), ("no/a.gif", "directory .*no does not exist;")],
 )
 def test_files_that_cannot_be_written_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(VideoError, match=reason):
@@ -89,6 +90,6 @@ def test_a_digest_keeps_a_few_small_pictures_at_their_own_pace(count: int, kept:
 @pytest.mark.parametrize("name", ["a.gif", "a.mp4"])
 def test_a_file_that_turns_out_not_to_be_writable_is_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(VideoError, match=f"{name} cannot be written: .*; name another file") as refusal:
+    with pytest.raises(VideoError, match=f"{name} cannot be written: .*; choose another file") as refusal:
         write(tmp_path / name, 15.0, PICTURES * 100)
     assert "\n" not in str(refusal.value)

@@ -19,6 +19,7 @@ from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment, Shipment
+from apex_zmq.watch.metrics import unknown
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import frame_crc, window_crcs
 from apex_zmq.wire.codec import Kind
@@ -135,6 +136,7 @@ class Peers:
         while (status := self.statuses.receive(PATIENCE_S)) is not None and "inserts" not in status.metrics:
             pass
         assert status is not None
+        assert not unknown("replay", status.metrics)
         return status
 
     def status_when(self, met: Callable[[dict[str, float]], bool]) -> dict[str, float]:

@@ -99,9 +99,9 @@ def write_truncated_in_header(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, "no checkpoint .*; name a checkpoint file or a run directory"),
-        (lambda path: path.write_bytes(b""), "it is no safetensors file"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 a pickle in a zip archive"), "it is no safetensors file"),
+        (lambda path: None, "checkpoint .* does not exist; name a checkpoint file or a run directory"),
+        (lambda path: path.write_bytes(b""), "it is not a safetensors file"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 a pickle in a zip archive"), "it is not a safetensors file"),
         (write_truncated, "truncated or damaged, use another"),
         (write_truncated_in_header, "truncated or damaged, use another"),
         (write_foreign, "of another program"),
@@ -127,7 +127,7 @@ def test_wrong_types_in_the_header_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_checkpoint_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no latest\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no latest\.safetensors"):
         load(tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_former_ones_that_cannot_be_removed_cost_nothing_but_space(
     (tmp_path / "step-000000001.safetensors").mkdir()
     CheckpointStore(tmp_path, keep=1).save(make_checkpoint(2, value=2.0))
     assert value_in(tmp_path) == 2.0
-    assert "former checkpoints stay" in caplog.text
+    assert "old checkpoints not removed" in caplog.text
 
 
 def test_without_hard_links_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ class Run:
     def give_slow(self, directory: Path) -> None:
         """Start a shard that works 50 ms for each batch."""
         arguments = [*self._common, *_set(("replay.samples_per_insert=null",))]
-        self.shards[0] = Program([sys.executable, "-c", SLOW, *arguments], directory)
+        self.shards[0] = Program.of([sys.executable, "-c", SLOW, *arguments], directory)
 
     def await_verdict(self, rule: str) -> str:
         """The verdict's line, once it has been this rule for a while; the test times out when it never is."""

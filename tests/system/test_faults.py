@@ -1,4 +1,4 @@
-"""What docs/OPERATIONS.md says of faults, cell by cell, over real processes; most of it is `long`."""
+"""What docs/FAULTS.md says of faults, cell by cell, over real processes; most of it is `long`."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_forwarder_killed_or_frozen_costs_its_actors_nothing(
 
 
 def test_the_tests_that_the_document_names_are_there() -> None:
-    document = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    document = (ROOT / "docs" / "FAULTS.md").read_text()
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", document))
     assert len(named) > 10
@@ -230,7 +230,7 @@ def test_a_full_disk_costs_files_and_not_the_run(
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))  # no file grows by a byte, as on a full disk
     learner.wait_for("checkpoint not saved, training goes on")
     learner.wait_for("TensorBoard misses points, training goes on")
-    learner.wait_for("episodes.csv misses episodes, training goes on")
+    learner.wait_for("episodes missing from episodes.csv, training continues")
     saved = load(tmp_path / "run").counters["updates"]
     run.await_growth("learner", "train/updates", 50)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)

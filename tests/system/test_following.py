@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,15 +22,21 @@ from apex_zmq.cli import tools
 from apex_zmq.config import loading
 from apex_zmq.net.keys import make_client, make_servers
 from apex_zmq.net.parameters import MismatchError
+from apex_zmq.net.sockets import Inbox, Outbox, wait
 from apex_zmq.play import evaluator
 from apex_zmq.play.player import Player
-from apex_zmq.roles.learner.broadcaster import Broadcaster
+from apex_zmq.roles.learner.journal import Journal, Origin, StepReport
+from apex_zmq.roles.learner.publisher import Publisher
 from apex_zmq.rundir import checkpoint
 from apex_zmq.signature import experience_signature, network_signature
-from apex_zmq.wire.messages import Parameters, make_tensors
+from apex_zmq.wire.body import encode
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Parameters, Status, decode_relayed_status, make_tensors
 
 from ..checkpoints import CARTPOLE, untrained
 from ..conftest import ROOT, StartProgram
+
+PATIENCE_S = 30.0
 
 
 def events(directory: Path) -> EventAccumulator:
@@ -72,21 +81,41 @@ def test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept(
 
 
 class Run:
-    """The learner's own voice, without a learner: says what it is told to."""
+    """The learner's publisher and journal, without a learner: they publish what the test tells them to."""
 
     def __init__(self, directory: Path, settings: dict[str, object]) -> None:
         addresses = {f"addresses.{name}": f"ipc://{directory}/{name}" for name in ("parameters", "status")}
-        self.config = loading.replace(CARTPOLE, {**addresses, "telemetry.log_interval_s": 0.2, **settings})
+        intervals = {"telemetry.log_interval_s": 0.1, "telemetry.status_interval_s": 0.1}
+        self.config = loading.replace(CARTPOLE, {**addresses, **intervals, **settings})
         self.checkpoint = untrained(self.config)
-        self.broadcaster = Broadcaster(self.config, directory)
-        self.broadcaster.start()
+        self._publisher = Publisher(self.config.addresses)
+        begin = StepReport(update=0, progress_time=time.time(), rank_waited_s=np.zeros(1))
+        self._journal = Journal(self.config, directory, Origin.of(None), begin, self._publisher)
+        self._publisher.start()
+        self._journal.start()
 
     def publish(self, version: int, seed: int = 0, run: str = "run") -> None:
-        """Parameters from a seed, with a hundred updates and a thousand decisions to a version."""
+        """Parameters from a seed, with a hundred updates to a version."""
         arrays = to_arrays(Player.of(untrained(self.config, seed), "greedy", 0).network)
         signatures = network_signature(arrays), experience_signature(self.config)
-        self.broadcaster.stats.decisions = 1000 * version
-        self.broadcaster.publish(Parameters(run, 7, version, 100 * version, *signatures, make_tensors(arrays)))
+        self._publisher.publish(Parameters(run, 7, version, 100 * version, *signatures, make_tensors(arrays)))
+
+    def tell(self, decisions: int) -> None:
+        """An actor's decisions so far, once the learner's own status counts them."""
+        addresses, now = self.config.addresses, time.time()
+        actor = Status("actor", "actor", "host", 1, 1, now, now, now, {"decisions": decisions})
+        relayed: Inbox[Status] = Inbox.subscribe(addresses.parameters, {Kind.RELAYED_STATUS: decode_relayed_status})
+        with contextlib.closing(relayed), contextlib.closing(Outbox(addresses.status, hwm=16)) as statuses:
+            wait([], [statuses], PATIENCE_S)
+            assert statuses.send(encode(Kind.STATUS, actor))
+            while (status := relayed.receive(PATIENCE_S)) is not None:
+                if status.role == "learner" and status.metrics.get("decisions") == decisions:
+                    return
+        raise AssertionError("the learner's status does not count the decisions")
+
+    def close(self) -> None:
+        self._journal.close()
+        self._publisher.close()
 
 
 @pytest.fixture
@@ -99,7 +128,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
     yield begin_run
     for run in runs:
-        run.broadcaster.close()
+        run.close()
 
 
 def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[..., Run]) -> None:
@@ -114,9 +143,11 @@ def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[...
     checkpoint.save(path, untrained(CARTPOLE, kept))
     before = path.read_bytes()
     following = evaluator.follow(run.checkpoint, tmp_path, 1, 20, "greedy", 0)
+    run.tell(decisions=1000)
     run.publish(1, worse)
     low = next(following)
     assert path.read_bytes() == before
+    run.tell(decisions=2000)
     run.publish(2, better)
     high = next(following)
     assert low["mean_return"] + 5 < high["mean_return"]
@@ -159,7 +190,7 @@ def test_another_run_at_the_same_address_is_not_followed(tmp_path: Path, begin: 
     assert next(following)["version"] == 1
     before = (tmp_path / "best-eval.safetensors").read_bytes()
     run.publish(2, run="other")
-    with pytest.raises(MismatchError, match="publishes run other by now, not run"):
+    with pytest.raises(MismatchError, match="now publishes run other, not run"):
         next(following)
     assert (tmp_path / "best-eval.safetensors").read_bytes() == before
 
@@ -185,7 +216,10 @@ def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
     run = begin(addresses__keys=str(keys / "learner"))
     checkpoint.save(tmp_path / "latest.safetensors", run.checkpoint)
     follow = ["--checkpoint", str(tmp_path), "--follow"]
-    for arguments, reason in (([], "give those of an evaluator with --keys"), (["--keys", "nowhere"], "nowhere")):
+    for arguments, reason in (
+        ([], "pass the directory of an evaluator's keys with --keys"),
+        (["--keys", "nowhere"], "nowhere"),
+    ):
         assert tools.evaluate([*follow, *arguments]) == 2
         assert reason in capsys.readouterr().err
     judge = make_client(keys, "judge", "evaluator")
@@ -210,7 +244,7 @@ def test_a_run_that_cannot_be_drawn_is_followed_without_films(
     following = evaluator.follow(run.checkpoint, tmp_path, 1, 1, "noop", 0)
     assert next(following)["mean_return"] >= 8
     following.close()  # type: ignore[attr-defined]
-    assert "no films of the best: env.id plain_envs:make cannot be drawn" in caplog.text
+    assert "films of the best parameters are disabled: env.id plain_envs:make cannot be drawn" in caplog.text
     assert events(tmp_path / "eval").Tags()["images"] == []
 
 

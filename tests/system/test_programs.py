@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -102,17 +101,17 @@ BAD = {
         "apex-doctor --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"
     ),
     "missing checkpoint": Case(
-        "apex-eval --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+        "apex-eval --checkpoint {nowhere}",
+        "checkpoint {nowhere} does not exist",
+        "name a checkpoint file or a run directory",
     ),
-    "foreign file as checkpoint": Case(
-        "apex-eval --checkpoint {foreign}", "{foreign}", "name one that this program saved"
-    ),
+    "foreign file as checkpoint": Case("apex-eval --checkpoint {foreign}", "{foreign}", "name a checkpoint of this"),
     "no episodes": Case("apex-eval --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "run directory that holds a run": Case(
-        "apex-train --run-dir {held}", "{held} holds a run already", "--resume it or choose another"
+        "apex-train --run-dir {held}", "{held} already holds a run", "pass --resume or choose another"
     ),
     "run directory that holds a run, learner": Case(
-        "apex-learner --run-dir {held}", "{held} holds a run already", "--resume it or choose another"
+        "apex-learner --run-dir {held}", "{held} already holds a run", "pass --resume or choose another"
     ),
     "run directory in use": Case(
         "apex-train --run-dir {used}", "{used} is in use by another learner", "choose another --run-dir"
@@ -125,7 +124,7 @@ BAD = {
     "a run to resume or begin without a name": Case("apex-learner --resume auto", "--resume auto", "needs --run-dir"),
     "no such run to resume": Case(
         "apex-learner --resume --run-dir {nowhere}",
-        "{nowhere} holds no checkpoint",
+        "{nowhere} has no checkpoint",
         "leave --resume out or name another",
     ),
     "resume and another start": Case("apex-train --resume --init-from {foreign}", "--init-from", "give one"),
@@ -143,7 +142,9 @@ BAD = {
     ),
     "playing nothing": Case("apex-play --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "playing no checkpoint": Case(
-        "apex-play --checkpoint {nowhere}", "no checkpoint {nowhere}", "name a checkpoint file or a run directory"
+        "apex-play --checkpoint {nowhere}",
+        "checkpoint {nowhere} does not exist",
+        "name a checkpoint file or a run directory",
     ),
     "video of an unknown kind": Case("apex-eval --checkpoint {nowhere} --video out.avi", "out.avi", ".mp4 or .gif"),
     "video in no directory": Case(
@@ -259,15 +260,6 @@ def test_help_names_every_setting(program: str, outcomes: dict[str, Future[Outco
             assert setting.description in outcome.stdout
     else:
         assert program in ("apex-eval", "apex-play", "apex-keys")  # a checkpoint brings settings; keys need none
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_documents_name_every_option(program: str, outcomes: dict[str, Future[Outcome]]) -> None:
-    usage, _, _ = outcomes[f"{program} --help"].result().stdout.partition("\n\n")
-    documents = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
-    options = set(re.findall(r"--[a-z-]+", usage)) - {"--version"}
-    assert len(options) > 2
-    assert {option for option in options if not re.search(rf"{option}(?![a-z-])", documents)} == set()
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

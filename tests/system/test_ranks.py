@@ -45,13 +45,13 @@ PROGRAM = """
 import sys
 import numpy as np
 from apex_zmq.cli import main as cli
-from apex_zmq.roles.learner import Learner
+from apex_zmq.roles.learner.loop import Learner
 
-close = Learner._close
-def keep_and_close(learner):
+run = Learner.run
+def run_and_keep(learner, stop):
+    run(learner, stop)
     np.savez(f"rank-{learner._ranks.rank}.npz", **learner._trainer.parameters())
-    close(learner)
-Learner._close = keep_and_close
+Learner.run = run_and_keep
 sys.exit(cli.learner(sys.argv[1:]))
 """
 
@@ -195,7 +195,7 @@ def test_two_ranks_take_the_step_of_one_on_the_joined_batch(
     }
     (tmp_path / "config.yaml").write_text(loading.to_yaml(loading.replace(Config(), settings | shard.addresses)))
     (tmp_path / "learner.py").write_text(PROGRAM)
-    learner = Program([*TORCHRUN, "learner.py", "--config", "config.yaml", "--run-dir", "run"], tmp_path)
+    learner = Program.of([*TORCHRUN, "learner.py", "--config", "config.yaml", "--run-dir", "run"], tmp_path)
     programs.append(learner)
 
     one = Trainer(loading.replace(Config(), settings), EnvSpec(FRAME, 2))
@@ -295,7 +295,7 @@ def test_a_learner_of_two_ranks_trains_and_outlives_a_rank(
     def learn(updates: int) -> Program:
         run = ["--run-dir", "run", "--resume", "auto", "--set", f"run.max_updates={updates}"]
         program = [str(ROOT / "bin" / "apex-learner"), *common, *run, "--set", "learner.save_every=20"]
-        programs.append(Program([*TORCHRUN, "--max-restarts=1", "--no-python", *program], tmp_path))
+        programs.append(Program.of([*TORCHRUN, "--max-restarts=1", "--no-python", *program], tmp_path))
         return programs[-1]
 
     first = learn(60)

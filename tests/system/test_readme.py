@@ -1,4 +1,4 @@
-"""The README as a reader follows it: its commands, in order, in an empty directory that holds a fresh clone."""
+"""README and pages as a reader follows them: their shell commands, in order, in a fresh clone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ import pytest
 
 from ..conftest import ROOT, Program
 
-README = (ROOT / "README.md").read_text()
-ELSEWHERE = "Three machines"  # needs three hosts: test_three_machines.py runs such commands
+# Their blocks marked `sh` are run; commands that need other hosts or hours are marked otherwise.
+PAGES = ("README.md", "docs/PROGRAMS.md", "docs/ENVIRONMENTS.md", "docs/WATCHING.md", "docs/RUN_DIRECTORY.md")
 UPDATES_PER_RUN = 20
 
 
 def commands(text: str) -> list[str]:
-    """The commands of all shell blocks but those of three hosts, without comments, a continued line as one."""
-    sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    kept = "".join(section for section in sections if not section.startswith(ELSEWHERE))
-    script = "".join(re.findall(r"^```sh\n(.*?)^```", kept, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    """The commands of all shell blocks, without comments, a continued line as one."""
+    script = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
     lines = (re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in script.splitlines())
     return [line for line in lines if line]
 
@@ -61,7 +59,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def visit_tensorboard(command: str, clone: Path) -> None:
     """Start it, open its page, stop it."""
-    program = Program(["bash", "-c", f"exec {command} --port 0"], clone)
+    program = Program.of(["bash", "-c", f"exec {command} --port 0"], clone)
     try:
         line = program.wait_for(r"http://\S+")
         found = re.search(r"http://[^\s/]+", line)
@@ -76,15 +74,15 @@ def watch_a_run(command: str, clone: Path) -> None:
     """Start a run; follow it until something has been evaluated, or look at it once; stop both."""
     directory = f"checkpoints/watched-{len(list((clone / 'checkpoints').glob('watched-*')))}"
     run = f"bin/apex-train --config configs/cartpole.yaml --run-dir {directory} --set replay.min_size=500"
-    train = Program(run.split(), clone)
+    train = Program.of(run.split(), clone)
     try:
         train.wait_for("progress")
         if command.startswith("bin/apex-top"):
-            look = Program([*command.replace("checkpoints/RUN", directory).split(), "--once"], clone)
+            look = Program.of([*command.replace("checkpoints/RUN", directory).split(), "--once"], clone)
             assert look.wait() == 0, look.output
             assert "verdict: " in look.output
             return
-        follow = Program(bounded(command, 0, directory).split(), clone)
+        follow = Program.of(bounded(command, 0, directory).split(), clone)
         try:
             follow.wait_for("mean_return")
             follow.interrupt()
@@ -97,9 +95,9 @@ def watch_a_run(command: str, clone: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_reader_gets_through_the_readme(clone: Path) -> None:
+def test_a_reader_gets_through_the_pages(clone: Path) -> None:
     runs, newest = 0, ""
-    for command in commands(README):
+    for command in commands("".join((ROOT / page).read_text() for page in PAGES)):
         if command == "make test":
             continue
         if "/tensorboard" in command:
@@ -118,13 +116,13 @@ def test_a_reader_gets_through_the_readme(clone: Path) -> None:
 
 def test_commands_are_taken_as_a_reader_would() -> None:
     start = "## Start\n```sh\nmake train    # sets up\n# a remark\nbin/a --x \\\n --y '#1'\n```\n```python\nx\n```\n"
-    three = f"## {ELSEWHERE}\n```sh\nssh\n```\n"
-    assert commands(start + three) == ["make train", "bin/a --x   --y '#1'"]
+    assert commands(start + "```text\nssh\n```\n") == ["make train", "bin/a --x   --y '#1'"]
     assert bounded("bin/apex-train --resume", 3, "r").startswith(
         "bin/apex-train --resume --num-actors 1 --max-updates 60"
     )
     assert bounded("bin/apex-eval --checkpoint checkpoints/RUN --json", 1, "checkpoints/a-1") == (
         "bin/apex-eval --checkpoint checkpoints/a-1 --json --episodes 1"
     )
-    assert "make train" in commands(README)
-    assert "make test" in commands(README)
+    readme = commands((ROOT / "README.md").read_text())
+    assert "make train" in readme
+    assert "make test" in readme

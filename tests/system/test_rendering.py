@@ -116,7 +116,7 @@ def test_a_run_is_shown_and_goes_on_without_window_or_display(
     ours.end()
     train.wait_for("actor-0 ended with code")
     theirs.close_windows()
-    actor.wait_for("window closed; training goes on$")
+    actor.wait_for("window closed; training continues$")
     statuses: Inbox[Status] = Inbox.subscribe(config.addresses.parameters, {Kind.RELAYED_STATUS: decode_relayed_status})
     name = f"actor-{socket.gethostname()[:40]}"
     before = decisions(statuses, name)

@@ -74,7 +74,7 @@ class Host:
     def terminal(self, script: str) -> Program:
         """A terminal in which somebody pastes a script."""
         bash = ["ip", "netns", "exec", self.namespace, "bash", "-e", "-o", "pipefail", "-c", script]
-        self.programs.append(Program(bash, self.directory))
+        self.programs.append(Program.of(bash, self.directory))
         return self.programs[-1]
 
     def ask(self, *command: str) -> str:

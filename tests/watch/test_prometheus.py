@@ -49,6 +49,7 @@ def test_a_status_has_names_labels_and_types() -> None:
     (inserts,) = found["apex_replay_inserts"].samples
     assert (inserts.name, inserts.value) == ("apex_replay_inserts_total", 12)
     assert inserts.labels == {"name": "replay-1", "shard": "1"}
+    assert found["apex_replay_inserts"].documentation == "transitions inserted (transitions)"
     types = {name.removeprefix("apex_replay_"): family.type for name, family in found.items()}
     assert types.pop("inserts") == "counter"
     assert types == dict.fromkeys(["size", "segments_lost", "start_time_s", "progress_time_s"], "gauge")  # lost shrinks

@@ -236,7 +236,13 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("STATUS", "episodes.0.episode_return", NAN, "not finite"),
     ("STATUS", "episodes.0.epsilon", 1.5, "<= 1"),
     ("STATUS", "episodes.0.epsilon", NAN, "epsilon"),
-    ("STATUS", "episodes.0.stage", "1" * 17, "length"),
+    ("STATUS", "episodes.0.stage", "1" * 33, "length"),
+    ("STATUS", "episodes.0.info", {"max_x": NAN}, "not finite"),
+    ("STATUS", "episodes.1.info", {"max_x": INF}, "not finite"),
+    ("STATUS", "episodes.0.info", {"": 1.0}, "length"),
+    ("STATUS", "episodes.0.info", {"x" * 33: 1.0}, "length"),
+    ("STATUS", "episodes.0.info", {str(i): 1.0 for i in range(17)}, "length"),
+    ("STATUS", "episodes.0.info", {"max_x": "far"}, "float"),
     ("RELAYED_STATUS", "time", NAN, "not finite"),
 ]
 

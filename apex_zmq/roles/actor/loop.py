@@ -222,7 +222,7 @@ class Actor:
         self._lengths[lane] += 1
         if self._window is not None and self._window.lane == lane:
             epsilon, episode_return = float(self._epsilon[lane]), float(self._returns[lane])
-            self._window.show(stack, q, action, episode_return, step.progress, epsilon)
+            self._window.show(stack, q, action, episode_return, epsilon, step.stage, step.info)
         return step
 
     def _final_values(self, steps: list[Step]) -> npt.NDArray[np.float64]:
@@ -251,16 +251,13 @@ class Actor:
             self._epsilon[lane] = elastic_epsilon(actor.epsilon, actor.epsilon_alpha, lane, actor.lanes, self._rng)
 
     def _finish_episode(self, lane: int, step: Step) -> None:
-        progress = step.progress
         self._reporter.episode(
             Episode(
                 episode_return=float(self._returns[lane]),
                 length=int(self._lengths[lane]),
                 epsilon=float(self._epsilon[lane]),
-                stage=progress.stage if progress else "",
-                max_x=progress.max_x if progress else 0,
-                cleared=progress.cleared if progress else False,
-                stages_cleared=progress.stages_cleared if progress else 0,
+                stage=step.stage,
+                info=dict(step.info),
             )
         )
 

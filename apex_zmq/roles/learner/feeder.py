@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from apex_zmq.net.keys import ServerKeys
+from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.net.keys import server_keys
 from apex_zmq.net.sockets import Inbox
 from apex_zmq.types import Batch, FrameSpec, Sample
 from apex_zmq.wire.checksums import corrupted_windows
@@ -38,41 +39,41 @@ class DecodedBatch:
     broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, are not what their actor sent, or of no action
 
 
-class Feeder(threading.Thread):
-    """Receives the batches of one learner incarnation and decodes each frame once.
-
-    learner_incarnation: set before it starts; batches of another are dropped.
-    corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking them.
+def bind_batches(config: Config, rank: int, frame: FrameSpec) -> Inbox[Batch]:
+    """The socket on which a rank of the learner receives its batches, of such frames.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
+    return Inbox.bind(
+        batch_addresses(config.addresses)[rank],
+        {Kind.BATCH: lambda parts: decode_batch(parts, frame, config.agent.n_step)},
+        hwm=RECEIVE_HWM,
+        insecure=config.addresses.insecure,
+        keys=server_keys(config.addresses, "batches"),
+    )
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        insecure: bool,
-        frame: FrameSpec,
-        n_step: int,
-        num_actions: int,
-        pin_memory: bool,
-        keys: ServerKeys | None = None,
-    ) -> None:
+
+class Feeder(threading.Thread):
+    """Receives the batches of one learner incarnation and decodes each frame once.
+
+    inbox: closed with the feeder. learner_incarnation: batches of others are dropped.
+    num_actions: rows with an action beyond are broken.
+    pin_memory: page-locked buffers, for copies to a GPU.
+
+    corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking.
+    Both are written by this thread alone.
+    """
+
+    def __init__(self, inbox: Inbox[Batch], *, learner_incarnation: int, num_actions: int, pin_memory: bool) -> None:
         super().__init__(name="feeder", daemon=True)
-        self._inbox: Inbox[Batch] = Inbox.bind(
-            address,
-            {Kind.BATCH: lambda parts: decode_batch(parts, frame, n_step)},
-            hwm=RECEIVE_HWM,
-            insecure=insecure,
-            keys=keys,
-        )
+        self._inbox = inbox
+        self._learner_incarnation = learner_incarnation
         self._num_actions = num_actions
-        self.learner_incarnation = 0
+        self._pin_memory = pin_memory
         self.corrupted = 0
         self.decode_s = 0.0
         self._foreign = 0
-        self._pin_memory = pin_memory
         self._decoded: queue.Queue[DecodedBatch] = queue.Queue(DECODED_AHEAD)
         self._buffers: queue.SimpleQueue[npt.NDArray[Any]] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -104,7 +105,7 @@ class Feeder(threading.Thread):
             batch = self._inbox.receive(IDLE_S)
             if batch is None:
                 continue
-            if batch.learner_incarnation != self.learner_incarnation:
+            if batch.learner_incarnation != self._learner_incarnation:
                 self._complain(batch.learner_incarnation)
                 continue
             started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The learner role: takes gradient steps and returns priorities; rank 0 publishes and saves besides."""
+"""The learner role: takes gradient steps and returns priorities; rank 0 publishes, records and saves besides."""
 
 from __future__ import annotations
 
@@ -6,56 +6,44 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from apex_zmq.agent.importance import Draw, ImportanceWeights
+from apex_zmq.agent.importance import ImportanceWeights
 from apex_zmq.agent.ranks import ALONE, Ranks
-from apex_zmq.agent.trainer import Trainer
+from apex_zmq.agent.trainer import StepResult, Trainer
 from apex_zmq.config.settings import Config, batch_addresses
 from apex_zmq.envs.make import env_spec
 from apex_zmq.errors import CheckpointError, ConfigError, UserError
-from apex_zmq.net.keys import client_keys, server_keys
+from apex_zmq.net.keys import client_keys
 from apex_zmq.net.sockets import Outbox
-from apex_zmq.roles.learner import bad_batches
-from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder
-from apex_zmq.roles.learner.lead import Lead
+from apex_zmq.roles.learner import bad_batches, consensus
+from apex_zmq.roles.learner.consensus import Exchange
+from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
+from apex_zmq.roles.learner.journal import Journal, Origin, Saver, StepReport, spent_budget
+from apex_zmq.roles.learner.publisher import Publisher
 from apex_zmq.rundir.checkpoint import Checkpoint, load, to_play
+from apex_zmq.rundir.directory import RunDirectory
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Float32s, PriorityUpdate
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import encode_priorities
-from apex_zmq.wire.messages import Hello
+from apex_zmq.wire.messages import Hello, Parameters, make_tensors
 
 log = logging.getLogger(__name__)
 
 PRIORITY_HWM = 64
 HELLO_S = 1.0
 IDLE_S = 0.1
-# What each rank says to the others before a step.
-SAID = np.dtype(
-    [
-        ("leave", "?"),  # told to stop, or a budget is spent
-        ("ready", "?"),  # has a batch; what follows is of it, up to `least`
-        ("shard", "i8"),
-        ("shard_incarnation", "i8"),
-        ("mass", "f8"),
-        ("num_transitions", "i8"),
-        ("least", "f8"),
-        ("now", "f8"),  # monotonic seconds
-        ("waited_s", "f8"),  # for a batch, since it last said something
-        ("corrupted", "i8"),  # windows so far
-    ]
-)
 
 
 class DivergenceError(UserError):
-    """Training has come to nothing; starting again where it was saved would lead there again."""
+    """Too many gradient steps in a row were skipped; resuming from the newest checkpoint may fail the same way."""
 
 
 class Learner:
@@ -67,8 +55,8 @@ class Learner:
     init_from: start from the parameters that an evaluation of this checkpoint, or of this directory, plays.
 
     Raises:
-        ConfigError: a directory or address in use, a device that is not there, ranks that were not given the same.
-        EnvError: an environment that is unknown.
+        ConfigError: a directory or address in use, a device that is missing, ranks with different settings.
+        EnvError: an unknown environment.
         CheckpointError: a checkpoint that is missing, damaged or of another network or experience.
         RankLostError: another rank has ended.
     """
@@ -83,11 +71,10 @@ class Learner:
         ranks: Ranks = ALONE,
     ) -> None:
         torch.set_num_threads(config.learner.threads)
-        addresses = batch_addresses(config.addresses)
-        if len(addresses) != ranks.size:
+        if (listed := len(batch_addresses(config.addresses))) != ranks.size:
             raise ConfigError(
-                f"addresses.batches lists {len(addresses)} for {ranks.size} ranks of the learner; list one for each "
-                "that torchrun starts"
+                f"addresses.batches lists {listed} for {ranks.size} ranks of the learner; list one for each that "
+                "torchrun starts"
             )
         spec = env_spec(config.env)
         self._config = config
@@ -98,53 +85,39 @@ class Learner:
         self._network_signature = network_signature(self._trainer.parameters())
         if init_from is not None:
             self._trainer.initialize(self._load(to_play(init_from)).played)
-        keys = client_keys(config.addresses, "priorities")
+        self._open = ExitStack()  # closed in reverse order
+        self._open.callback(ranks.leave)
+        batches = bind_batches(config, ranks.rank, spec.frame)
+        # Only rank 0 has a publisher, and with it a journal (see `run`).
+        self._publisher: Publisher | None = None
+        if ranks.rank == 0:
+            # Addresses before the directory, so that a run that cannot begin leaves none behind.
+            self._publisher = Publisher(config.addresses)
+            self._open.callback(RunDirectory(directory).release)
+            self._open.callback(self._publisher.close)
+        self._origin = self._agree(self._restore() if resume else None)
         self._feeder = Feeder(
-            addresses[ranks.rank],
-            insecure=config.addresses.insecure,
-            keys=server_keys(config.addresses, "batches"),
-            frame=spec.frame,
-            n_step=config.agent.n_step,
+            batches,
+            learner_incarnation=self._origin.learner_incarnation,
             num_actions=spec.num_actions,
             pin_memory=self._trainer.device.type == "cuda",
         )
-        self._lead: Lead | None = None
-        if ranks.rank == 0:
-            self._lead = Lead(config, directory, self._trainer, self._experience_signature, self._network_signature)
-        if resume:
-            self._restore()
-        self._hello = self._agree()
-        self._feeder.learner_incarnation = self._hello.learner_incarnation
+        self._open.callback(self._feeder.close)
+        keys = client_keys(config.addresses, "priorities")
         self._shards = [Outbox(address, hwm=PRIORITY_HWM, keys=keys) for address in config.addresses.priorities]
+        for shard in self._shards:
+            self._open.callback(shard.close)
+        self._threads: list[threading.Thread] = []
         self._weights = ImportanceWeights()
         self._bad_steps = self._bad_steps_in_a_row = 0
+        self._version = 0
         log.info(
             "run %s in %s on %s; experience signature %s, network signature %s",
-            self._hello.run,
+            self._origin.run_id,
             directory,
             self._trainer.device,
             self._experience_signature,
             self._network_signature,
-        )
-
-    def _agree(self) -> Hello:
-        """How this rank greets the shards: in rank 0's incarnation.
-
-        Raises:
-            ConfigError: rank 0 has other settings, or begins elsewhere.
-        """
-        said: Any = None
-        here = [self._experience_signature, self._network_signature, self._trainer.updates]
-        if self._lead is not None:
-            said = [self._lead.run_id, self._lead.learner_incarnation, *here]
-        run_id, incarnation, *there = self._ranks.share(said)
-        if here != there:
-            raise ConfigError(
-                f"rank {self._ranks.rank} has signatures and updates {here}, rank 0 {there}; give all ranks the same "
-                "config, and a run directory that all see"
-            )
-        return Hello(
-            run=run_id, learner_incarnation=incarnation, rank=self._ranks.rank, signature=self._experience_signature
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -155,18 +128,53 @@ class Learner:
             RankLostError: another rank has ended.
             RuntimeError: one of the learner's threads has died.
         """
-        try:
-            self._train(stop)
-            if self._lead is not None:
-                self._lead.save()
-        finally:
-            self._close()
+        with self._open:
+            if self._publisher is not None:
+                self._lead(stop, self._publisher)
+            else:
+                for _ in self._passes(stop.is_set):
+                    pass
 
-    def _train(self, stop: threading.Event) -> None:
-        lead = self._lead
-        self._feeder.start()
-        if lead is not None:
-            lead.start()
+    def _lead(self, stop: threading.Event, publisher: Publisher) -> None:
+        """What rank 0 does: take the steps, hand over a report of each, publish and save when it is time."""
+        trainer, settings = self._trainer, self._config.learner
+        saver = Saver(self._config, self._directory, self._origin, self._experience_signature, self._network_signature)
+        journal = Journal(self._config, self._directory, self._origin, self._first_report(), publisher)
+        self._open.callback(journal.close)
+        begin = time.monotonic()
+
+        def elapsed_s() -> float:
+            return self._origin.elapsed_s + time.monotonic() - begin
+
+        def is_over() -> bool:
+            if stop.is_set():
+                return True
+            spent = spent_budget(self._config.run, trainer.updates, journal.totals, elapsed_s())
+            if spent is not None:
+                log.info("budget spent: %s", spent)
+            return spent is not None
+
+        self._start(publisher)
+        self._start(journal)
+        self._publish(publisher)
+        if trainer.updates == 0:
+            # So that a learner that dies early can be started again with --resume.
+            saver.save(trainer, journal.totals, elapsed_s())
+        for report in self._passes(is_over):
+            journal.record(report)
+            if report.stepped and report.update % settings.sync_every == 0:
+                self._publish(publisher)
+            if report.stepped and report.update % settings.save_every == 0:
+                saver.save(trainer, journal.totals, elapsed_s())
+        saver.save(trainer, journal.totals, elapsed_s())
+
+    def _passes(self, is_over: Callable[[], bool]) -> Iterator[StepReport]:
+        """Greet, wait for a batch, take a step, return priorities, over and over until a rank leaves.
+
+        Yields a report after each pass. A pass takes a step only when every rank has a batch.
+        """
+        self._start(self._feeder)
+        report = self._first_report()
         decoded: DecodedBatch | None = None
         next_hello = 0.0
         while True:
@@ -174,51 +182,72 @@ class Learner:
             if begin >= next_hello:
                 self._greet_shards()
                 next_hello = begin + HELLO_S
-            leave = stop.is_set() or (lead is not None and lead.budget_spent())
+            leave = is_over()
             if decoded is None and not leave:
                 decoded = self._feeder.get(IDLE_S)
-            # Nobody waits long in here: who has no batch says so.
-            said = self._ranks.gather(self._say(leave, decoded, begin))
-            if lead is not None:
-                lead.waited(time.monotonic() - begin, said["waited_s"])
+            # No rank waits long above: one without a batch says so here.
+            now = time.monotonic()
+            heard = consensus.exchange(
+                self._ranks,
+                leave=leave,
+                decoded=decoded,
+                now=now,
+                waited_s=now - begin,
+                corrupted=self._feeder.corrupted,
+            )
+            report = dataclasses.replace(
+                report,
+                waited_s=report.waited_s + time.monotonic() - begin,
+                rank_waited_s=report.rank_waited_s + heard.waited_s,
+                metrics={},
+            )
             self._check_threads()
-            if said["leave"].any():
+            if heard.leave:
                 return
-            if decoded is not None and said["ready"].all():
-                self._learn(decoded, said)
+            if decoded is not None and heard.draws:
+                report = self._learn(decoded, heard, report)
+                self._feeder.recycle(decoded)
                 decoded = None
+            yield report
 
-    def _say(self, leave: bool, decoded: DecodedBatch | None, begin: float) -> npt.NDArray[Any]:
-        now = time.monotonic()
-        said = np.zeros((), SAID)
-        said["leave"], said["now"], said["waited_s"] = leave, now, now - begin
-        said["corrupted"] = self._feeder.corrupted
-        if decoded is not None:
-            batch, sample = decoded.batch, decoded.batch.sample
-            said["ready"] = True
-            said["shard"], said["shard_incarnation"] = batch.shard, batch.shard_incarnation
-            said["mass"], said["num_transitions"] = sample.mass, sample.num_transitions
-            said["least"] = sample.priority.min()
-        return said
+    def _learn(self, decoded: DecodedBatch, heard: Exchange, report: StepReport) -> StepReport:
+        """Take a step and return its priorities to the shard; the report with what came of it.
 
-    def _check_threads(self) -> None:
-        for thread in (self._feeder, *([self._lead.broadcaster] if self._lead is not None else [])):
-            if not thread.is_alive():
-                raise RuntimeError(f"the learner's {thread.name} has died")
-
-    def _learn(self, decoded: DecodedBatch, said: npt.NDArray[Any]) -> None:
-        batch, sample = decoded.batch, decoded.batch.sample
-        draws = [Draw(*row) for row in said[[field.name for field in dataclasses.fields(Draw)]].tolist()]
-        weights = self._weights.weigh(
-            draws, self._ranks.rank, sample.priority, self._trainer.beta, said[0]["now"].item()
-        )
+        Raises:
+            DivergenceError: too many steps in a row were skipped.
+        """
+        sample = decoded.batch.sample
+        weights = self._weights.weigh(heard.draws, self._ranks.rank, sample.priority, self._trainer.beta, heard.now)
         weights[decoded.broken] = 0.0
         result = self._trainer.step(decoded.windows, sample, weights)
-        if result.td_error is not None:
+        self._return_priorities(decoded, result)
+        if result.td_error is None:
+            self._skip(decoded, weights, result.reason)
+        else:
             self._bad_steps_in_a_row = 0
-            keys, td_error, retired = sample.keys, result.td_error, decoded.broken
-        else:  # only what is retired has news
-            keys = sample.keys[decoded.broken | result.hopeless]
+            report = dataclasses.replace(
+                report,
+                update=self._trainer.updates,
+                progress_time=time.time(),
+                metrics=result.metrics,
+                histograms={"train/td_error": result.td_error, "replay/priority": sample.priority},
+            )
+        counters = {
+            "bad_steps": self._bad_steps,
+            "corrupted_windows": heard.corrupted,
+            "decoded": self._feeder.decoded,
+            "decode_s": self._feeder.decode_s,
+            "refused_batches": self._feeder.refused,
+        }
+        return dataclasses.replace(report, counters=counters)
+
+    def _return_priorities(self, decoded: DecodedBatch, result: StepResult) -> None:
+        """Send the rows' |TD| and retire broken ones; of a skipped step only retire those that no step can use."""
+        batch, keys = decoded.batch, decoded.batch.sample.keys
+        if result.td_error is not None:
+            td_error, retired = result.td_error, decoded.broken
+        else:
+            keys = keys[decoded.broken | result.hopeless]
             td_error, retired = np.zeros(len(keys), np.float32), np.ones(len(keys), np.bool_)
         update = PriorityUpdate(
             learner_incarnation=batch.learner_incarnation,
@@ -231,27 +260,12 @@ class Learner:
         )
         if batch.shard < len(self._shards):
             self._shards[batch.shard].send(encode_priorities(update))
-        if result.td_error is None:
-            self._skip(decoded, weights, result.reason)
-        if self._lead is not None:
-            self._lead.stepped(result, sample, self._counters(said["corrupted"].sum().item()))
-        self._feeder.recycle(decoded)
-
-    def _counters(self, corrupted: int) -> dict[str, float]:
-        """By metric. corrupted: windows of all ranks; decoding is this rank's."""
-        return {
-            "bad_steps": self._bad_steps,
-            "corrupted_windows": corrupted,
-            "decoded": self._feeder.decoded,
-            "decode_s": self._feeder.decode_s,
-            "refused_batches": self._feeder.refused,
-        }
 
     def _skip(self, decoded: DecodedBatch, weights: Float32s, reason: str) -> None:
-        """Keep what a step failed on; end when nothing else happens any more.
+        """Keep the batch on which a step failed.
 
         Raises:
-            DivergenceError: so many in a row that no later batch will do.
+            DivergenceError: so many steps in a row failed that no later batch will do.
         """
         self._bad_steps += 1
         self._bad_steps_in_a_row += 1
@@ -264,8 +278,43 @@ class Learner:
             )
 
     def _greet_shards(self) -> None:
+        hello = Hello(
+            run=self._origin.run_id,
+            learner_incarnation=self._origin.learner_incarnation,
+            rank=self._ranks.rank,
+            signature=self._experience_signature,
+        )
         for shard in self._shards:
-            shard.send(encode(Kind.HELLO, self._hello))
+            shard.send(encode(Kind.HELLO, hello))
+
+    def _publish(self, publisher: Publisher) -> None:
+        if not self._trainer.finite():
+            log.error("parameters not published, they are not finite")
+            return
+        self._version += 1
+        publisher.publish(
+            Parameters(
+                run=self._origin.run_id,
+                learner_incarnation=self._origin.learner_incarnation,
+                version=self._version,
+                update=self._trainer.updates,
+                network_signature=self._network_signature,
+                experience_signature=self._experience_signature,
+                tensors=make_tensors(self._trainer.parameters()),
+            )
+        )
+
+    def _first_report(self) -> StepReport:
+        return StepReport(self._trainer.updates, progress_time=time.time(), rank_waited_s=np.zeros(self._ranks.size))
+
+    def _start(self, thread: threading.Thread) -> None:
+        thread.start()
+        self._threads.append(thread)
+
+    def _check_threads(self) -> None:
+        for thread in self._threads:
+            if not thread.is_alive():
+                raise RuntimeError(f"the learner's {thread.name} has died")
 
     def _load(self, path: Path) -> Checkpoint:
         """A checkpoint that fits this run's network.
@@ -281,7 +330,12 @@ class Learner:
             )
         return checkpoint
 
-    def _restore(self) -> None:
+    def _restore(self) -> Checkpoint:
+        """Put the trainer where the latest checkpoint of the run directory was taken.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another network or experience.
+        """
         checkpoint = self._load(self._directory)
         if checkpoint.experience != self._experience_signature:
             raise CheckpointError(
@@ -290,13 +344,21 @@ class Learner:
             )
         self._trainer.restore(checkpoint.tensors, int(checkpoint.counters["updates"]))
         log.info("resuming %s at update %d", self._directory, self._trainer.updates)
-        if self._lead is not None:
-            self._lead.restore(checkpoint)
+        return checkpoint
 
-    def _close(self) -> None:
-        self._feeder.close()
-        if self._lead is not None:
-            self._lead.close()
-        for shard in self._shards:
-            shard.close()
-        self._ranks.leave()
+    def _agree(self, checkpoint: Checkpoint | None) -> Origin:
+        """Where the run begins or goes on: the same on all ranks.
+
+        Raises:
+            ConfigError: rank 0 has other settings, or begins elsewhere.
+        """
+        origin = Origin.of(checkpoint)
+        run_id, incarnation = consensus.agree(
+            self._ranks,
+            origin.run_id,
+            origin.learner_incarnation,
+            self._experience_signature,
+            self._network_signature,
+            self._trainer.updates,
+        )
+        return dataclasses.replace(origin, run_id=run_id, learner_incarnation=incarnation)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy.typing as npt
 import psutil
 
-from apex_zmq.config.settings import WORLDS, Config
+from apex_zmq.config.settings import Config
+from apex_zmq.envs.games import WORLDS
 from apex_zmq.errors import UserError
 from apex_zmq.signature import network_signature
 from apex_zmq.watch.doctor import links

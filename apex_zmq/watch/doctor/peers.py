@@ -19,6 +19,7 @@ from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.watch.doctor import links
 from apex_zmq.watch.doctor.addresses import HANDSHAKE_S
 from apex_zmq.watch.doctor.check import Check, Level
+from apex_zmq.watch.metrics import REFUSALS
 from apex_zmq.wire.codec import PROTOCOL_VERSION, Kind
 from apex_zmq.wire.messages import (
     Heartbeat,
@@ -33,13 +34,9 @@ SILENT_S = 3.0  # a learner that publishes at all is heard every second
 TURN_S = 0.1
 ROUNDS = 2.5  # of statuses, so that everybody is heard twice
 OFFSET_S, OFFSET_MAX_S = 1.0, 10.0  # between clocks: what delays may feign, and what makes times of a run worthless
-# Counters of a status that grow while peers do not fit, and what that means.
-FAULTS = {
-    "refused_messages": "refuses messages",
-    "refused_statuses": "refuses statuses",
-    "refused_batches": "refuses batches",
-    "refused_peers": "refuses peers",
-    "failed_handshakes": "is refused by its server",
+# Counters of a status that grow while peers do not fit, and what they mean.
+FAULTS = {name: f"refuses {what}" for name, what in REFUSALS.items()} | {
+    "failed_handshakes": "is refused by its server"
 }
 
 

@@ -1,0 +1,100 @@
+"""What the ranks of one learner tell each other: at the start whose run it is, before each step what each one has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from apex_zmq.agent.importance import Draw
+from apex_zmq.agent.ranks import Ranks
+from apex_zmq.errors import ConfigError
+from apex_zmq.roles.learner.feeder import DecodedBatch
+from apex_zmq.types import Float64s
+
+DRAW = [field.name for field in dataclasses.fields(Draw)]
+ROW = np.dtype(
+    [
+        ("leave", "?"),  # told to stop, or a budget is spent
+        ("ready", "?"),  # has a batch, which the columns of DRAW describe
+        ("shard", "i8"),
+        ("shard_incarnation", "i8"),
+        ("mass", "f8"),
+        ("num_transitions", "i8"),
+        ("least", "f8"),
+        ("now", "f8"),  # monotonic seconds
+        ("waited_s", "f8"),  # for a batch, since the exchange before
+        ("corrupted", "i8"),  # windows so far
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What all ranks said before a step.
+
+    leave: whether any rank leaves; all do then.
+    draws: the ranks' batches in their order; empty unless every rank has one.
+    now: rank 0's clock, monotonic seconds.
+    waited_s: [R] seconds that each rank waited for its batch since the exchange before.
+    corrupted: windows of all ranks so far whose checksum was not their actor's.
+    """
+
+    leave: bool
+    draws: tuple[Draw, ...]
+    now: float
+    waited_s: Float64s
+    corrupted: int
+
+
+def exchange(
+    ranks: Ranks, *, leave: bool, decoded: DecodedBatch | None, now: float, waited_s: float, corrupted: int
+) -> Exchange:
+    """Tell the other ranks what this one has, and hear all of them; arguments as the columns of `ROW`.
+
+    Raises:
+        RankLostError: another rank has ended.
+    """
+    mine = np.zeros((), ROW)
+    mine["leave"], mine["now"], mine["waited_s"], mine["corrupted"] = leave, now, waited_s, corrupted
+    if decoded is not None:
+        batch, sample = decoded.batch, decoded.batch.sample
+        mine["ready"] = True
+        mine["shard"], mine["shard_incarnation"] = batch.shard, batch.shard_incarnation
+        mine["mass"], mine["num_transitions"] = sample.mass, sample.num_transitions
+        mine["least"] = sample.priority.min()
+    rows = ranks.gather(mine)
+    ready = rows["ready"].all()
+    return Exchange(
+        leave=bool(rows["leave"].any()),
+        draws=tuple(Draw(*row) for row in rows[DRAW].tolist()) if ready else (),
+        now=rows[0]["now"].item(),
+        waited_s=rows["waited_s"].copy(),
+        corrupted=rows["corrupted"].sum().item(),
+    )
+
+
+def agree(ranks: Ranks, run_id: str, incarnation: int, experience: str, network: str, updates: int) -> tuple[str, int]:
+    """Rank 0's run and incarnation, which all ranks take; the rest must be the same on all.
+
+    Args:
+        ranks: all of them call this.
+        run_id: of the run.
+        incarnation: of this start of the learner.
+        experience: signature of the experience.
+        network: signature of the network.
+        updates: gradient steps taken so far.
+
+    Raises:
+        ConfigError: rank 0 has other settings, or begins elsewhere.
+        RankLostError: another rank has ended.
+    """
+    here = [experience, network, updates]
+    run_id, incarnation, *there = ranks.share([run_id, incarnation, *here])
+    if here != there:
+        raise ConfigError(
+            f"rank {ranks.rank} has signatures and updates {here}, rank 0 {there}; give all ranks the same config, "
+            "and a run directory that all see"
+        )
+    return run_id, incarnation

@@ -1,0 +1,324 @@
+"""The record of a run, kept on rank 0: statistics of all roles, TensorBoard, episodes.csv, checkpoints, budgets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apex_zmq.agent.trainer import Trainer
+from apex_zmq.config.loading import to_yaml
+from apex_zmq.config.settings import Config, Run, to_tree
+from apex_zmq.envs.info import columns_of
+from apex_zmq.errors import CheckpointError
+from apex_zmq.roles.learner.publisher import HEARD_AHEAD, Publisher
+from apex_zmq.roles.status import process_metrics
+from apex_zmq.rundir.checkpoint import Checkpoint, CheckpointStore
+from apex_zmq.rundir.directory import keep_settings
+from apex_zmq.rundir.episodes import EpisodeLog
+from apex_zmq.types import Float64s
+from apex_zmq.watch import prometheus
+from apex_zmq.watch.metrics import ROLES
+from apex_zmq.watch.stats import PROGRESS, TOTALS, Meter, RunStats, progress_line
+from apex_zmq.watch.tensorboard import Board
+from apex_zmq.wire.messages import Status
+
+log = logging.getLogger(__name__)
+
+FIRST_SUMMARY_S = 1.0
+IDLE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the whole run, resumed parts included, as far as statuses have told."""
+
+    episodes: int = 0
+    decisions: int = 0
+    info: Mapping[str, float] = field(default_factory=dict)  # totals of `envs.info`, by name
+    low_epsilon_return: float | None = None  # mean of the last episodes; None while there are too few
+
+    @classmethod
+    def of(cls, stats: RunStats) -> Totals:
+        """The totals of the statistics at this moment."""
+        return cls(stats.episodes, stats.decisions, dict(stats.info), stats.low_epsilon_return)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a run stands when this learner process begins.
+
+    run_id: of the run. learner_incarnation: of this process; it grows with every start.
+    """
+
+    run_id: str
+    learner_incarnation: int
+    totals: Totals = field(default_factory=Totals)
+    elapsed_s: float = 0.0  # trained before
+    best_score: float | None = None  # of the best checkpoint so far
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | None) -> Origin:
+        """A new run, or the one that a checkpoint was taken of."""
+        now = time.time_ns()
+        if checkpoint is None:
+            return cls(secrets.token_hex(8), now)
+        counters = checkpoint.counters
+        info = {name: counters[name] for name in TOTALS if counters.get(name)}
+        totals = Totals(int(counters["episodes"]), int(counters["decisions"]), info)
+        return cls(
+            checkpoint.run_id,
+            max(now, checkpoint.learner_incarnation + 1),
+            totals,
+            counters["elapsed_s"],
+            checkpoint.best_score,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """The learner's loop after one pass: a wait for batches, and a step when every rank had one.
+
+    Seconds and counters are sums since the process began.
+    """
+
+    update: int  # gradient steps of the run
+    progress_time: float  # unix seconds of the last step
+    rank_waited_s: Float64s  # [R] that each rank waited for its own batches
+    waited_s: float = 0.0  # until all ranks had a batch
+    counters: Mapping[str, float] = field(default_factory=dict)  # of faults and of decoding, by name of a status metric
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of this pass's step, by TensorBoard tag; empty: none
+    histograms: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # of the last step's batch, by tag
+
+    @property
+    def stepped(self) -> bool:
+        """Whether this pass changed the parameters."""
+        return bool(self.metrics)
+
+
+class Journal(threading.Thread):
+    """Keeps statistics, TensorBoard and episodes.csv, and reports the learner's own status, in a thread of its own.
+
+    The training thread hands over step reports, the publisher's thread the statuses it receives; all else in here
+    is touched by this thread alone.
+
+    totals: replaced as a whole by this thread; any thread may read it.
+    """
+
+    def __init__(
+        self, config: Config, directory: Path, origin: Origin, begin: StepReport, publisher: Publisher
+    ) -> None:
+        super().__init__(name="journal", daemon=True)
+        self.totals = origin.totals
+        self._config = config
+        self._directory = directory
+        self._publisher = publisher
+        self._first_update = begin.update
+        self._meter = Meter()
+        self._report = begin
+        totals = origin.totals
+        self._stats = RunStats(
+            since=time.monotonic(),
+            episodes=totals.episodes,
+            decisions=totals.decisions,
+            info=dict(totals.info),
+        )
+        self._start_time = time.time()
+        self._incarnation = secrets.randbits(63)
+        self._at_summary = time.monotonic(), begin.rank_waited_s
+        self._summary: dict[str, float] = {}
+        self._process = process_metrics()
+        self._last = self._status({})
+        self._endpoint: prometheus.Endpoint | None = None
+        self._closing = threading.Event()
+
+    def record(self, report: StepReport) -> None:
+        """Hand over a report (training thread). The newest replaces those before, of whose metrics means are taken."""
+        self._meter.add(report.metrics)
+        self._report = report
+
+    def start(self) -> None:
+        """Begin.
+
+        Raises:
+            ConfigError: as `prometheus.serve`.
+        """
+        self._endpoint = prometheus.serve(self._config.telemetry, lambda: self._last)
+        super().start()
+
+    def run(self) -> None:
+        """Hear statuses, write and report at their intervals, until closed; then once more."""
+        keep_settings(self._directory, to_yaml(self._config))
+        board = Board(self._directory, self._config, self.totals.decisions)
+        episodes = EpisodeLog(self._directory, columns_of(self._config.env))
+        telemetry = self._config.telemetry
+        next_status = time.monotonic()
+        next_summary = next_status + min(telemetry.log_interval_s, FIRST_SUMMARY_S)
+        while not self._closing.is_set():
+            self._hear(episodes, min(next_summary, next_status) - time.monotonic())
+            now = time.monotonic()
+            if now >= next_summary:
+                self._summarize(board, now)
+                next_summary = now + telemetry.log_interval_s
+            if now >= next_status:
+                self._report_status(now)
+                next_status = now + telemetry.status_interval_s
+        for _ in range(HEARD_AHEAD):
+            self._hear(episodes, 0.0)
+        now = time.monotonic()
+        self._summarize(board, now)
+        self._report_status(now)
+        board.close()
+        episodes.close()
+
+    def _hear(self, episodes: EpisodeLog, timeout_s: float) -> None:
+        """Take in one status, if there is one in time."""
+        try:
+            status = self._publisher.heard.get(timeout=max(0.0, min(timeout_s, IDLE_S)))
+        except queue.Empty:
+            return
+        self._stats.hear(status, time.monotonic())
+        self.totals = Totals.of(self._stats)
+        episodes.write(time.time(), self.totals.decisions, status.episodes)
+
+    def _summarize(self, board: Board, now: float) -> None:
+        report = self._report
+        self._stats.hear(self._status(self._own(report)), now)
+        numbers = self._stats.summary(now, report.update) | self._meter.take() | self._rank_waits(report, now)
+        board.write(numbers, {**report.histograms, **self._stats.ends()}, self.totals.decisions)
+        self._summary = numbers | {"decisions": self.totals.decisions}
+        log.info("%s%s", PROGRESS, progress_line(numbers))
+
+    def _report_status(self, now: float) -> None:
+        """Relay the learner's own status: the process, the newest summary, live roles, settings that apex-top shows."""
+        config, report = self._config, self._report
+        self._process = process_metrics()  # only here: the host's CPU share is counted since the call before
+        self._last = self._status(
+            self._summary
+            | self._own(report)
+            | {"train/updates": report.update}
+            | {f"live_{role}": len(self._stats.live(role, now)) for role in ROLES if role != "learner"}
+            | {
+                "shards": config.replay.shards,
+                "batch_size": config.learner.batch_size,
+                "sync_every": config.learner.sync_every,
+            }
+        )
+        self._publisher.relay(self._last)
+
+    def _own(self, report: StepReport) -> dict[str, float]:
+        """Metrics of the learner's process."""
+        return {
+            "updates": report.update - self._first_update,
+            "waited_s": report.waited_s,
+            "refused_statuses": self._publisher.refused,
+            **report.counters,
+            **self._process,
+        }
+
+    def _rank_waits(self, report: StepReport, now: float) -> dict[str, float]:
+        """With several ranks, the share of time that each waited for batches since the summary before, by tag."""
+        (before, waited_before_s), waited_s = self._at_summary, report.rank_waited_s
+        self._at_summary = now, waited_s
+        if len(waited_s) == 1:
+            return {}
+        shares = (waited_s - waited_before_s) / max(now - before, 1e-9)
+        return {f"wait/rank_{rank}": float(share) for rank, share in enumerate(np.minimum(shares, 1.0))}
+
+    def _status(self, metrics: dict[str, float]) -> Status:
+        return Status(
+            role="learner",
+            name="learner",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            incarnation=self._incarnation,
+            start_time=self._start_time,
+            time=time.time(),
+            progress_time=self._report.progress_time,
+            metrics=metrics,
+        )
+
+    def close(self) -> None:
+        """Take in the statuses heard so far, write the last point, relay the last status, end the thread."""
+        self._closing.set()
+        if self._endpoint is not None:
+            self._endpoint.close()
+        if self.is_alive():
+            self.join()
+
+
+class Saver:
+    """Writes the checkpoints of a run; used by the training thread alone.
+
+    experience, network: signatures.
+
+    Raises:
+        CheckpointError: a directory that cannot be made.
+    """
+
+    def __init__(self, config: Config, directory: Path, origin: Origin, experience: str, network: str) -> None:
+        self._config = config
+        self._origin = origin
+        self._experience, self._network = experience, network
+        self._store = CheckpointStore(directory, config.learner.keep_checkpoints)
+        self._best_score = origin.best_score
+
+    def save(self, trainer: Trainer, totals: Totals, elapsed_s: float) -> None:
+        """Write a checkpoint. A failure is logged, and the checkpoint before stays.
+
+        elapsed_s: seconds that the run has trained, resumed parts included.
+        """
+        if not trainer.finite():
+            log.error("checkpoint not saved, parameters are not finite; the one before stays")
+            return
+        score = totals.low_epsilon_return
+        best = score is not None and (self._best_score is None or score > self._best_score)
+        best_score = score if best else self._best_score
+        checkpoint = Checkpoint(
+            tensors=trainer.state(),
+            counters={
+                "updates": trainer.updates,
+                "decisions": totals.decisions,
+                "episodes": totals.episodes,
+                "elapsed_s": elapsed_s,
+                **totals.info,
+            },
+            config=to_tree(self._config),
+            run_id=self._origin.run_id,
+            learner_incarnation=self._origin.learner_incarnation,
+            best_score=best_score,
+            experience=self._experience,
+            network=self._network,
+        )
+        try:
+            path = self._store.save(checkpoint, best)
+        except CheckpointError as error:
+            log.error("checkpoint not saved, training goes on: %s", error)
+        else:
+            self._best_score = best_score
+            log.info("saved %s%s", path, ", the best so far" if best else "")
+
+
+def spent_budget(run: Run, updates: int, totals: Totals, elapsed_s: float) -> str | None:
+    """The first budget of the run that is spent, as "<count> of <budget> <unit>"; None while none is."""
+    budgets = (
+        ("episodes", totals.episodes, run.episodes),
+        ("decisions", totals.decisions, run.max_decisions),
+        ("updates", updates, run.max_updates),
+        ("minutes", elapsed_s / 60, run.max_minutes),
+    )
+    for unit, count, budget in budgets:
+        if budget is not None and count >= budget:
+            return f"{count:g} of {budget:g} {unit}"
+    return None
