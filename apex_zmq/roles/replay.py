@@ -24,7 +24,7 @@ from apex_zmq.replay.governor import Governor
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
-from apex_zmq.types import Batch, PriorityUpdate, Segment
+from apex_zmq.types import Batch, PriorityUpdate, Shipment
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.codec import Kind, WireError, pack
 from apex_zmq.wire.experience import decode_priorities, decode_segment, encode_batch
@@ -52,7 +52,7 @@ class ReplayServer:
         self._signature = experience_signature(config)
         self._credit_limit, self._credit_timeout_s = replay.credits, replay.credit_timeout_s
         needed = check_memory(config, shards=1)
-        self._experience: Inbox[Segment | Bye] = links.bind(
+        self._experience: Inbox[Shipment | Bye] = links.bind(
             "experience",
             {
                 Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step),
@@ -194,12 +194,12 @@ class ReplayServer:
             and update.learner_incarnation == self._dealing.learner_incarnation
             and update.rank in self._dealing.credits
         ):
-            self._dealing.credits[update.rank].acknowledge(update.number)
-        if (update.td_error < 0).any():
-            broken = update.keys[update.td_error < 0]
+            self._dealing.credits[update.rank].acknowledge(update.acknowledged)
+        if update.retired.any():
+            broken = update.keys[update.retired]
             for actor in self._store.actors_of(broken):
-                self._retired.add(repr(actor), f"among {len(broken)} of batch {update.number}")
-        counts = self._store.update(update.keys, update.td_error)
+                self._retired.add(repr(actor), f"among {len(broken)} of batch {update.acknowledged}")
+        counts = self._store.update(update.keys, update.td_error, update.retired)
         self._counts["evicted_updates"] += counts.evicted
         self._counts["retired"] += counts.retired
 
@@ -237,16 +237,17 @@ class ReplayServer:
         if counts is not None:
             log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
 
-    def _insert(self, segment: Segment) -> None:
-        if not self._accounts.take(segment.actor, segment.incarnation, segment.sequence):
+    def _insert(self, shipment: Shipment) -> None:
+        actor, incarnation, sequence = shipment.actor, shipment.incarnation, shipment.sequence
+        if not self._accounts.take(actor, incarnation, sequence):
             return
         try:
-            self._store.append(segment)
+            self._store.append(shipment)
         except ValueError as error:
-            self._accounts.refuse(segment.actor, segment.incarnation)
-            self._refused.add(repr(segment.actor), str(error))
+            self._accounts.refuse(actor, incarnation)
+            self._refused.add(repr(actor), f"segment {sequence}: {error}")
             return
-        self._governor.inserts += segment.num_transitions
+        self._governor.inserts += shipment.segment.num_transitions
         self._reporter.progress()
 
     def _ranks_to_deal_to(self) -> list[int]:

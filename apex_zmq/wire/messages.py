@@ -32,7 +32,7 @@ class Tensor(Body, frozen=True):
     """One named parameter."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32"]
     shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
     data: bytes
 
@@ -117,8 +117,7 @@ def decode_parameters(parts: Parts) -> tuple[Parameters, dict[str, npt.NDArray[A
     body = decode_body(parts, Kind.PARAMETERS, Parameters)
     arrays = {}
     for tensor in body.tensors:
-        dtype = "<f4" if tensor.dtype == "float32" else "<f2"
-        arrays[tensor.name] = from_bytes(tensor.data, dtype, tensor.shape, tensor.name)
+        arrays[tensor.name] = from_bytes(tensor.data, "<f4", tensor.shape, tensor.name)
         require_finite(arrays[tensor.name], tensor.name)
     require(len(arrays) == len(body.tensors), "two tensors of one name")
     return body, arrays
