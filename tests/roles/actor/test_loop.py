@@ -266,7 +266,6 @@ def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
 
 def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper, "FAREWELL_S", PATIENCE_S)
-    monkeypatch.setattr(shipper, "LINGER_S", PATIENCE_S)
     peers = make()
     peers.watch(segments=5)
     bye = peers.await_bye()
