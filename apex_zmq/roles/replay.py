@@ -26,8 +26,8 @@ from apex_zmq.signature import experience_signature
 from apex_zmq.types import Batch, PriorityUpdate, Segment
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.codec import Kind, WireError
-from apex_zmq.wire.experience import decode_priorities, decode_segment, encode_batch
-from apex_zmq.wire.messages import Bye, Hello, decode_bye, decode_hello
+from apex_zmq.wire.experience import actor_of, decode_priorities, decode_segment, encode_batch
+from apex_zmq.wire.messages import REASON_LENGTH, Bye, Hello, Refusal, decode_bye, decode_hello
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ReplayServer:
         self._experience: Inbox[Segment | Bye] = Inbox.bind(
             addresses.experience[shard],
             {
-                Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step),
+                Kind.SEGMENT: lambda parts: self._decode_segment(parts, config.agent.n_step),
                 Kind.BYE: decode_bye,
             },
             hwm=EXPERIENCE_HWM,
@@ -159,6 +159,15 @@ class ReplayServer:
             )
         return hello
 
+    def _decode_segment(self, parts: Parts, n_step: int) -> Segment:
+        try:
+            return decode_segment(parts, self._signature, n_step)
+        except WireError as error:
+            actor = actor_of(parts)
+            if actor is not None:
+                self._accounts.refusals.add(actor, str(error))
+            raise
+
     def _hear_learner(self, message: PriorityUpdate | Hello) -> None:
         if isinstance(message, Hello):
             self._greet(message, time.monotonic())
@@ -221,7 +230,7 @@ class ReplayServer:
         try:
             self._store.append(segment)
         except ValueError as error:
-            self._accounts.refuse(segment.actor, segment.incarnation)
+            self._accounts.refuse(segment.actor, segment.incarnation, str(error))
             self._refused.add(repr(segment.actor), str(error))
             return
         self._governor.inserts += segment.num_transitions
@@ -263,6 +272,10 @@ class ReplayServer:
             self._wait_s[held_back_by] += elapsed_s
 
     def _report(self) -> None:
+        self._reporter.refusals = tuple(
+            Refusal(actor=actor, segments=refused.segments, reason=refused.reason[:REASON_LENGTH])
+            for actor, refused in self._accounts.refusals.by_actor.items()
+        )
         store, governor = self._store, self._governor
         credits = self._dealing.credits.values() if self._dealing is not None else ()
         self._reporter.metrics = {

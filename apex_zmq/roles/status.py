@@ -17,7 +17,7 @@ from apex_zmq.net.sockets import Outbox
 from apex_zmq.watch import prometheus
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Episode, Role, Status
+from apex_zmq.wire.messages import Episode, Refusal, Role, Status
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class StatusReporter(threading.Thread):
     def __init__(self, role: Role, name: str, incarnation: int, config: Config) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
+        self.refusals: tuple[Refusal, ...] = ()
         self._role: Role = role
         self._name = name
         self._incarnation = incarnation
@@ -95,6 +96,7 @@ class StatusReporter(threading.Thread):
             progress_time=self._progress_time,
             metrics=self.metrics | process_metrics(),
             episodes=episodes,
+            refusals=self.refusals,
         )
 
     def _send(self, outbox: Outbox) -> None:

@@ -25,6 +25,7 @@ from apex_zmq.wire.messages import Status, decode_relayed_status
 
 REFRESH_S = 1.0
 ONCE_S = 2.0  # of which `once` takes rates and shares, at least
+MAX_REFUSALS = 3  # lines per shard
 WIDTH = 120  # columns where there is no terminal
 OTHER_ROWS = 16  # of a terminal, for what is no process
 STYLES: dict[State, str] = {"working": "green", "filling": "cyan", "away": "bold red", "stuck": "bold red"}
@@ -131,6 +132,11 @@ def frame(view: View, verdict: Verdict, max_processes: int | None = None) -> Ren
         _processes(view.processes, max_processes),
         Text(),
         beside,
+        *(
+            Text(f"{shard.name} refused {each.segments} segments of {each.actor!r}, the last one: {each.reason!r}")
+            for shard in view.live("replay")
+            for each in shard.refusals[-MAX_REFUSALS:]
+        ),
     )
 
 

@@ -22,6 +22,15 @@ ORDER = ("learner", "replay", "actor", "forwarder")
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """Segments of an actor that a shard has refused since it started, and why it refused the last one."""
+
+    actor: str
+    segments: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """One process of the run.
 
@@ -29,6 +38,7 @@ class Process:
     numbers: the metrics of its newest status (docs/PROTOCOL.md). For each metric X that counts, X_per_s is its growth
         per second; for one that counts seconds, X_s, there is X, a share of time (of cpu_s: cores). And sample_age_s,
         samples_per_insert of a shard; parameter_age_updates of an actor. What is not known yet is not there.
+    refusals: of a shard, the latest last.
     """
 
     role: str
@@ -39,6 +49,7 @@ class Process:
     silent_s: float
     state: State
     numbers: Mapping[str, float]
+    refusals: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +175,7 @@ def _process(past: deque[tuple[float, Status]], now: float) -> Process:
         silent_s=silent_s,
         state="away" if silent_s > AWAY_S else _state(newest, numbers),
         numbers=numbers,
+        refusals=tuple(Refused(each.actor, each.segments, each.reason) for each in newest.refusals),
     )
 
 

@@ -16,6 +16,7 @@ from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 
 Role = Literal["actor", "replay", "learner", "forwarder"]
 InfoName = Annotated[str, Meta(min_length=1, max_length=32)]
+REASON_LENGTH = 200  # characters of `Refusal.reason`
 Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
@@ -72,6 +73,14 @@ class Episode(Body, frozen=True):
     info: Annotated[dict[InfoName, float], Meta(max_length=16)] = field(default_factory=dict)
 
 
+class Refusal(Body, frozen=True):
+    """Segments of one actor that a shard has refused since it started."""
+
+    actor: Name
+    segments: UInt
+    reason: Annotated[str, Meta(max_length=REASON_LENGTH)]  # of the last one
+
+
 class Status(Body, frozen=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
@@ -85,6 +94,7 @@ class Status(Body, frozen=True):
     progress_time: float  # unix seconds of the main loop's last progress
     metrics: Annotated[dict[Name, float], Meta(max_length=256)]
     episodes: Annotated[tuple[Episode, ...], Meta(max_length=4096)] = ()
+    refusals: Annotated[tuple[Refusal, ...], Meta(max_length=16)] = ()  # of a shard
 
 
 class Bye(Body, frozen=True):

@@ -31,6 +31,7 @@ from apex_zmq.watch.verdict import Verdict, judge
 from apex_zmq.watch.view import FORGET_S, WINDOW_S, Process, View, Watch
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Refusal
 
 from ..conftest import ROOT, environment, free_tcp_address
 from ..statuses import ACTOR, BALANCED, BEFORE, LEARNER, NOW, REPLAY, SECONDS, changed, status, view, watch, words
@@ -180,6 +181,18 @@ def test_a_picture_shows_every_process_shard_and_bucket() -> None:
     assert second.startswith("replay-0 5000")
     assert "of 4.5 321 4 5 6 to 0.001 8 250.5 25%" in second
     assert " ".join(lines[-1].split()) == "to 1 4 -3.0 0%"
+
+
+def test_refusals_of_a_shard_are_shown_with_their_reason() -> None:
+    heard = watch(BALANCED)
+    refusals = tuple(Refusal(f"actor-{index}", index, "[b]of another\nframe") for index in range(5))
+    heard.hear(status("replay-0", NOW, refusals=refusals), NOW)
+    shown = heard.view(NOW)
+    lines = [line for line in picture(shown, Verdict("fine", "")).splitlines() if " refused " in line]
+    assert len(lines) == top.MAX_REFUSALS
+    assert lines[-1] == "replay-0 refused 4 segments of 'actor-4', the last one: '[b]of another\\nframe'"
+    (told,) = (each for each in json.loads(top.to_json(shown, judge(shown)))["processes"] if each["name"] == "replay-0")
+    assert told["refusals"][4] == {"actor": "actor-4", "segments": 4, "reason": "[b]of another\nframe"}
 
 
 def test_a_name_is_no_markup() -> None:

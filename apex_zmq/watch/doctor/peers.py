@@ -179,6 +179,12 @@ def check_peers(heard: Heard, shards: int) -> Check:
         for metric, what in FAULTS.items()
         if last.metrics.get(metric, 0) > first.metrics.get(metric, 0)
     ]
+    complaints += [
+        f"{last.name} on {last.host} refuses segments of {each.actor!r}: {each.reason!r}"
+        for first, last in heard.statuses.values()
+        for each in last.refusals
+        if each not in first.refusals
+    ]
     if complaints:
         return Check("peers", "warn", f"{found}; {', '.join(complaints)}", "read its log: it names peer and reason")
     if missing:
