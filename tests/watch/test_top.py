@@ -188,7 +188,11 @@ def test_refusals_of_a_shard_are_shown_with_their_reason() -> None:
     refusals = tuple(Refusal(f"actor-{index}", index, "[b]of another\nframe") for index in range(5))
     heard.hear(status("replay-0", NOW, refusals=refusals), NOW)
     shown = heard.view(NOW)
-    lines = [line for line in picture(shown, Verdict("fine", "")).splitlines() if " refused " in line]
+    lines = [
+        line
+        for line in picture(shown, Verdict("fine", "")).splitlines()
+        if " refused " in line and " segments of " in line
+    ]
     assert len(lines) == top.MAX_REFUSALS
     assert lines[-1] == "replay-0 refused 4 segments of 'actor-4', the last one: '[b]of another\\nframe'"
     (told,) = (each for each in json.loads(top.to_json(shown, judge(shown)))["processes"] if each["name"] == "replay-0")
