@@ -1,21 +1,20 @@
-"""docs/CONFIGURATION.md, written from the typed config: python -m apex_zmq.config_doc > docs/CONFIGURATION.md."""
+"""docs/CONFIGURATION.md, written from the typed config: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
 
 from __future__ import annotations
 
 import json
 import re
-import typing
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from apex_zmq.cli.options import TRAIN_FLAGS
+from apex_zmq.cli.options import ADDRESS_FLAGS, INSECURE_FLAG, TRAIN_FLAGS
 from apex_zmq.config import loading, settings
-from apex_zmq.config.settings import ADDRESSES, LARGEST, Config, Section, Setting
+from apex_zmq.config.settings import Config, Setting
+from apex_zmq.config.sources import variable_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 INTRODUCTION = """\
 # Configuration
 
@@ -52,13 +51,13 @@ def document() -> str:
             (
                 f"`{setting.name.removeprefix(name + '.')}`",
                 _cell(setting.type),
-                ", ".join(_bounds(_hint(setting.name))),
+                setting.range,
                 f"`{_cell(json.dumps(setting.default))}`",
                 " ".join([_cell(setting.description), *_ways_to_set(setting.name)]),
             )
             for setting in members
         ]
-        summary = str(_section(name).__doc__).partition("\n")[0]
+        summary = str(settings.sections()[name].__doc__).partition("\n")[0]
         table = _table(("setting", "type", "range", "default", "meaning"), rows)
         parts.append(f"## {name}\n\n{summary}\n\n{table}")
     return "\n".join([*parts, READY, _ready_configs()])
@@ -88,40 +87,13 @@ def _values(config: Config) -> dict[str, str]:
     return found
 
 
-def _hint(name: str) -> Any:
-    """The annotation of a setting or section."""
-    hint: Any = Config
-    for part in name.split("."):
-        section = typing.get_args(hint)[0] if hint is not Config else Config
-        hint = typing.get_type_hints(section, include_extras=True)[part]
-    return hint
-
-
-def _section(name: str) -> type[Section]:
-    return typing.cast("type[Section]", typing.get_args(_hint(name))[0])
-
-
-def _bounds(hint: Any) -> Iterator[str]:
-    """The bounds of a number, wherever they stand in its annotation."""
-    for meta in getattr(hint, "__metadata__", ()):
-        for attribute, sign in SIGNS.items():
-            bound = getattr(meta, attribute)
-            if bound is not None and abs(bound) < LARGEST:
-                yield f"{sign} {bound:,}"
-    if typing.get_origin(hint) is not typing.Literal:
-        for part in typing.get_args(hint):
-            yield from _bounds(part)
-
-
 def _ways_to_set(name: str) -> list[str]:
     """Options that stand for a setting."""
-    ways = [f"`{flag}`" for flag, setting, _ in TRAIN_FLAGS if setting == name]
-    field = name.removeprefix("addresses.")
-    if field in ADDRESSES:
-        ways.append(f"`--{field}` of each role; `APEX_{field.upper()}`")
-    if field == "insecure":
-        ways.append("`--insecure` of each role")
-    return ways
+    ways = [f"`{flag}`" for flag, setting in TRAIN_FLAGS.items() if setting == name]
+    ways += [f"`{flag}` of each role" for flag, setting in (ADDRESS_FLAGS | INSECURE_FLAG).items() if setting == name]
+    if name in ADDRESS_FLAGS.values():
+        ways.append(f"`{variable_of(name)}`")
+    return ["; ".join(ways)] if ways else []
 
 
 def _cell(text: str) -> str:

@@ -98,7 +98,7 @@ def test_a_removed_client_stands_on_no_list(root: Path) -> None:
         (["carol", "--remove"], "no client carol"),
         (["replay", "--remove"], "no client replay"),
         (["../keys", "--remove"], "no client ../keys"),
-        (["alice", "--remove", "--role", "actor"], "--remove takes a NAME and nothing else"),
+        (["alice", "--remove", "--role", "actor"], "--remove takes a NAME and no other option"),
         (["--remove"], "give its NAME"),
     ],
 )

@@ -41,7 +41,7 @@ def slowly(store, batch_size):
 
 
 Store.sample = slowly
-sys.exit(cli.PROGRAMS["replay"](sys.argv[1:]))
+sys.exit(cli.replay(sys.argv[1:]))
 """
 
 

@@ -216,7 +216,10 @@ def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
     run = begin(addresses__keys=str(keys / "learner"))
     checkpoint.save(tmp_path / "latest.safetensors", run.checkpoint)
     follow = ["--checkpoint", str(tmp_path), "--follow"]
-    for arguments, reason in (([], "give those of an evaluator with --keys"), (["--keys", "nowhere"], "nowhere")):
+    for arguments, reason in (
+        ([], "pass the directory of an evaluator's keys with --keys"),
+        (["--keys", "nowhere"], "nowhere"),
+    ):
         assert tools.evaluate([*follow, *arguments]) == 2
         assert reason in capsys.readouterr().err
     judge = make_client(keys, "judge", "evaluator")
@@ -262,4 +265,4 @@ def test_following_takes_a_run(tmp_path: Path, wrong: list[str], capsys: pytest.
 
 def test_every_goes_with_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
-    assert "--every and --keys go with --follow" in capsys.readouterr().err
+    assert "--every and --keys need --follow" in capsys.readouterr().err

@@ -246,6 +246,7 @@ def test_an_atari_game_is_trained_on_by_all_roles(start: StartProgram, tmp_path:
     assert figures["mean_length"] > 500
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # a hang, not a bar: six processes on two cores
 def test_cartpole_is_learned_over_the_real_processes(start: StartProgram, tmp_path: Path) -> None:
     """Mean return of 400 over the last 20 low-epsilon episodes within 30,000 updates, on two seeds at once."""

@@ -22,7 +22,7 @@ from apex_zmq.roles.learner.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner.loop import DivergenceError, Learner
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Sample
-from apex_zmq.watch.stats import PROGRESS
+from apex_zmq.watch.stats import PROGRESS_LOG
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import window_crcs
 from apex_zmq.wire.codec import Kind
@@ -241,7 +241,7 @@ def test_the_learner_reports_as_often_as_told(make: MakePeers, caplog: pytest.Lo
     peers = make(telemetry__log_interval_s=0.05, telemetry__status_interval_s=0.05)
     statuses = [heard(peers).time for _ in range(20)]
     assert min(np.diff(statuses)) < 0.5  # a second by default
-    lines = [record.created for record in caplog.records if record.getMessage().startswith(PROGRESS)]
+    lines = [record.created for record in caplog.records if record.name == PROGRESS_LOG]
     assert min(np.diff(lines)) < 5  # ten by default
 
 
