@@ -32,8 +32,8 @@ from apex_zmq.wire.messages import REASON_LENGTH, Bye, Hello, Refusal, decode_by
 log = logging.getLogger(__name__)
 
 PRIORITY_HWM = 256
-SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
-SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
+SILENT_S = 10.0  # without HELLO, after which a learner gives way to any other
+SEGMENTS_PER_TURN = 8  # stored before the other sockets are polled again
 IDLE_S = 0.1
 
 
@@ -127,7 +127,7 @@ class ReplayServer:
             for _ in range(PRIORITY_HWM):
                 if (message := self._priorities.receive()) is None:
                     break
-                self._hear_learner(message)
+                self._handle_learner(message)
             if may_insert:
                 self._insert_waiting()
             for rank in self._ranks_to_deal_to():
@@ -168,7 +168,7 @@ class ReplayServer:
                 self._accounts.refusals.add(actor, str(error))
             raise
 
-    def _hear_learner(self, message: PriorityUpdate | Hello) -> None:
+    def _handle_learner(self, message: PriorityUpdate | Hello) -> None:
         if isinstance(message, Hello):
             self._greet(message, time.monotonic())
             return
@@ -207,7 +207,7 @@ class ReplayServer:
             current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
     def _may_insert(self) -> bool:
-        """As the pace allows; without anything to be dealt it would wait for ever."""
+        """Whether the governor allows an insert; always while nothing can be sampled, which would block forever."""
         return self._governor.may_insert() or self._store.mass <= 0
 
     def _insert_waiting(self) -> None:
@@ -215,11 +215,11 @@ class ReplayServer:
             if not self._may_insert() or (message := self._experience.receive()) is None:
                 return
             if isinstance(message, Bye):
-                self._judge(message)
+                self._handle_bye(message)
             else:
                 self._insert(message)
 
-    def _judge(self, bye: Bye) -> None:
+    def _handle_bye(self, bye: Bye) -> None:
         counts = self._accounts.goodbye(bye.actor, bye.incarnation, bye.count)
         if counts is not None:
             log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
@@ -237,7 +237,7 @@ class ReplayServer:
         self._reporter.progress()
 
     def _ranks_to_deal_to(self) -> list[int]:
-        """Those with a credit left, the one with the fewest batches in flight first."""
+        """Ranks with a credit left, the one with the fewest batches in flight first."""
         if self._dealing is None or self._store.mass <= 0 or not self._governor.may_sample():
             return []
         credits, now = self._dealing.credits, time.monotonic()
@@ -263,7 +263,7 @@ class ReplayServer:
             self._reporter.progress()
 
     def _account_waiting(self, elapsed_s: float, may_insert: bool) -> None:
-        """Time in which the governor held one side back, the price of its ratio, or the learner took no batch."""
+        """Account for waiting: for the governor, on either side, or for a learner that took no batch."""
         self._wait_s["idle_s"] += elapsed_s
         if not may_insert:
             self._wait_s["insert_blocked_s"] += elapsed_s

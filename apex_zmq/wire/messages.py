@@ -1,4 +1,4 @@
-"""Who is there, what it does, what it has learned: parameters, statuses, greetings.
+"""Messages that are one struct each: HELLO, PARAMETERS, HEARTBEAT, STATUS, BYE.
 
 Every `decode_*` raises `WireError` with the reason for whatever breaks the protocol.
 """
@@ -51,7 +51,7 @@ class Parameters(Body, frozen=True):
 
 
 class Heartbeat(Body, frozen=True):
-    """Kind HEARTBEAT, learner to all: what the newest parameters are."""
+    """Kind HEARTBEAT, learner to all: the version of the newest parameters."""
 
     run: Name
     learner_incarnation: UInt
@@ -98,7 +98,7 @@ class Status(Body, frozen=True):
 
 
 class Bye(Body, frozen=True):
-    """Kind BYE, actor to replay, its last word: how many segments it has sent to this shard."""
+    """Kind BYE, actor to replay, its last message: the number of segments sent to this shard."""
 
     actor: Name
     incarnation: UInt
@@ -111,7 +111,7 @@ def decode_hello(parts: Parts) -> Hello:
 
 
 def make_tensors(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Tensor, ...]:
-    """Named float32 arrays as they travel."""
+    """Encode named float32 arrays."""
     return tuple(
         Tensor(name=name, dtype="float32", shape=array.shape, data=to_bytes(array, "<f4"))
         for name, array in arrays.items()
