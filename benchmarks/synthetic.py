@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ import numpy as np
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import env_spec
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
 from apex_zmq.signature import experience_signature
-from apex_zmq.types import PriorityUpdate, Segment
+from apex_zmq.types import PriorityUpdate, Segment, Shipment
 from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.codec import Kind, pack, unpack
 from apex_zmq.wire.experience import encode_priorities, encode_segment
@@ -66,7 +65,7 @@ class Replay:
         )
         self.path = directory / "config.yaml"
         self.path.write_text(loading.to_yaml(self.config))
-        self._statuses: Inbox[Status] = Inbox.bind(self.config.addresses.status, {Kind.STATUS: decode_status}, hwm=1000)
+        self._statuses: Inbox[Status] = Links(self.config).bind("status", {Kind.STATUS: decode_status})
         self.status: dict[str, Status] = {}
         program = [ROOT / "bin/apex-replay"] if module is None else [sys.executable, "-m", module]
         self.processes = [
@@ -138,10 +137,8 @@ def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
     Nothing is encoded again but the process's number, `FIRST_INCARNATION` or above.
     """
     signature = experience_signature(config)
-    numbered = [
-        replace(segment, incarnation=FIRST_INCARNATION, sequence=number) for number, segment in enumerate(segments)
-    ]
-    encoded = [encode_segment(segment, signature) for segment in numbered]
+    numbered = [Shipment("synthetic", FIRST_INCARNATION, number, segment) for number, segment in enumerate(segments)]
+    encoded = [encode_segment(shipment, signature) for shipment in numbered]
     bodies = [(bytes(unpack(head)[1]), frames) for head, frames in encoded]
     assert all(body.count(FIRST_INCARNATION.to_bytes(8, "big")) == 1 for body, _ in bodies)
     while True:
@@ -152,7 +149,8 @@ def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
 
 def fill(running: Replay, sent: Iterator[Parts], transitions: int) -> None:
     """Insert `transitions` transitions and wait until they are stored."""
-    outboxes = [Outbox(address, hwm=4) for address in running.config.addresses.experience]
+    links = Links(running.config)
+    outboxes = [links.connect("experience", shard) for shard in range(running.config.replay.shards)]
     length = running.config.actor.segment_length
     for index, parts in zip(range(-(-transitions // length)), sent, strict=False):
         outbox = outboxes[index % len(outboxes)]
@@ -169,13 +167,14 @@ class SyntheticLearner:
     def __init__(self, config: Config) -> None:
         spec = env_spec(config.env)
         incarnation = time.time_ns()
+        links = Links(config)
         self._feeder = Feeder(
-            bind_batches(config, 0, spec.frame),
+            bind_batches(links, config, 0, spec.frame),
             learner_incarnation=incarnation,
             num_actions=spec.num_actions,
             pin_memory=False,
         )
-        self._priorities = [Outbox(address, hwm=64) for address in config.addresses.priorities]
+        self._priorities = [links.connect("priorities", shard) for shard in range(config.replay.shards)]
         self._hello = Hello(
             run="bench",
             learner_incarnation=incarnation,
@@ -199,12 +198,13 @@ class SyntheticLearner:
         assert not decoded.broken.any()
         batch = decoded.batch
         update = PriorityUpdate(
-            batch.learner_incarnation,
-            batch.rank,
-            batch.shard_incarnation,
-            batch.number,
-            batch.sample.keys,
-            self._td_error,
+            learner_incarnation=batch.learner_incarnation,
+            rank=batch.rank,
+            shard_incarnation=batch.shard_incarnation,
+            acknowledged=batch.number,
+            keys=batch.sample.keys,
+            td_error=self._td_error,
+            retired=np.zeros(len(self._td_error), np.bool_),
         )
         while not self._priorities[batch.shard].send(encode_priorities(update)):
             wait([], [self._priorities[batch.shard]], 1.0)

@@ -103,7 +103,7 @@ class Trainer:
 
         Args:
             windows: uint8 or float32 [B, W, *frame shape], decoded frames.
-            sample: columns of the same rows.
+            sample: the transitions of the same rows.
             weights: float32 [B], importance weights; 0 excludes a row.
 
         Returns:
@@ -112,15 +112,15 @@ class Trainer:
         Raises:
             RankLostError: another rank has ended.
         """
-        config, put = self._config, self._to_device
-        obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
+        config, put, rows = self._config, self._to_device, sample.transitions
+        obs, next_obs = split_windows(put(windows), put(rows["steps"].astype(np.int64)), self._stack)
         with torch.no_grad():
             next_q = self.target(next_obs)
             selector_q = self.online(next_obs) if config.double else next_q
-            reward, discount = put(sample.reward.astype(np.float32)), put(sample.discount.astype(np.float32))
+            reward, discount = put(rows["reward"].astype(np.float32)), put(rows["discount"].astype(np.float32))
             target = double_q_target(reward, discount, next_q, selector_q)
         q = self._parallel(obs)
-        td_error = target - of_actions(q, put(sample.action.astype(np.int64)))
+        td_error = target - of_actions(q, put(rows["action"].astype(np.int64)))
         loss = td_loss(td_error, put(weights), config.loss)
         td_error = td_error.detach()
         self._optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""docs/CONFIGURATION.md, written from the typed config: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
+"""docs/CONFIGURATION.md, from the typed settings: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ INTRODUCTION = """\
 
 Written by `make docs` from `apex_zmq/config/settings.py`; a test keeps it current.
 
-Settings form one tree of sections. A config file names those it changes, the others keep their defaults; a key that
-does not exist is an error. A run's resolved settings stand in its checkpoints and on TensorBoard's text page.
+Settings form one tree of sections. A config file names the settings it changes; the others keep their defaults, and an
+unknown key is an error. The resolved settings of a run are stored in its checkpoints and on TensorBoard's text page.
 
-Where a setting is given more than once, the last of these wins: config file, environment, flag, `--set`.
+If a setting is given more than once, the last of these wins: config file, environment variable, flag, `--set`. An error
+names the place of the value: file and line, variable, flag, or `--set`.
 
 ```sh
 bin/apex-train --config configs/mario-cpu.yaml --batch-size 128 --set env.stages=[1-1,1-2] --set run.episodes=null
 ```
 
 Times are in seconds where a name ends in `_s`, sizes in bytes where it ends in `_bytes`. A decision is one step of an
-agent in one lane: `env.frame_skip` emulator frames. An update is one gradient step. `null` switches off what the
-setting says. `--flag` in the last column is an option of `bin/apex-train` that sets the same, unless said otherwise.
+agent in one lane: `env.frame_skip` emulator frames. An update is one gradient step. A flag in the last column is an
+option of `bin/apex-train` that sets the same, unless stated otherwise.
 """
 READY = """\
 ## The ready configs
 
-What each file under `configs/` changes.
+The settings that each file under `configs/` changes.
 """
 
 
@@ -64,7 +65,7 @@ def document() -> str:
 
 
 def _ready_configs() -> str:
-    """Where the ready configs differ from the defaults."""
+    """The settings in which the ready configs differ from the defaults."""
     paths = sorted(CONFIGS.glob("*.yaml"))
     values = [_values(loading.load(path)) for path in paths]
     rows = []
@@ -88,7 +89,7 @@ def _values(config: Config) -> dict[str, str]:
 
 
 def _ways_to_set(name: str) -> list[str]:
-    """Options that stand for a setting."""
+    """Options and environment variable of a setting."""
     ways = [f"`{flag}`" for flag, setting in TRAIN_FLAGS.items() if setting == name]
     ways += [f"`{flag}` of each role" for flag, setting in (ADDRESS_FLAGS | INSECURE_FLAG).items() if setting == name]
     if name in ADDRESS_FLAGS.values():

@@ -76,20 +76,20 @@ class Terminal:
 
 
 class ProgressFollower(threading.Thread):
-    """Shows the progress of the run that a learner relays at `address`, on a terminal, until closed."""
+    """Shows the progress of a run, as its learner relays it, on a terminal, until closed."""
 
-    def __init__(self, address: str, terminal: Terminal) -> None:
+    def __init__(self, config: Config, terminal: Terminal) -> None:
         super().__init__(name="progress", daemon=True)
-        self._address, self._terminal = address, terminal
+        self._config, self._terminal = config, terminal
         self._closing = threading.Event()
 
     def run(self) -> None:  # noqa: D102
-        from apex_zmq.net.sockets import Inbox
+        from apex_zmq.net.sockets import Links
         from apex_zmq.watch.stats import progress_line
         from apex_zmq.wire.codec import Kind
         from apex_zmq.wire.messages import decode_relayed_status
 
-        inbox = Inbox.subscribe(self._address, {Kind.RELAYED_STATUS: decode_relayed_status})
+        inbox = Links(self._config).subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
         with contextlib.closing(inbox):
             while not self._closing.is_set():
                 status = inbox.receive(POLL_S)
@@ -212,7 +212,7 @@ def launch(
             last.arguments, last.again = [*without, "--render"], lambda: without
         if terminal.is_live:
             roles[0].environment = {logs.PROGRESS_IN_FILE: "1"}
-            progress = ProgressFollower(config.addresses.parameters, terminal)
+            progress = ProgressFollower(config, terminal)
             progress.start()
         return _supervise(roles, stop, terminal)
     finally:

@@ -211,10 +211,10 @@ def top(parser: Parser, argv: Argv) -> int:
         raise ConfigError("standard output is not a terminal; give --once, or --once --json")
     address = config.addresses.parameters
     check_address(address)
-    from apex_zmq.net.keys import client_keys
+    from apex_zmq.net.sockets import Links
     from apex_zmq.watch.top import Listener, live, once
 
-    with contextlib.closing(Listener(address, client_keys(config.addresses, "parameters"))) as listener:
+    with contextlib.closing(Listener(Links(config))) as listener:
         if arguments.once:
             timeout_s = 20.0 if arguments.timeout is None else arguments.timeout
             return once(listener, timeout_s, as_json=arguments.json)

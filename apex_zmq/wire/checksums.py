@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from apex_zmq.types import Buffer, UInt8s, UInt32s, UInt64s
+from apex_zmq.types import Buffer, Int64s, UInt8s, UInt32s, UInt64s
 
 POLYNOMIAL = 0xEDB88320  # reflected
 STRIDE = 16  # bytes per turn by tables
@@ -26,22 +26,21 @@ def frame_crc(encoded: Buffer) -> int:
     return zlib.crc32(encoded)
 
 
-def window_crcs(
-    frame_crcs: UInt32s, first: npt.NDArray[np.integer[Any]], steps: npt.NDArray[np.uint8], stack: int
-) -> UInt32s:
-    """Of each transition the CRC-32 over its frames' CRC-32s, which stand as little-endian u32 in the window's order.
+def window_crcs(frame_crcs: UInt32s, first: npt.NDArray[np.integer[Any]], steps: UInt8s, stack: int) -> UInt32s:
+    """CRC-32 of each transition's window, [T]: over its frames' CRC-32s as little-endian u32, in the window's order.
 
     Args:
         frame_crcs: [F] of the frames of a segment.
-        first: [T] index of the first frame of each window.
+        first: [T] index of the first frame of each window, first + steps + stack <= F.
         steps: [T] k; a window has stack + k frames.
         stack: s.
     """
-    crcs = frame_crcs.astype("<u4").tobytes()
-    begins, ends = 4 * first.astype(np.int64), 4 * (first.astype(np.int64) + steps + stack)
-    return np.array(
-        [zlib.crc32(crcs[begin:end]) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)], np.uint32
+    begins = 4 * first.astype(np.int64)
+    found = np.empty(len(begins), np.uint32)
+    _crcs_of_ranges(
+        frame_crcs.astype("<u4").view(np.uint8), begins, begins + 4 * (steps.astype(np.int64) + stack), found
     )
+    return found
 
 
 def corrupted_windows(frames: Buffer, sizes: UInt32s, window_crcs: UInt32s) -> npt.NDArray[np.bool_]:
@@ -94,6 +93,12 @@ def _update(crc: np.uint32, data: UInt8s, begin: int, end: int) -> np.uint32:
     for i in range(whole, end):
         crc = np.uint32(tables[0, (crc ^ data[i]) & np.uint32(255)] ^ (crc >> np.uint32(8)))
     return crc
+
+
+@njit(nogil=True, cache=True)
+def _crcs_of_ranges(data: UInt8s, begins: Int64s, ends: Int64s, found: UInt32s) -> None:
+    for i in range(len(begins)):
+        found[i] = _update(np.uint32(0xFFFFFFFF), data, begins[i], ends[i]) ^ np.uint32(0xFFFFFFFF)
 
 
 @intrinsic

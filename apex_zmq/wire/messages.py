@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, field
 
-from apex_zmq.wire.body import Body, Name, Parts, UInt, decode_body, require, require_finite
+from apex_zmq.wire.body import Body, Name, OpenBody, Parts, UInt, decode_body, require, require_finite
 from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 
 Role = Literal["actor", "replay", "learner", "forwarder"]
@@ -32,7 +32,7 @@ class Tensor(Body, frozen=True):
     """One named parameter."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32"]
     shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
     data: bytes
 
@@ -49,7 +49,7 @@ class Parameters(Body, frozen=True):
     tensors: Annotated[tuple[Tensor, ...], Meta(max_length=4096)]
 
 
-class Heartbeat(Body, frozen=True):
+class Heartbeat(OpenBody, frozen=True):
     """Kind HEARTBEAT, learner to all: what the newest parameters are."""
 
     run: Name
@@ -58,7 +58,7 @@ class Heartbeat(Body, frozen=True):
     update: UInt
 
 
-class Episode(Body, frozen=True):
+class Episode(OpenBody, frozen=True):
     """One finished episode.
 
     stage: label of the part of the environment in which it ended; empty: the environment has no parts.
@@ -72,7 +72,7 @@ class Episode(Body, frozen=True):
     info: Annotated[dict[InfoName, float], Meta(max_length=16)] = field(default_factory=dict)
 
 
-class Status(Body, frozen=True):
+class Status(OpenBody, frozen=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
     role: Role
@@ -117,8 +117,7 @@ def decode_parameters(parts: Parts) -> tuple[Parameters, dict[str, npt.NDArray[A
     body = decode_body(parts, Kind.PARAMETERS, Parameters)
     arrays = {}
     for tensor in body.tensors:
-        dtype = "<f4" if tensor.dtype == "float32" else "<f2"
-        arrays[tensor.name] = from_bytes(tensor.data, dtype, tensor.shape, tensor.name)
+        arrays[tensor.name] = from_bytes(tensor.data, "<f4", tensor.shape, tensor.name)
         require_finite(arrays[tensor.name], tensor.name)
     require(len(arrays) == len(body.tensors), "two tensors of one name")
     return body, arrays

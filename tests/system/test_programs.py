@@ -35,7 +35,9 @@ class Case(NamedTuple):
 # {...} is filled in from the `World`.
 BAD = {
     "unknown key": Case("apex-train --config {typo}", "learner.batchsize", "did you mean learner.batch_size?"),
-    "unknown key in --set": Case("apex-actor --set env.rewards.death=1", "env.rewards", "did you mean env.reward?"),
+    "unknown key in --set": Case(
+        "apex-actor --set env.rewards.death=1", "env.rewards", "did you mean env.reward.death?"
+    ),
     "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: wanted int", 'got "many"'),
     "missing config": Case("apex-replay --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"),
     "a checkpoint as config": Case("apex-train --config {foreign}", "{foreign}", "not valid YAML"),

@@ -22,7 +22,7 @@ from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import EnvSpec
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.loop import Learner
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.types import Batch, Float32s, FrameSpec, PriorityUpdate, Sample
@@ -32,6 +32,7 @@ from apex_zmq.wire.experience import decode_priorities, encode_batch
 from apex_zmq.wire.messages import Hello, Status, decode_hello, decode_relayed_status
 
 from ..conftest import ROOT, Program, StartProgram
+from ..transitions import make_transitions
 
 PATIENCE_S = 60.0
 ROWS, N_STEP, RANKS = 8, 3, 2
@@ -63,16 +64,12 @@ class Shard:
             "addresses.parameters": f"ipc://{directory}/parameters",
             "addresses.status": f"ipc://{directory}/status",
         }
-        self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
-            self.addresses["addresses.priorities"][0],
-            {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello},
-            hwm=256,
+        links = Links(loading.replace(Config(), self.addresses))
+        self._priorities: Inbox[PriorityUpdate | Hello] = links.bind(
+            "priorities", {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello}
         )
-        self._batches = [Outbox(address, hwm=4) for address in self.addresses["addresses.batches"]]
-        self._statuses: Inbox[Status] = Inbox.subscribe(
-            self.addresses["addresses.parameters"],
-            {Kind.RELAYED_STATUS: decode_relayed_status},
-        )
+        self._batches = [links.connect("batches", rank) for rank in range(RANKS)]
+        self._statuses: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
         self._number = 0
 
     def meet(self) -> None:
@@ -98,7 +95,7 @@ class Shard:
             answer = self._priorities.receive(PATIENCE_S)
             assert answer is not None
             if isinstance(answer, PriorityUpdate):
-                assert answer.number == self._number - 1
+                assert answer.acknowledged == self._number - 1
                 answers[answer.rank] = answer
         return [answers[rank] for rank in range(RANKS)]
 
@@ -148,11 +145,9 @@ def made_up(seed: int, corrupted: tuple[int, ...] = (), rewards: dict[int, float
         frame=FRAME,
         keys=np.arange(ROWS * seed, ROWS * (seed + 1), dtype=np.uint64),
         priority=rng.gamma(1.0, 1.0, ROWS) + 0.1,
-        action=rng.integers(0, 2, ROWS).astype(np.uint16),
-        reward=reward,
-        discount=np.full(ROWS, 0.9, np.float32),
-        steps=np.full(ROWS, N_STEP, np.uint8),
-        window_crcs=crcs,
+        transitions=make_transitions(
+            ROWS, action=rng.integers(0, 2, ROWS), reward=reward, discount=0.9, steps=N_STEP, window_crc=crcs
+        ),
         frame_sizes=np.full((ROWS, 1 + N_STEP), FRAME.nbytes, np.uint32),
         frames=frames.tobytes(),
     )
@@ -160,7 +155,7 @@ def made_up(seed: int, corrupted: tuple[int, ...] = (), rewards: dict[int, float
 
 def joined(samples: list[Sample]) -> tuple[Float32s, Sample]:
     """Windows and columns of all rows in one batch."""
-    columns = ("keys", "priority", "action", "reward", "discount", "steps", "frame_sizes", "window_crcs")
+    columns = ("keys", "priority", "transitions", "frame_sizes")
     sample = dataclasses.replace(
         samples[0], **{name: np.concatenate([getattr(each, name) for each in samples]) for name in columns}
     )
@@ -211,11 +206,14 @@ def test_two_ranks_take_the_step_of_one_on_the_joined_batch(
         weights[list(broken)] = 0.0
         td_error = one.step(windows, sample, weights).td_error
         assert td_error is not None
-        td_error[list(broken)] = -1
+        td_error[list(broken)] = np.nan
         return td_error
 
     def dealt(samples: list[Sample]) -> Float32s:
-        return np.concatenate([answer.td_error for answer in shard.deal(samples)])
+        """|TD| of the rows of all ranks, NaN where retired."""
+        return np.concatenate(
+            [np.where(answer.retired, np.float32(np.nan), answer.td_error) for answer in shard.deal(samples)]
+        )
 
     shard.meet()
     # A row of the second rank is not what its actor sent. The gradient is that of all the others, clipped as one.

@@ -20,7 +20,7 @@ from apex_zmq.agent.trainer import Trainer
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config, Run
 from apex_zmq.envs.make import env_spec
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner import journal
 from apex_zmq.roles.learner.journal import Journal, Origin, Saver, StepReport, Totals, spent_budget
 from apex_zmq.roles.learner.publisher import Publisher
@@ -68,16 +68,17 @@ class Kept:
         }
         settings |= {"telemetry.log_interval_s": log_interval_s, "telemetry.status_interval_s": 0.05}
         self.config: Config = loading.replace(CARTPOLE, settings)
-        self.publisher = Publisher(self.config.addresses)
+        links = Links(self.config)
+        self.publisher = Publisher(links)
         self.journal = Journal(self.config, directory, origin or Origin.of(None), begin, self.publisher)
-        self.subscribed: Inbox[Any] = Inbox.subscribe(
-            self.config.addresses.parameters,
+        self.subscribed: Inbox[Any] = links.subscribe(
+            "parameters",
             {
                 Kind.RELAYED_STATUS: decode_relayed_status,
                 Kind.PARAMETERS: lambda parts: decode_parameters(parts)[0],
             },
         )
-        self._actor = Outbox(self.config.addresses.status, hwm=16)
+        self._actor = links.connect("status")
         self.publisher.start()
         self.journal.start()
 
