@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from apex_zmq.agent.importance import Draw, ImportanceWeights
-from apex_zmq.agent.ranks import Ranks
-from apex_zmq.agent.trainer import Trainer, choose_device
+from apex_zmq.agent.trainer import Trainer
 from apex_zmq.cli.launch import free_ports
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
@@ -257,21 +255,6 @@ def test_ranks_and_addresses_are_counted() -> None:
     config = loading.replace(Config(), {"env.id": "CartPole-v1", "addresses.batches": ["ipc:///a", "ipc:///b"]})
     with pytest.raises(ConfigError, match=r"addresses\.batches lists 2 for 1 ranks of the learner; list one for each"):
         Learner(config, Path("run"))
-
-
-def test_who_is_not_started_by_torchrun_is_told_so() -> None:
-    assert Ranks.join({}) == Ranks.join({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2 and RANK is not set; start the learner with torchrun"):
-        Ranks.join({"WORLD_SIZE": "2"})
-
-
-def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto", local_rank=1) == torch.device("cuda:1")
-    assert choose_device("cpu", local_rank=2) == torch.device("cpu")
-    with pytest.raises(ConfigError, match="no GPU for local rank 2; start torchrun with --nproc-per-node 2 at most"):
-        choose_device("auto", local_rank=2)
 
 
 @pytest.mark.long
