@@ -280,8 +280,8 @@ def edited(rng: random.Random, data: bytes) -> bytes:
     return bytes(buffer)
 
 
-def headed(kind: int, body: bytes, *, version: int = PROTOCOL_VERSION, flags: int = 0, raw_size: int = -1) -> bytes:
-    return PRELUDE.pack(kind, version, flags, 0, len(body) if raw_size < 0 else raw_size) + body
+def headed(kind: int, body: bytes, *, major: int = PROTOCOL_VERSION[0], flags: int = 0, raw_size: int = -1) -> bytes:
+    return PRELUDE.pack(kind, major, flags, 0, len(body) if raw_size < 0 else raw_size) + body
 
 
 def _mutate_bytes(rng: random.Random, target: Target) -> Message:
@@ -362,8 +362,11 @@ def _shuffle_parts(rng: random.Random, target: Target) -> Message:
 
 def _claim(rng: random.Random, target: Target) -> Message:
     """Another kind or protocol version over the same body."""
-    kind, version = rng.choice([*Kind, 0, max(Kind) + 1, 255]), rng.choice((0, PROTOCOL_VERSION, PROTOCOL_VERSION, 255))
-    return [headed(kind, target.raw, version=version), *target.valid[1:]]
+    kind, major = (
+        rng.choice([*Kind, 0, max(Kind) + 1, 255]),
+        rng.choice((0, PROTOCOL_VERSION[0], PROTOCOL_VERSION[0], 255)),
+    )
+    return [headed(kind, target.raw, major=major), *target.valid[1:]]
 
 
 def _forge_frames(rng: random.Random, target: Target) -> Message:

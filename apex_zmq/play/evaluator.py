@@ -17,10 +17,9 @@ from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.info import STATISTICS
 from apex_zmq.envs.make import EnvError
-from apex_zmq.errors import CheckpointError, ConfigError
-from apex_zmq.net.keys import client_keys
-from apex_zmq.net.parameters import Arrays, MismatchError, ParameterFollower
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.errors import CheckpointError, ConfigError, MismatchError
+from apex_zmq.net.parameters import Arrays, ParameterFollower
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.play.player import Moment, Player, Protocol
 from apex_zmq.play.video import Digest, Video
 from apex_zmq.rundir.checkpoint import BEST_EVAL, Checkpoint, load, save
@@ -181,10 +180,10 @@ def _await_parameters(
     Raises:
         MismatchError: the parameters belong to another run.
     """
-    address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
+    links = Links(config)
     network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
-    statuses: Inbox[Status] = Inbox.subscribe(address, {Kind.RELAYED_STATUS: decode_relayed_status}, keys=keys)
-    follower = ParameterFollower(address, network, experience, keys)
+    statuses: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
+    follower = ParameterFollower(links, network, experience)
     with contextlib.closing(statuses), contextlib.closing(follower):
         arrays: Arrays | None = None
         decisions: int | None = None
@@ -196,7 +195,8 @@ def _await_parameters(
             newest = follower.newest
             if newest is not None and newest.run != run_id:
                 raise MismatchError(
-                    f"{address} now publishes run {newest.run}, not {run_id}; pass that run's directory"
+                    f"{links.address('parameters')} now publishes run {newest.run}, not {run_id}; "
+                    "pass that run's directory"
                 )
             if newest is None or arrays is None or decisions is None:
                 continue

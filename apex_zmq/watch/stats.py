@@ -32,7 +32,7 @@ TOTALS = {statistic.total: statistic for statistic in STATISTICS if statistic.to
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
 MAX_SOURCES = 4096  # processes remembered, and stages; whoever may report could invent more
 MAX_NUMBER = float(1 << 53)  # of what a process may say; TensorBoard's axis ends at 2^63
-PROGRESS = "progress  "  # begins the log message that apex-train shows live
+PROGRESS_LOG = "apex_zmq.progress"  # logger of the progress lines
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, field
 
-from apex_zmq.wire.body import Body, Name, Parts, UInt, decode_body, require, require_finite
+from apex_zmq.wire.body import Body, Name, OpenBody, Parts, UInt, decode_body, require, require_finite
 from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 
 Role = Literal["actor", "replay", "learner", "forwarder"]
@@ -49,7 +49,7 @@ class Parameters(Body, frozen=True):
     tensors: Annotated[tuple[Tensor, ...], Meta(max_length=4096)]
 
 
-class Heartbeat(Body, frozen=True):
+class Heartbeat(OpenBody, frozen=True):
     """Kind HEARTBEAT, learner to all: what the newest parameters are."""
 
     run: Name
@@ -58,7 +58,7 @@ class Heartbeat(Body, frozen=True):
     update: UInt
 
 
-class Episode(Body, frozen=True):
+class Episode(OpenBody, frozen=True):
     """One finished episode.
 
     stage: label of the part of the environment in which it ended; empty: the environment has no parts.
@@ -72,7 +72,7 @@ class Episode(Body, frozen=True):
     info: Annotated[dict[InfoName, float], Meta(max_length=16)] = field(default_factory=dict)
 
 
-class Status(Body, frozen=True):
+class Status(OpenBody, frozen=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
     role: Role

@@ -13,7 +13,7 @@ import pytest
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config, batch_addresses
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles import replay
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.replay import ReplayServer
@@ -57,12 +57,13 @@ class Peers:
         )
         self.frame = FrameSpec((values,), "float32", 1)
         n_step = self.config.agent.n_step
+        links = Links(self.config)
         self._batches: list[Inbox[Batch]] = [
-            Inbox.bind(address, {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step)}, hwm=100)
-            for address in batch_addresses(self.config.addresses)
+            links.bind("batches", {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step)}, rank)
+            for rank in range(len(batch_addresses(self.config.addresses)))
         ]
-        self.statuses: Inbox[Status] = Inbox.bind(paths["status"], {Kind.STATUS: decode_status}, hwm=1000)
-        self._actor, self._learner = Outbox(paths["experience"], hwm=4), Outbox(paths["priorities"], hwm=64)
+        self.statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
+        self._actor, self._learner = links.connect("experience"), links.connect("priorities")
         self._builder = SegmentBuilder(self.frame, n_step, 0.9, LENGTH)
         self._builder.reset(np.zeros(values, np.float32))
         self._sent = 0

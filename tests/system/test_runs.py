@@ -24,9 +24,9 @@ from apex_zmq.replay.disk.snapshot import Snapshot
 from apex_zmq.roles.learner.loop import Learner
 from apex_zmq.rundir.checkpoint import BEST, load, save
 from apex_zmq.rundir.episodes import EPISODES
-from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_relayed_status
+from apex_zmq.wire.messages import Status
 
+from ..channels import relayed_statuses
 from ..conftest import ROOT, StartProgram
 
 CARTPOLE = str(ROOT / "configs" / "cartpole.yaml")
@@ -153,7 +153,7 @@ def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
     flags = addresses(iter(free_ports(7)), shards=2)
     common = ["--config", CARTPOLE, *itertools.chain.from_iterable(flags.items()), "--set", "replay.shards=2"]
     common += ["--set", "replay.min_size=400"]
-    inbox: Inbox[Status] = Inbox.subscribe(flags["--parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
+    inbox: Inbox[Status] = relayed_statuses(flags["--parameters"])
     learner = start("learner", *common, "--run-dir", "run")
     for shard in "01":
         start("replay", *common, "--shard", shard)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,8 +19,9 @@ from apex_zmq.wire.body import Body, Parts, encode
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of, pack, unpack
 from apex_zmq.wire.experience import encode_segment
 from apex_zmq.wire.frames import decode_windows
-from apex_zmq.wire.messages import decode_hello
+from apex_zmq.wire.messages import Episode, Heartbeat, Status, decode_hello
 
+OPEN = ("HEARTBEAT", "STATUS", "RELAYED_STATUS")  # bodies whose unknown fields are ignored
 OFFSETS = {name: offset for name, (_, offset, *_) in (TRANSITION.fields or {}).items()}
 Message = list[bytes]
 Decoders = dict[str, Callable[[Parts], Any]]
@@ -331,11 +333,41 @@ def test_a_message_of_another_kind_is_refused(name: str, valid: dict[str, Messag
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_and_missing_fields_are_refused(name: str, valid: dict[str, Message], decoders: Decoders) -> None:
     body = body_of(valid[name])
-    with pytest.raises(WireError, match="unknown field `surplus`"):
-        decoders[name](with_body(valid[name], body | {"surplus": 1}))
+    if name not in OPEN:
+        with pytest.raises(WireError, match="unknown field `surplus`"):
+            decoders[name](with_body(valid[name], body | {"surplus": 1}))
     for field in body.keys() - {"episodes"}:  # which has a default
         with pytest.raises(WireError, match=f"missing required field `{field}`"):
             decoders[name](with_body(valid[name], {key: value for key, value in body.items() if key != field}))
+
+
+class LaterEpisode(Episode, frozen=True):
+    surplus: int = 1
+
+
+class LaterStatus(Status, frozen=True):
+    surplus: tuple[str, ...] = ("of", "a", "later", "minor", "version")
+
+
+class LaterHeartbeat(Heartbeat, frozen=True):
+    surplus: float = 0.5
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_fields_of_a_later_minor_version_are_ignored(
+    name: str, valid: dict[str, Message], decoders: Decoders, bodies: dict[Kind, Body]
+) -> None:
+    kind = Kind[name]
+    body = bodies[kind]
+    if isinstance(body, Status):
+        episodes = tuple(LaterEpisode(**msgspec.structs.asdict(episode)) for episode in body.episodes)
+        assert episodes
+        later: Body = LaterStatus(**{**msgspec.structs.asdict(body), "episodes": episodes})
+    else:
+        later = LaterHeartbeat(**msgspec.structs.asdict(body))
+    parts = encode(kind, later)
+    assert b"surplus" in bytes(unpack(parts[0])[1])
+    assert decoders[name](parts) == body == decoders[name](valid[name])
 
 
 @pytest.mark.parametrize("name", NAMES)

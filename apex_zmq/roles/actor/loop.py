@@ -17,8 +17,8 @@ from apex_zmq.agent.exploration import Explorer, elastic_epsilon, ladder
 from apex_zmq.agent.networks import load_arrays, make_network, to_arrays
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import EnvError, Lanes, Step, make_lanes
-from apex_zmq.net.keys import client_keys
 from apex_zmq.net.parameters import ParameterFollower
+from apex_zmq.net.sockets import Links
 from apex_zmq.play.viewer import LaneWindow
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.actor.shipper import Shipper
@@ -95,19 +95,15 @@ class Actor:
         spec = self._lanes.spec
         self._network = make_network(config.agent, spec.frame, spec.num_actions).eval()
         self._signature = experience_signature(config)
-        self._parameters = ParameterFollower(
-            config.addresses.parameters,
-            network_signature(to_arrays(self._network)),
-            self._signature,
-            client_keys(config.addresses, "parameters"),
-        )
+        links = Links(config)
+        self._parameters = ParameterFollower(links, network_signature(to_arrays(self._network)), self._signature)
         self._shipper = Shipper(
-            config.addresses.experience,
+            links,
+            len(config.addresses.experience),
             self._signature,
             name,
             incarnation,
             drop_oldest=config.actor.when_blocked == "drop_oldest",
-            keys=client_keys(config.addresses, "experience"),
         )
         self._explorer = Explorer(count, spec.num_actions, config.actor.repeat_zeta, config.actor.repeat_max, self._rng)
         self._ladder: list[float] | None = None
@@ -125,7 +121,7 @@ class Actor:
         self._returns = np.zeros(count)
         self._lengths = np.zeros(count, np.int64)
         self._decisions = 0
-        self._reporter = StatusReporter("actor", name, incarnation, config)
+        self._reporter = StatusReporter("actor", name, incarnation, config, links)
 
     def run(self, stop: threading.Event) -> None:
         """Play until told to stop.

@@ -30,7 +30,7 @@ from apex_zmq.rundir.episodes import EpisodeLog
 from apex_zmq.types import Float64s
 from apex_zmq.watch import prometheus
 from apex_zmq.watch.metrics import ROLES
-from apex_zmq.watch.stats import PROGRESS, TOTALS, Meter, RunStats, progress_line
+from apex_zmq.watch.stats import PROGRESS_LOG, TOTALS, Meter, RunStats, progress_line
 from apex_zmq.watch.tensorboard import Board
 from apex_zmq.wire.messages import Status
 
@@ -198,7 +198,7 @@ class Journal(threading.Thread):
         numbers = self._stats.summary(now, report.update) | self._meter.take() | self._rank_waits(report, now)
         board.write(numbers, {**report.histograms, **self._stats.ends()}, self.totals.decisions)
         self._summary = numbers | {"decisions": self.totals.decisions}
-        log.info("%s%s", PROGRESS, progress_line(numbers))
+        logging.getLogger(PROGRESS_LOG).info("progress  %s", progress_line(numbers))
 
     def _report_status(self, now: float) -> None:
         """Relay the learner's own status: the process, the newest summary, live roles, settings that apex-top shows."""
