@@ -1,5 +1,6 @@
 """Package metadata and dependencies; `constraints.txt` pins the tested versions."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -7,18 +8,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "apex_zmq/__init__.py").read_text()).group(1)
-PROGRAMS = {
-    "actor": "cli.main:actor",
-    "replay": "cli.main:replay",
-    "learner": "cli.main:learner",
-    "forwarder": "cli.main:forwarder",
-    "train": "cli.main:train",
-    "eval": "cli.tools:evaluate",
-    "play": "cli.tools:play",
-    "keys": "cli.tools:keys",
-    "doctor": "cli.tools:doctor",
-    "top": "cli.tools:top",
-}
+MAIN = (ROOT / "apex_zmq/__main__.py").read_text()
+PROGRAMS = ast.literal_eval(re.search(r"^PROGRAMS = (\{.*?^\})", MAIN, re.DOTALL | re.MULTILINE).group(1))
 
 setup(
     name="apex_zmq",
@@ -81,5 +72,5 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": [f"apex-{name} = apex_zmq.{main}" for name, main in PROGRAMS.items()]},
+    entry_points={"console_scripts": [f"apex-{name} = {function}" for name, function in PROGRAMS.items()]},
 )

@@ -12,5 +12,9 @@ class ConfigError(UserError):
     """A setting, option or address that cannot be used."""
 
 
+class MismatchError(UserError):
+    """The run that a process has met is set up differently, or speaks another version of the protocol."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be read, written or used."""

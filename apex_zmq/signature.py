@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from apex_zmq.config import settings
+from apex_zmq.envs import games
 from apex_zmq.envs.emulators import ROM_SHA256
 from apex_zmq.envs.mario import RULES_VERSION
 
@@ -25,7 +26,7 @@ def experience_signature(config: settings.Config) -> str:
     if env["stages"] != "all":
         del env["stages"]
     meaning: dict[str, Any] = {"env": env, "n_step": config.agent.n_step, "gamma": config.agent.gamma}
-    if config.env.id in settings.WORLDS:
+    if config.env.id in games.WORLDS:
         meaning |= {"rules": RULES_VERSION, "rom": ROM_SHA256[config.env.id]}
     return _digest(meaning)
 

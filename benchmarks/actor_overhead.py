@@ -17,11 +17,10 @@ import numpy.typing as npt
 from apex_zmq.agent.networks import make_network, to_arrays
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import make_lanes
-from apex_zmq.net.sockets import Publisher
+from apex_zmq.net.parameters import ParameterPublisher
+from apex_zmq.net.sockets import Links
 from apex_zmq.roles.actor.loop import Actor
 from apex_zmq.signature import experience_signature, network_signature
-from apex_zmq.wire.body import encode
-from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Parameters, make_tensors
 from benchmarks import synthetic
 from benchmarks.rows import Row, main, versus
@@ -63,9 +62,8 @@ class ConstantActor(Actor):
 def actor_decisions_per_s(config: Config) -> float:
     actor, stop = ConstantActor(config, "constant"), threading.Event()
     arrays = to_arrays(make_network(config.agent, actor._lanes.spec.frame, actor._lanes.spec.num_actions))
-    publisher = Publisher(config.addresses.parameters)
-    (part,) = encode(
-        Kind.PARAMETERS,
+    publisher = ParameterPublisher(Links(config))
+    publisher.publish(
         Parameters(
             run="bench",
             learner_incarnation=1,
@@ -74,9 +72,8 @@ def actor_decisions_per_s(config: Config) -> float:
             network_signature=network_signature(arrays),
             experience_signature=experience_signature(config),
             tensors=make_tensors(arrays),
-        ),
+        )
     )
-    publisher.welcome(part)
     playing = threading.Thread(target=actor.run, args=(stop,))
     playing.start()
     measuring = threading.Thread(target=actor.measure, args=(stop,))

@@ -17,7 +17,7 @@ import psutil
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.rundir import directory as rundir
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -99,9 +99,11 @@ class Cluster:
         self._path.write_text(loading.to_yaml(self.config))
         # Statuses are relayed by this process, so that it receives them while the learner is dead.
         self._learner_status = addresses[7]
-        self._statuses: Inbox[Status] = Inbox.bind(addresses[6], {Kind.STATUS: decode_status}, hwm=1000)
-        self._to_learner = Outbox(self._learner_status, hwm=1000)
-        self._relayed: Inbox[Status] = Inbox.subscribe(addresses[5], {Kind.RELAYED_STATUS: decode_relayed_status})
+        links = Links(self.config)
+        self._statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
+        to_learner = loading.replace(self.config, {"addresses.status": self._learner_status})
+        self._to_learner = Links(to_learner).connect("status")
+        self._relayed: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
         names = ("learner", "replay-0", "replay-1", "actor-0", "actor-1", "evaluator")
         self.members = {name: Member(name) for name in names}
         self.updates = 0.0

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apex_zmq.config import loading, settings
-from apex_zmq.envs import emulators, mario
+from apex_zmq.envs import games, mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy
 from apex_zmq.envs.mario import Outcome
 
@@ -122,7 +122,7 @@ def package_class() -> Any:
         return importlib.import_module("gym_super_mario_bros.smb_env").SuperMarioBrosEnv
 
 
-def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: str | None = "1-1") -> list[Played]:
+def play_package(inputs: bytes, first: int, game: str = games.MARIO, stage: str | None = "1-1") -> list[Played]:
     """Inputs from power-on on the package's environment: `first` frames for its start screen, the others as steps.
 
     stage: None for the package's whole game.
@@ -135,7 +135,7 @@ def play_package(inputs: bytes, first: int, game: str = settings.MARIO, stage: s
                 self._frame_advance(buttons)
 
     target = (int(stage[0]), int(stage[2])) if stage else None
-    env = FromPowerOn(lost_levels=game != settings.MARIO, target=target)
+    env = FromPowerOn(lost_levels=game != games.MARIO, target=target)
     try:
         env.reset()
         played: list[Played] = []
@@ -230,7 +230,7 @@ class Comparison(NamedTuple):
 def script(stage: str, frames: int) -> list[int]:
     """Buttons of every frame: mostly to the right with jumps, held for 4 to 40 frames; the same for every emulator."""
     rng = np.random.default_rng([ord(letter) for letter in stage])
-    actions = mario.action_buttons("COMPLEX_MOVEMENT")
+    actions = games.action_buttons("COMPLEX_MOVEMENT")
     weights = np.array([1, 4, 8, 8, 16, 2, 1, 1, 1, 1, 1, 1], float)
     held: list[int] = []
     while len(held) < frames:
@@ -290,9 +290,9 @@ def whole_inputs(game: str, frames: int) -> tuple[bytes, int]:
 
     In the first game a recorded clear of 1-1 and then 1-2's script, in the Lost Levels 1-1's.
     """
-    if game == settings.MARIO:
+    if game == games.MARIO:
         return held_on(RECORDED["plays"][1]) + bytes(script("1-2", frames)), RECORDED["first_playable_frame"]
-    title = bytes(60) + bytes([emulators.START]) + bytes(156)
+    title = bytes(60) + bytes([games.START]) + bytes(156)
     return title + bytes(script("1-1", frames)), len(title)
 
 
@@ -307,7 +307,7 @@ def comparable(played: Sequence[Played]) -> list[Any]:
 def whole_rows(frames: int) -> list[str]:
     """One row per game: the package's whole game with its three lives against ours."""
     rows = []
-    for game in settings.WORLDS:
+    for game in games.WORLDS:
         inputs, first = whole_inputs(game, frames)
         theirs = play_package(inputs, first, game, None)
         cells = [game, f"{len(theirs)}"]
@@ -353,9 +353,9 @@ def main() -> None:
     options = parser.parse_args()
     rows, whole = package_rows(), whole_rows(4000)
     comparisons = {}
-    for game in settings.WORLDS:
+    for game in games.WORLDS:
         machine = FCEUmm(game)
-        comparisons[game] = [compare(machine, stage, options.frames) for stage in settings.stages(game)]
+        comparisons[game] = [compare(machine, stage, options.frames) for stage in games.stages(game)]
         machine.close()
     document = ROOT / "docs/CONFORMANCE.md"
     document.write_text(report(rows, whole, comparisons, options.frames))

@@ -22,7 +22,6 @@ from matplotlib import pyplot
 
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import EPISODES
-from apex_zmq.watch.stats import PROGRESS
 from benchmarks.csv_files import read_csv
 from benchmarks.results import Floats, moving_mean
 from benchmarks.rows import ROOT
@@ -42,7 +41,7 @@ def train(directory: Path, minutes: float) -> str:
         assert run.stdout is not None
         for line in run.stdout:
             print(line, end="", flush=True)
-            if not shown and PROGRESS in line and time.monotonic() - begin > TOP_AT * 60 * minutes:
+            if not shown and time.monotonic() - begin > TOP_AT * 60 * minutes:
                 shown = top(directory)
     if run.returncode:
         sys.exit(run.returncode)

@@ -234,7 +234,7 @@ def targets() -> list[Target]:
     keys = np.arange(16, dtype=np.uint64)
     update = PriorityUpdate(5, 0, shard.store.incarnation, 1, keys, np.linspace(-1, 3, 16).astype(np.float32))
     tensors = make_tensors({"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)})
-    episodes = (Episode(12.5, 300, 0.01, "1-1", 3161, True), Episode(-3.0, 17, 0.4))
+    episodes = (Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4))
     status = Status("actor", "actor-7", "host", 1, 1, 1.6e9, 1.7e9, 1.7e9, {"decisions": 4096.0}, episodes)
     found += [
         Target("PRIORITIES", _bytes(encode_priorities(update)), decode_priorities, shard.take_update),
@@ -279,8 +279,8 @@ def edited(rng: random.Random, data: bytes) -> bytes:
     return bytes(buffer)
 
 
-def headed(kind: int, body: bytes, *, version: int = PROTOCOL_VERSION, flags: int = 0, raw_size: int = -1) -> bytes:
-    return PRELUDE.pack(kind, version, flags, 0, len(body) if raw_size < 0 else raw_size) + body
+def headed(kind: int, body: bytes, *, major: int = PROTOCOL_VERSION[0], flags: int = 0, raw_size: int = -1) -> bytes:
+    return PRELUDE.pack(kind, major, flags, 0, len(body) if raw_size < 0 else raw_size) + body
 
 
 def _mutate_bytes(rng: random.Random, target: Target) -> Message:
@@ -361,8 +361,11 @@ def _shuffle_parts(rng: random.Random, target: Target) -> Message:
 
 def _claim(rng: random.Random, target: Target) -> Message:
     """Another kind or protocol version over the same body."""
-    kind, version = rng.choice([*Kind, 0, max(Kind) + 1, 255]), rng.choice((0, PROTOCOL_VERSION, PROTOCOL_VERSION, 255))
-    return [headed(kind, target.raw, version=version), *target.valid[1:]]
+    kind, major = (
+        rng.choice([*Kind, 0, max(Kind) + 1, 255]),
+        rng.choice((0, PROTOCOL_VERSION[0], PROTOCOL_VERSION[0], 255)),
+    )
+    return [headed(kind, target.raw, major=major), *target.valid[1:]]
 
 
 def _forge_frames(rng: random.Random, target: Target) -> Message:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from apex_zmq.envs.info import MARIO_COLUMNS
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
 from apex_zmq.watch.stats import LOW_EPSILON
@@ -178,7 +179,7 @@ def train(run: Run) -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     about_file(run.name).unlink(missing_ok=True)
-    write_csv(episodes_file(run.name), ("minutes", *COLUMNS[1:]), episodes)
+    write_csv(episodes_file(run.name), ("minutes", *COLUMNS[1:], *MARIO_COLUMNS), episodes)
     write_csv(evaluations_file(run.name), EVALUATION, evaluations)
     about_file(run.name).write_text(json.dumps(about, indent=1) + "\n")
 

@@ -23,6 +23,7 @@ from apex_zmq.agent.networks import make_network, to_arrays
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Agent, Config
 from apex_zmq.net.parameters import ParameterPublisher
+from apex_zmq.net.sockets import Links
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import FrameSpec
 from apex_zmq.wire.messages import Parameters, make_tensors
@@ -60,7 +61,7 @@ def seconds(count: int, forwarders: int) -> list[float]:
     """Seconds from publishing to the last arrival, for each version but the first."""
     upstream, *downstream = free_addresses(1 + forwarders)
     config = loading.replace(Config(), {"addresses.parameters": upstream, "telemetry.log_level": "warning"})
-    publisher = ParameterPublisher(upstream, insecure=False)
+    publisher = ParameterPublisher(Links(config))
     with running(config, downstream, count) as subscribers:
         times = []
         for version in range(1, VERSIONS + 2):

@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from msgspec.structs import replace as replace_struct
+
 from apex_zmq.config.settings import Config
-from apex_zmq.net.sockets import Outbox, wait
+from apex_zmq.net.sockets import Links, wait
 from apex_zmq.signature import experience_signature
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.experience import encode_segment
@@ -23,8 +25,9 @@ from benchmarks import mario_frames, synthetic
 def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -> None:
     """Send until stopped; a connection whose queue is full is skipped until it has room."""
     config = Config()
+    links = Links(replace_struct(config, addresses=replace_struct(config.addresses, experience=tuple(addresses))))
     signature = experience_signature(config)
-    outboxes = [Outbox(addresses[index % len(addresses)], hwm=4) for index in range(connections)]
+    outboxes = [links.connect("experience", index % len(addresses)) for index in range(connections)]
     length = config.actor.segment_length
     begin, sent = time.monotonic(), 0
     segments = mario_frames.segments(mario_frames.play(), config)

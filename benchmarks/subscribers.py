@@ -8,15 +8,21 @@ from __future__ import annotations
 import sys
 import time
 
-from apex_zmq.net.sockets import Inbox, wait
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Config
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.wire.codec import Kind
 
 
 def main(count: int, address: str) -> None:
     seen: list[set[bytes]] = [set() for _ in range(count)]
     # The first bytes hold run, learner_incarnation and version; the welcome message may repeat a version.
-    inboxes = [
-        Inbox.subscribe(address, {Kind.PARAMETERS: lambda parts, index=index: seen[index].add(bytes(parts[0][:96]))})  # type: ignore[misc]
+    links = Links(loading.replace(Config(), {"addresses.parameters": address}))
+    inboxes: list[Inbox[None]] = [
+        links.subscribe(
+            "parameters",
+            {Kind.PARAMETERS: lambda parts, index=index: seen[index].add(bytes(parts[0][:96]))},  # type: ignore[misc]
+        )
         for index in range(count)
     ]
     complete = 0

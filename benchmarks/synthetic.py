@@ -20,7 +20,7 @@ import numpy as np
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import env_spec
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import PriorityUpdate, Segment
@@ -66,7 +66,7 @@ class Replay:
         )
         self.path = directory / "config.yaml"
         self.path.write_text(loading.to_yaml(self.config))
-        self._statuses: Inbox[Status] = Inbox.bind(self.config.addresses.status, {Kind.STATUS: decode_status}, hwm=1000)
+        self._statuses: Inbox[Status] = Links(self.config).bind("status", {Kind.STATUS: decode_status})
         self.status: dict[str, Status] = {}
         program = [ROOT / "bin/apex-replay"] if module is None else [sys.executable, "-m", module]
         self.processes = [
@@ -152,7 +152,8 @@ def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
 
 def fill(running: Replay, sent: Iterator[Parts], transitions: int) -> None:
     """Insert `transitions` transitions and wait until they are stored."""
-    outboxes = [Outbox(address, hwm=4) for address in running.config.addresses.experience]
+    links = Links(running.config)
+    outboxes = [links.connect("experience", shard) for shard in range(running.config.replay.shards)]
     length = running.config.actor.segment_length
     for index, parts in zip(range(-(-transitions // length)), sent, strict=False):
         outbox = outboxes[index % len(outboxes)]
@@ -169,13 +170,14 @@ class SyntheticLearner:
     def __init__(self, config: Config) -> None:
         spec = env_spec(config.env)
         incarnation = time.time_ns()
+        links = Links(config)
         self._feeder = Feeder(
-            bind_batches(config, 0, spec.frame),
+            bind_batches(links, config, 0, spec.frame),
             learner_incarnation=incarnation,
             num_actions=spec.num_actions,
             pin_memory=False,
         )
-        self._priorities = [Outbox(address, hwm=64) for address in config.addresses.priorities]
+        self._priorities = [links.connect("priorities", shard) for shard in range(config.replay.shards)]
         self._hello = Hello(
             run="bench",
             learner_incarnation=incarnation,

@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -111,8 +112,9 @@ class ForkServer:
 
 def serve(channel: socket.socket) -> int:
     """Fork a program for each request until the client is gone; in each program: run it and return its exit code."""
-    from apex_zmq.cli.main import PROGRAMS
+    from apex_zmq.__main__ import PROGRAMS
 
+    programs = {role: pkgutil.resolve_name(PROGRAMS[role]) for role in ROLES}
     for module in MODULES:
         importlib.import_module(module)
     gc.freeze()  # forks share what is here now
@@ -144,7 +146,7 @@ def serve(channel: socket.socket) -> int:
     sys.path[:1] = [asked["directory"], *(path for path in paths if path)]  # as after python -m
     role, *arguments = asked["arguments"]
     sys.argv = [f"apex-{role}", *arguments]
-    return PROGRAMS[role](arguments)
+    return int(programs[role](arguments))
 
 
 def keep(pid: int, output: int, answers: int) -> None:

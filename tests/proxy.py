@@ -7,7 +7,9 @@ import struct
 import threading
 from contextlib import suppress
 
-from apex_zmq.net.sockets import EXPERIENCE_KERNEL_BYTES
+from apex_zmq.net.links import LINKS
+
+EXPERIENCE_KERNEL_BYTES = LINKS["experience"].kernel_bytes or 0
 
 
 class Proxy:

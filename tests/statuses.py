@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apex_zmq.watch.stats import GROWING
+from apex_zmq.watch.metrics import COUNTERS
 from apex_zmq.watch.view import View, Watch
 from apex_zmq.wire.messages import Status
 
@@ -26,8 +26,8 @@ def words(name: str, numbers: Mapping[str, float], **fields: Any) -> tuple[Statu
     """
     before, after = {}, {}
     for number, value in numbers.items():
-        counter = f"{number}_s" if f"{number}_s" in GROWING else number.removesuffix("_per_s")
-        if counter in GROWING and counter != number:
+        counter = f"{number}_s" if f"{number}_s" in COUNTERS else number.removesuffix("_per_s")
+        if counter in COUNTERS and counter != number:
             before[counter], after[counter] = 50.0, 50.0 + value * SECONDS
         else:
             before[number] = after[number] = value

@@ -1,43 +1,43 @@
-"""docs/CONFIGURATION.md, written from the typed config: python -m apex_zmq.config_doc > docs/CONFIGURATION.md."""
+"""docs/CONFIGURATION.md, from the typed settings: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
 
 from __future__ import annotations
 
 import json
 import re
-import typing
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from apex_zmq.cli.options import TRAIN_FLAGS
+from apex_zmq.cli.options import ADDRESS_FLAGS, INSECURE_FLAG, TRAIN_FLAGS
 from apex_zmq.config import loading, settings
-from apex_zmq.config.settings import ADDRESSES, LARGEST, Config, Section, Setting
+from apex_zmq.config.settings import Config, Setting
+from apex_zmq.config.sources import variable_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 INTRODUCTION = """\
 # Configuration
 
 Written by `make docs` from `apex_zmq/config/settings.py`; a test keeps it current.
 
-Settings form one tree of sections. A config file names those it changes, the others keep their defaults; a key that
-does not exist is an error. A run's resolved settings stand in its checkpoints and on TensorBoard's text page.
+Settings form one tree of sections. A config file names the settings it changes; the others keep their defaults, and an
+unknown key is an error. The resolved settings of a run are stored in its checkpoints and on TensorBoard's text page.
 
-Where a setting is given more than once, the last of these wins: config file, environment, flag, `--set`.
+If a setting is given more than once, the last of these wins: config file, environment variable, flag, `--set`. An error
+names the place of the value: file and line, variable, flag, or `--set`.
 
 ```sh
 bin/apex-train --config configs/mario-cpu.yaml --batch-size 128 --set env.stages=[1-1,1-2] --set run.episodes=null
 ```
 
 Times are in seconds where a name ends in `_s`, sizes in bytes where it ends in `_bytes`. A decision is one step of an
-agent in one lane: `env.frame_skip` emulator frames. An update is one gradient step. `null` switches off what the
-setting says. `--flag` in the last column is an option of `bin/apex-train` that sets the same, unless said otherwise.
+agent in one lane: `env.frame_skip` emulator frames. An update is one gradient step. A flag in the last column is an
+option of `bin/apex-train` that sets the same, unless stated otherwise.
 """
 READY = """\
 ## The ready configs
 
-What each file under `configs/` changes.
+The settings that each file under `configs/` changes.
 """
 
 
@@ -52,20 +52,20 @@ def document() -> str:
             (
                 f"`{setting.name.removeprefix(name + '.')}`",
                 _cell(setting.type),
-                ", ".join(_bounds(_hint(setting.name))),
+                setting.range,
                 f"`{_cell(json.dumps(setting.default))}`",
                 " ".join([_cell(setting.description), *_ways_to_set(setting.name)]),
             )
             for setting in members
         ]
-        summary = str(_section(name).__doc__).partition("\n")[0]
+        summary = str(settings.sections()[name].__doc__).partition("\n")[0]
         table = _table(("setting", "type", "range", "default", "meaning"), rows)
         parts.append(f"## {name}\n\n{summary}\n\n{table}")
     return "\n".join([*parts, READY, _ready_configs()])
 
 
 def _ready_configs() -> str:
-    """Where the ready configs differ from the defaults."""
+    """The settings in which the ready configs differ from the defaults."""
     paths = sorted(CONFIGS.glob("*.yaml"))
     values = [_values(loading.load(path)) for path in paths]
     rows = []
@@ -88,40 +88,13 @@ def _values(config: Config) -> dict[str, str]:
     return found
 
 
-def _hint(name: str) -> Any:
-    """The annotation of a setting or section."""
-    hint: Any = Config
-    for part in name.split("."):
-        section = typing.get_args(hint)[0] if hint is not Config else Config
-        hint = typing.get_type_hints(section, include_extras=True)[part]
-    return hint
-
-
-def _section(name: str) -> type[Section]:
-    return typing.cast("type[Section]", typing.get_args(_hint(name))[0])
-
-
-def _bounds(hint: Any) -> Iterator[str]:
-    """The bounds of a number, wherever they stand in its annotation."""
-    for meta in getattr(hint, "__metadata__", ()):
-        for attribute, sign in SIGNS.items():
-            bound = getattr(meta, attribute)
-            if bound is not None and abs(bound) < LARGEST:
-                yield f"{sign} {bound:,}"
-    if typing.get_origin(hint) is not typing.Literal:
-        for part in typing.get_args(hint):
-            yield from _bounds(part)
-
-
 def _ways_to_set(name: str) -> list[str]:
-    """Options that stand for a setting."""
-    ways = [f"`{flag}`" for flag, setting, _ in TRAIN_FLAGS if setting == name]
-    field = name.removeprefix("addresses.")
-    if field in ADDRESSES:
-        ways.append(f"`--{field}` of each role; `APEX_{field.upper()}`")
-    if field == "insecure":
-        ways.append("`--insecure` of each role")
-    return ways
+    """Options and environment variable of a setting."""
+    ways = [f"`{flag}`" for flag, setting in TRAIN_FLAGS.items() if setting == name]
+    ways += [f"`{flag}` of each role" for flag, setting in (ADDRESS_FLAGS | INSECURE_FLAG).items() if setting == name]
+    if name in ADDRESS_FLAGS.values():
+        ways.append(f"`{variable_of(name)}`")
+    return ["; ".join(ways)] if ways else []
 
 
 def _cell(text: str) -> str:

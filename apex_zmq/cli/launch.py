@@ -1,4 +1,4 @@
-"""Starts the roles of one run on this machine and keeps them running."""
+"""The launcher of apex-train: starts the roles of one run on this machine and restarts those that fail."""
 
 from __future__ import annotations
 
@@ -13,81 +13,110 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from apex_zmq.cli import logs
-from apex_zmq.config import loading
+from apex_zmq.cli.program import EXIT_BAD_INPUT
+from apex_zmq.config import loading, sources
 from apex_zmq.config.settings import ADDRESSES, Config
 from apex_zmq.rundir import directory as rundir
-from apex_zmq.watch.stats import PROGRESS
 
-ADDRESS_VARIABLES = {f"APEX_{field.upper()}" for field in ADDRESSES}  # of a run over several machines, not of ours
-LAUNCHED = "APEX_LAUNCHED"  # in the environment of roles that must not outlive the launcher
+ADDRESS_VARIABLES = {sources.variable_of(f"addresses.{name}") for name in ADDRESSES}  # of runs over several machines
+LAUNCHED = "APEX_LAUNCHED"  # environment variable of roles that end with their launcher
 MAX_RESTARTS = 5  # in a row
-BACKOFF_S = 1.0  # doubles with each restart in a row
-STEADY_S = 60.0  # a role that ran for so long starts its count anew
-STOP_S = 20.0
+BACKOFF_S = 1.0  # before a restart; doubles with each one in a row
+STEADY_S = 60.0  # a role that ran for this long is counted from 0 again
+STOP_S = 20.0  # before a role that does not stop is killed
 POLL_S = 0.2
-EXIT_BAD_INPUT = 2
 
 
 class Terminal:
-    """Prints the roles' lines; on a terminal the newest progress line stays at the bottom.
+    """Prints the lines of all roles; on a terminal, the run's progress stays in the bottom row.
 
-    log_format: of the lines; what is not JSON already is made so where it is json.
+    log_format: of the roles' log lines. With json, any other output of a role, such as the traceback of a native
+        crash, becomes a JSON line of level WARNING.
     """
 
     def __init__(self, log_format: logs.Format) -> None:
+        self.is_live = sys.stdout.isatty()
         self._json = log_format == "json"
-        self._mark = f'"message": "{PROGRESS}' if self._json else f" {PROGRESS}"
         self._lock = threading.Lock()
-        self._live = ""
-        self._is_terminal = sys.stdout.isatty()
+        self._progress = ""
 
-    def show(self, role: str, line: str) -> None:
-        """One line that a role has printed."""
+    def print_line(self, role: str, line: str) -> None:
+        """Print one line of a role's output."""
+        if not self._json:
+            line = f"{role:9}| {line}"
+        elif not line.startswith('{"time": '):
+            line = logs.json_line(time.time(), "WARNING", role, line)
         with self._lock:
-            whole = self._whole(role, line)
-            if not self._is_terminal:
-                self._print(f"{whole}\n")
-                return
-            if self._mark in line:
-                self._live = line.partition(self._mark)[2].strip('"}')
-            else:
-                self._print(f"\r\x1b[2K{whole}\n")
-            width = shutil.get_terminal_size().columns
-            self._print(f"\r\x1b[2K{self._live[: width - 1]}")
+            self._write(f"\r\x1b[2K{line}\n{self._bottom_row()}" if self.is_live else f"{line}\n")
 
-    def _print(self, text: str) -> None:
-        # A full disk or a reader gone costs these lines, which the roles' log files have too. The roles' pipes must
-        # still be read, or they would block on them.
+    def show_progress(self, text: str) -> None:
+        """Replace the bottom row."""
+        with self._lock:
+            self._progress = text
+            self._write(f"\r\x1b[2K{self._bottom_row()}")
+
+    def _bottom_row(self) -> str:
+        return self._progress[: shutil.get_terminal_size().columns - 1]
+
+    def _write(self, text: str) -> None:
+        # If the disk is full or the reader is gone, the lines are lost here; the roles' log files have them. The roles'
+        # pipes must still be read, or the roles would block.
         with contextlib.suppress(OSError):
             print(text, end="", flush=True)
 
-    def _whole(self, role: str, line: str) -> str:
-        if not self._json:
-            return f"{role:9}| {line}"
-        return line if line.startswith('{"time": ') else logs.json_line(time.time(), "WARNING", role, line)
+    def close(self) -> None:
+        """End the bottom row."""
+        if self._progress:
+            self._write("\n")
+
+
+class ProgressFollower(threading.Thread):
+    """Shows the progress of a run, as its learner relays it, on a terminal, until closed."""
+
+    def __init__(self, config: Config, terminal: Terminal) -> None:
+        super().__init__(name="progress", daemon=True)
+        self._config, self._terminal = config, terminal
+        self._closing = threading.Event()
+
+    def run(self) -> None:  # noqa: D102
+        from apex_zmq.net.sockets import Links
+        from apex_zmq.watch.stats import progress_line
+        from apex_zmq.wire.codec import Kind
+        from apex_zmq.wire.messages import decode_relayed_status
+
+        inbox = Links(self._config).subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
+        with contextlib.closing(inbox):
+            while not self._closing.is_set():
+                status = inbox.receive(POLL_S)
+                if status is not None and status.role == "learner":
+                    self._terminal.show_progress(progress_line(status.metrics))
 
     def close(self) -> None:
-        """Leave the live line where it is."""
-        if self._is_terminal and self._live:
-            self._print("\n")
+        """End the thread."""
+        self._closing.set()
+        self.join()
 
 
 @dataclass
 class Role:
-    """One role's process, and how often it had to be started again.
+    """The process of one role, and how often it has been restarted.
 
-    again: makes the arguments for starting once more; None: the same.
+    again: returns the arguments of a restart; None: the same as at first.
+    environment: variables added to the launcher's own.
+    restarts: in a row, see `STEADY_S`.
+    started, start_at: monotonic seconds of the last start, and of the next once the process has ended.
     """
 
     name: str
     arguments: Sequence[str]
     terminal: Terminal
     again: Callable[[], Sequence[str]] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
     restarts: int = 0
     started: float = 0.0
@@ -95,7 +124,7 @@ class Role:
     _reader: threading.Thread | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """Start the process; its output goes to the terminal under the role's name."""
+        """Start the process, and a thread that prints its output under the role's name."""
         arguments = self.again() if self.restarts and self.again is not None else self.arguments
         command = [sys.executable, "-m", "apex_zmq", *arguments]
         # A session of its own, so that Ctrl-C reaches the launcher alone, which stops the roles in order.
@@ -106,7 +135,11 @@ class Role:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES} | {LAUNCHED: "1"},
+            env={
+                **{name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES},
+                LAUNCHED: "1",
+                **self.environment,
+            },
             start_new_session=True,
         )
         self.started = time.monotonic()
@@ -116,21 +149,21 @@ class Role:
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            self.terminal.show(self.name, line.rstrip("\n"))
+            self.terminal.print_line(self.name, line.rstrip("\n"))
 
     def stop(self) -> None:
-        """Ask the process to end."""
+        """Send the process SIGTERM, if it is running."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for the process to end, and end it when it does not."""
+        """Wait for the process to end; kill it after the timeout."""
         if self.process is None:
             return
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.terminal.show("launcher", f"{self.name} does not stop; killing it")
+            self.terminal.print_line("launcher", f"{self.name} does not stop; killing it")
             self.process.kill()
             self.process.wait()
         if self._reader is not None:
@@ -147,37 +180,44 @@ def launch(
     log_format: logs.Format,
     render: bool,
 ) -> int:
-    """Run actors, replay shards and learner until a budget is spent, Ctrl-C, or a role dies for good.
+    """Run learner, replay shards and actors until a budget is spent, Ctrl-C, or a role fails too often.
 
     render: the last actor, whose epsilons are the lowest, opens a window.
 
     Returns:
-        Exit code: 0 after a budget or Ctrl-C, else that of the role that died.
+        Exit code: 0 after a budget or Ctrl-C, else that of the role that failed.
     """
     home = Path(tempfile.mkdtemp(prefix="apex-"))  # 0700
     lock = os.open(home, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)  # or systemd-tmpfiles(8) would clear it of what is ten days old
+    fcntl.flock(lock, fcntl.LOCK_SH)  # systemd-tmpfiles(8) would otherwise remove files ten days old
     stop = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     terminal = Terminal(log_format)
+    progress: ProgressFollower | None = None
     try:
-        places = local_addresses(config.replay.shards, home if not tcp else None)
-        config = loading.replace(config, places | {"replay.snapshot_dir": str(directory.absolute())})
+        addresses = local_addresses(config.replay.shards, home if not tcp else None)
+        config = loading.replace(config, addresses | {"replay.snapshot_dir": str(directory.absolute())})
         path = home / "config.yaml"
         path.write_text(loading.to_yaml(config))
         common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]
         roles = _roles(config, common, directory, resume, init_from, terminal)
         if config.telemetry.metrics_port is not None:
-            # The learner keeps the first; each role has its own after every restart.
+            # The learner has the first port; each role keeps its own over restarts.
             for port, role in enumerate(roles[1:], config.telemetry.metrics_port + 1):
                 role.arguments = [*role.arguments, "--set", f"telemetry.metrics_port={port}"]
         if render:
-            # An actor that has died, with its display perhaps, goes on without a window.
+            # An actor that failed, perhaps with its display, is restarted without a window.
             last = roles[-1]
             without = last.arguments
             last.arguments, last.again = [*without, "--render"], lambda: without
+        if terminal.is_live:
+            roles[0].environment = {logs.PROGRESS_IN_FILE: "1"}
+            progress = ProgressFollower(config, terminal)
+            progress.start()
         return _supervise(roles, stop, terminal)
     finally:
+        if progress is not None:
+            progress.close()
         terminal.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -186,7 +226,7 @@ def launch(
 
 
 def local_addresses(shards: int, home: Path | None) -> dict[str, object]:
-    """Address settings of a run on this machine, which needs no keys: ipc below `home`, or free loopback ports."""
+    """Address settings of a run on this machine, without keys: ipc sockets in `home`, or free loopback ports."""
     counts = {"experience": shards, "priorities": shards, "batches": 1, "parameters": 1, "status": 1}
     total = sum(counts.values())
     if home is not None:
@@ -201,7 +241,7 @@ def local_addresses(shards: int, home: Path | None) -> dict[str, object]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback TCP ports that nobody has bound just now."""
+    """Loopback TCP ports that are free now."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -214,15 +254,15 @@ def free_ports(count: int) -> list[int]:
 def _roles(
     config: Config, common: list[str], directory: Path, resume: bool, init_from: Path | None, terminal: Terminal
 ) -> list[Role]:
-    """Learner, shards, actors; the learner first, since a bad run directory or checkpoint shows there.
+    """Learner, shards, actors; the learner first, since it reports a bad run directory or checkpoint.
 
-    common: arguments of all of them.
+    common: arguments of every role.
     """
     learner = ["learner", *common, "--run-dir", str(directory)]
     first = ["--resume"] if resume else ["--init-from", str(init_from)] if init_from is not None else []
 
     def learner_again() -> list[str]:
-        # A learner that died before its first checkpoint begins as at first.
+        # A learner that failed before its first checkpoint begins as at first.
         return [*learner, *(["--resume"] if rundir.holds_run(directory) else first)]
 
     total_lanes = str(config.run.num_actors * config.actor.lanes)
@@ -259,7 +299,7 @@ def _supervise(roles: list[Role], stop: threading.Event, terminal: Terminal) -> 
 
 
 def _check(roles: list[Role], terminal: Terminal) -> int | None:
-    """Start again what has died; the run's exit code once it is over."""
+    """Restart roles that have ended; return the run's exit code once it is over."""
     now = time.monotonic()
     for role in roles:
         if role.process is None:
@@ -274,16 +314,16 @@ def _check(roles: list[Role], terminal: Terminal) -> int | None:
         role.restarts = role.restarts + 1 if now - role.started < STEADY_S else 1
         if code == EXIT_BAD_INPUT or role.restarts > MAX_RESTARTS:
             role.wait(0)
-            terminal.show("launcher", f"{role.name} ended with code {code}; stopping the run")
+            terminal.print_line("launcher", f"{role.name} ended with code {code}; stopping the run")
             return code if code > 0 else 1
         backoff = BACKOFF_S * 2 ** (role.restarts - 1)
-        terminal.show("launcher", f"{role.name} ended with code {code}; starting it again in {backoff:g} s")
+        terminal.print_line("launcher", f"{role.name} ended with code {code}; starting it again in {backoff:g} s")
         role.process, role.start_at = None, now + backoff
     return None
 
 
 def _stop_in_order(roles: list[Role]) -> None:
-    """Actors first, so that the learner hears of their last episodes; then the learner, which saves."""
+    """Actors first, so that the learner receives their last episodes; then the learner, which saves."""
     for prefix in ("actor", "learner", "replay"):
         group = [role for role in roles if role.name.startswith(prefix)]
         for role in group:

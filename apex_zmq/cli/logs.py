@@ -1,9 +1,10 @@
-"""Log lines of a role: on the terminal, and in files that are rotated."""
+"""Log lines of a role: on standard output, and in rotated files."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 from datetime import UTC, datetime
@@ -16,17 +17,18 @@ from apex_zmq.errors import ConfigError
 Format = Literal["text", "json"]
 FILE_BYTES = 10_000_000
 OLD_FILES = 3  # kept beside the newest, as <role>.log.1 and so on
+PROGRESS_IN_FILE = "APEX_PROGRESS_IN_FILE"  # environment variable: progress lines go to the log file alone
 
 
 class _File(RotatingFileHandler):
-    """A log file. A full disk is said once and costs lines, not the program."""
+    """A log file. If the disk is full, lines are lost, an error is printed once, and the program continues."""
 
     _failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not self._failed:
             self._failed = True
-            print(f"{self.baseFilename} misses lines, the program goes on: {sys.exc_info()[1]}", file=sys.stderr)
+            print(f"{self.baseFilename} loses lines, the program continues: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -45,12 +47,16 @@ def json_line(created: float, level: str, role: str, message: str) -> str:
 
 
 def configure(role: str, level: str, log_format: Format, directory: Path | None) -> None:
-    """Log to the terminal, and to `<directory>/<role>.log` where one is given; uncaught exceptions too.
+    """Log to standard output and, with a directory, to `<directory>/<role>.log`; uncaught exceptions too.
 
     Raises:
-        ConfigError: a directory that cannot be written.
+        ConfigError: the directory cannot be written.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if PROGRESS_IN_FILE in os.environ:
+        from apex_zmq.watch.stats import PROGRESS_LOG
+
+        handlers[0].addFilter(lambda record: record.name != PROGRESS_LOG)
     if directory is not None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -66,7 +72,7 @@ def configure(role: str, level: str, log_format: Format, directory: Path | None)
 
 
 def keep(message: str) -> None:
-    """Put an error that has been printed already into the log file, where there is one."""
+    """Write an error that has been printed already to the log file, if there is one."""
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, RotatingFileHandler):

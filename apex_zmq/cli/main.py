@@ -1,4 +1,4 @@
-"""The programs under `bin/`, and those among them that make up a run: arguments and signals.
+"""The programs that make up a run: actor, replay, learner, forwarder, and the launcher of all of them.
 
 Heavy imports wait until the arguments are known to be good, so that `--help`
 answers at once.
@@ -14,11 +14,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
-from apex_zmq.cli import logs, options, program, tools
+from apex_zmq.cli import logs, options
 from apex_zmq.cli.launch import LAUNCHED, launch
+from apex_zmq.cli.options import Parser
+from apex_zmq.cli.program import Argv, program
 from apex_zmq.config.check import check_address
 from apex_zmq.config.settings import Config
 from apex_zmq.errors import ConfigError
@@ -28,11 +29,9 @@ from apex_zmq.rundir import directory as rundir
 PR_SET_PDEATHSIG = 1
 
 
-def actor(argv: Sequence[str] | None = None) -> int:
+@program("apex-actor", "Plays with the learner's parameters and sends experience to the replay.")
+def actor(parser: Parser, argv: Argv) -> int:
     """bin/apex-actor."""
-    parser = options.role_parser(
-        "apex-actor", "Plays with the learner's parameters and sends its experience to the replay."
-    )
     options.add_role_options(parser)
     parser.add_argument(
         "--actor-index",
@@ -45,150 +44,138 @@ def actor(argv: Sequence[str] | None = None) -> int:
         type=int,
         metavar="N",
         help="lanes of all actors together: with --actor-index, lane i explores with the paper's fixed "
-        "eps^(1 + alpha i/(N-1)); without both, each episode draws its epsilon from the same spread (default)",
+        "eps^(1 + alpha i/(N-1)); without both, each episode draws its epsilon from the same spread (default: none)",
     )
     options.add_render_option(parser, "actor")
+    arguments, config = options.parse(parser, argv)
 
-    def run(arguments: argparse.Namespace, config: Config) -> int:
-        index, total = arguments.actor_index, arguments.num_lanes
-        if (index is None) != (total is None):
-            raise ConfigError("--actor-index and --num-lanes go together; give both or neither")
-        if index is not None and not 0 <= index * config.actor.lanes <= total - config.actor.lanes:
-            raise ConfigError(
-                f"--actor-index {index} with {config.actor.lanes} lanes lies outside --num-lanes {total}; "
-                "count the lanes of all actors"
-            )
-        name = f"actor-{index}" if index is not None else f"actor-{socket.gethostname()[:40]}-{os.getpid()}"
-        stop = _prepare(name, config, config.actor.threads, arguments.log_format, arguments.log_dir)
-        from apex_zmq.roles.actor.loop import Actor
+    index, total = arguments.actor_index, arguments.num_lanes
+    if (index is None) != (total is None):
+        raise ConfigError("--actor-index and --num-lanes go together; give both or neither")
+    if index is not None and not 0 <= index * config.actor.lanes <= total - config.actor.lanes:
+        raise ConfigError(
+            f"--actor-index {index} with {config.actor.lanes} lanes is outside --num-lanes {total}; "
+            "count the lanes of all actors"
+        )
+    name = f"actor-{index}" if index is not None else f"actor-{socket.gethostname()[:40]}-{os.getpid()}"
+    stop = _start_role(name, config, config.actor.threads, arguments)
+    from apex_zmq.roles.actor.loop import Actor
 
-        Actor(config, name, index, total, render=arguments.render).run(stop)
-        return 0
-
-    return program.main(parser, run, argv, options.address_overrides)
+    Actor(config, name, index, total, render=arguments.render).run(stop)
+    return 0
 
 
-def replay(argv: Sequence[str] | None = None) -> int:
+@program("apex-replay", "Stores experience and sends prioritized batches to the learner.")
+def replay(parser: Parser, argv: Argv) -> int:
     """bin/apex-replay."""
-    parser = options.role_parser("apex-replay", "Stores experience and deals prioritized batches to the learner.")
     options.add_role_options(parser)
-    parser.add_argument("--shard", type=int, default=0, metavar="S", help="which shard this is, from 0 (default: 0)")
+    parser.add_argument("--shard", type=int, default=0, metavar="S", help="number of this shard, from 0 (default: 0)")
+    arguments, config = options.parse(parser, argv)
 
-    def run(arguments: argparse.Namespace, config: Config) -> int:
-        if not 0 <= arguments.shard < config.replay.shards:
-            raise ConfigError(f"--shard {arguments.shard}: replay.shards is {config.replay.shards}; count from 0")
-        stop = _prepare(f"replay-{arguments.shard}", config, 1, arguments.log_format, arguments.log_dir)
-        from apex_zmq.roles.replay import ReplayServer
+    if not 0 <= arguments.shard < config.replay.shards:
+        raise ConfigError(f"--shard {arguments.shard}: replay.shards is {config.replay.shards}; count from 0")
+    stop = _start_role(f"replay-{arguments.shard}", config, 1, arguments)
+    from apex_zmq.roles.replay import ReplayServer
 
-        ReplayServer(config, arguments.shard).run(stop)
-        return 0
-
-    return program.main(parser, run, argv, options.address_overrides)
+    ReplayServer(config, arguments.shard).run(stop)
+    return 0
 
 
-def learner(argv: Sequence[str] | None = None) -> int:
+@program("apex-learner", "Trains on the replay's batches and publishes parameters.")
+def learner(parser: Parser, argv: Argv) -> int:
     """bin/apex-learner."""
-    parser = options.role_parser("apex-learner", "Trains on the replay's batches and publishes parameters.")
     options.add_role_options(parser)
     options.add_run_options(parser)
+    arguments, config = options.parse(parser, argv)
 
-    def run(arguments: argparse.Namespace, config: Config) -> int:
-        rank = int(os.environ.get("RANK", "0"))  # torchrun's
-        place = _run_directory(arguments, config) if rank == 0 else None
-        name = "learner" if rank == 0 else f"learner-{rank}"
-        stop = _prepare(name, config, config.learner.threads, arguments.log_format, arguments.log_dir)
-        from apex_zmq.agent.ranks import RankLostError, Ranks
-        from apex_zmq.roles.learner.loop import Learner
+    rank = int(os.environ.get("RANK", "0"))  # torchrun's
+    run = _run_directory(arguments, config) if rank == 0 else None
+    name = "learner" if rank == 0 else f"learner-{rank}"
+    stop = _start_role(name, config, config.learner.threads, arguments)
+    from apex_zmq.agent.ranks import RankLostError, Ranks
+    from apex_zmq.roles.learner.loop import Learner
 
-        ranks = Ranks.join()
-        try:
-            directory, resume = ranks.share(place and (str(place[0]), place[1]))
-            Learner(config, Path(directory), resume=resume, init_from=arguments.init_from, ranks=ranks).run(stop)
-        except RankLostError as error:
-            logging.getLogger(__name__).error("%s", error)
-            return 1
-        return 0
-
-    return program.main(parser, run, argv, options.address_overrides)
+    ranks = Ranks.join()
+    try:
+        directory, resume = ranks.share(run and (str(run[0]), run[1]))
+        Learner(config, Path(directory), resume=resume, init_from=arguments.init_from, ranks=ranks).run(stop)
+    except RankLostError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return 1
+    return 0
 
 
-def forwarder(argv: Sequence[str] | None = None) -> int:
+@program("apex-forwarder", "Republishes the learner's parameters for the actors of this host.")
+def forwarder(parser: Parser, argv: Argv) -> int:
     """bin/apex-forwarder."""
-    parser = options.role_parser(
-        "apex-forwarder", "Publishes the learner's parameters again for the actors of this host."
-    )
     options.add_role_options(parser)
     parser.add_argument(
         "--bind",
         required=True,
         metavar="ADDRESS",
-        help="where to publish, tcp://host:port or ipc:///path; actors get it as their --parameters",
+        help="address to publish at, tcp://host:port or ipc:///path; the actors' --parameters",
     )
+    arguments, config = options.parse(parser, argv)
 
-    def run(arguments: argparse.Namespace, config: Config) -> int:
-        check_address(arguments.bind)
-        name = f"forwarder-{socket.gethostname()[:40]}-{os.getpid()}"
-        stop = _prepare(name, config, 1, arguments.log_format, arguments.log_dir)
-        from apex_zmq.roles.forwarder import Forwarder
+    check_address(arguments.bind)
+    name = f"forwarder-{socket.gethostname()[:40]}-{os.getpid()}"
+    stop = _start_role(name, config, 1, arguments)
+    from apex_zmq.roles.forwarder import Forwarder
 
-        Forwarder(config, name, arguments.bind).run(stop)
-        return 0
-
-    return program.main(parser, run, argv, options.address_overrides)
+    Forwarder(config, name, arguments.bind).run(stop)
+    return 0
 
 
-def train(argv: Sequence[str] | None = None) -> int:
+@program("apex-train", "Starts actors, replay and learner of one run on this machine.")
+def train(parser: Parser, argv: Argv) -> int:
     """bin/apex-train."""
-    parser = options.role_parser("apex-train", "Starts actors, replay and learner of one run on this machine.")
-    options.add_train_flags(parser)
+    options.add_settings(parser)
+    options.add_log_format(parser)
+    options.add_flags(parser, options.TRAIN_FLAGS)
     options.add_run_options(parser)
     parser.add_argument("--tcp", action="store_true", help="loopback TCP between the roles instead of ipc")
     options.add_render_option(parser, "actor of lowest epsilon")
+    arguments, config = options.parse(parser, argv, addressed=False)
 
-    def run(arguments: argparse.Namespace, config: Config) -> int:
-        if arguments.render:
-            from apex_zmq.play.window import Window
+    if arguments.render:
+        from apex_zmq.play.window import Window
 
-            Window(1, 1).close()  # before anything starts
-        directory, resume = _run_directory(arguments, config)
-        check_memory(config, config.replay.shards)
-        if arguments.init_from is not None:
-            from apex_zmq.rundir.checkpoint import load, to_play
+        Window(1, 1).close()  # a missing display is reported before anything starts
+    directory, resume = _run_directory(arguments, config)
+    check_memory(config, config.replay.shards)
+    if arguments.init_from is not None:
+        from apex_zmq.rundir.checkpoint import load, to_play
 
-            load(to_play(arguments.init_from))
-        return launch(
-            config,
-            directory,
-            tcp=arguments.tcp,
-            resume=resume,
-            init_from=arguments.init_from,
-            log_format=arguments.log_format,
-            render=arguments.render,
-        )
-
-    return program.main(parser, run, argv, options.train_overrides, addressed=False)
+        load(to_play(arguments.init_from))
+    return launch(
+        config,
+        directory,
+        tcp=arguments.tcp,
+        resume=resume,
+        init_from=arguments.init_from,
+        log_format=arguments.log_format,
+        render=arguments.render,
+    )
 
 
 def _run_directory(arguments: argparse.Namespace, config: Config) -> tuple[Path, bool]:
-    """Where the run goes, once it and the checkpoint it starts from are known to be usable; whether it is resumed."""
+    """The run directory, once it is known to be usable, and whether its run is resumed."""
     if arguments.resume and arguments.init_from:
         raise ConfigError("--resume and --init-from exclude each other; give one")
     given = arguments.run_dir or (Path(config.run.dir) if config.run.dir else None)
     resume = arguments.resume == "always"
     if arguments.resume == "auto":
         if given is None:
-            raise ConfigError("--resume auto needs --run-dir, which must be the same each time")
+            raise ConfigError("--resume auto needs --run-dir, the same at each start")
         resume = rundir.holds_run(given)
     directory = rundir.choose(given, arguments.config.stem if arguments.config else "default", resume)
     rundir.check(directory, resume)
     return directory, resume
 
 
-def _prepare(
-    name: str, config: Config, threads: int, log_format: logs.Format = "text", log_dir: Path | None = None
-) -> threading.Event:
-    """Logging, threads and signals of a role; the event is set when it is to stop."""
-    logs.configure(name, config.telemetry.log_level, log_format, log_dir)
+def _start_role(name: str, config: Config, threads: int, arguments: argparse.Namespace) -> threading.Event:
+    """Set up logging, thread count and signals of a role; the event is set when the role is to stop."""
+    logs.configure(name, config.telemetry.log_level, arguments.log_format, arguments.log_dir)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -196,17 +183,3 @@ def _prepare(
     if LAUNCHED in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     return stop
-
-
-PROGRAMS = {
-    "actor": actor,
-    "replay": replay,
-    "learner": learner,
-    "forwarder": forwarder,
-    "train": train,
-    "eval": tools.evaluate,
-    "play": tools.play,
-    "keys": tools.keys,
-    "doctor": tools.doctor,
-    "top": tools.top,
-}

@@ -1,41 +1,50 @@
-"""What every program under `bin/` does with its arguments and its errors."""
+"""What every program under `bin/` does with errors and Ctrl-C."""
 
 from __future__ import annotations
 
-import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from apex_zmq import __version__
 from apex_zmq.cli import logs
-from apex_zmq.config import loading
-from apex_zmq.config.settings import Config
+from apex_zmq.cli.options import Parser
 from apex_zmq.errors import UserError
 
+EXIT_BAD_INPUT = 2
+Argv = Sequence[str] | None  # None: sys.argv's
 
-def main(
-    parser: argparse.ArgumentParser,
-    run: Callable[[argparse.Namespace, Config], int],
-    argv: Sequence[str] | None,
-    overrides: Callable[[argparse.Namespace], list[str]] = lambda _: [],
-    *,
-    addressed: bool = True,
-) -> int:
-    """Parse, resolve the config (file < environment < flags < --set), run; bad input ends with 2.
 
-    overrides: what the program's own flags set. addressed: as for `check.validate`.
+class Program(Protocol):
+    """A program under `bin/`; returns its exit code."""
+
+    def __call__(self, argv: Argv = None) -> int: ...  # noqa: D102
+
+
+def program(name: str, description: str) -> Callable[[Callable[[Parser, Argv], int]], Program]:
+    """Decorator of a function that adds its options to a parser, parses `argv` with it and runs the program.
+
+    A `UserError` is printed as one line and ends the program with exit code 2, Ctrl-C with 130.
     """
-    arguments = parser.parse_args(argv)
-    try:
-        config = Config()
-        if "config" in arguments:
-            config = loading.load(arguments.config, [*overrides(arguments), *arguments.overrides], addressed=addressed)
-        return run(arguments, config)
-    except (UserError, PermissionError) as error:
-        message = str(error)
-        if isinstance(error, PermissionError):  # asking whether a path is there may be denied already
-            message = f"cannot use {error.filename}: {error.strerror}; change its owner, or name another"
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
-        logs.keep(message)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+
+    def decorate(run: Callable[[Parser, Argv], int]) -> Program:
+        @functools.wraps(run)
+        def call(argv: Argv = None) -> int:
+            parser = Parser(name, description=description)
+            parser.add_argument("--version", action="version", version=__version__)
+            try:
+                return run(parser, argv)
+            except UserError as error:
+                message = str(error)
+            except PermissionError as error:  # even asking whether a path exists may be denied
+                message = f"cannot use {error.filename}: {error.strerror}; change its owner, or name another"
+            except KeyboardInterrupt:
+                return 130
+            print(f"{name}: error: {message}", file=sys.stderr)
+            logs.keep(message)
+            return EXIT_BAD_INPUT
+
+        return call
+
+    return decorate

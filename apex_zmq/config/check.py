@@ -1,31 +1,36 @@
-"""Settings that are each possible but cannot work together; what one alone may be stands in its type (`config`)."""
+"""Checks across settings. What a single setting may be stands in its type, in `settings`."""
 
 from __future__ import annotations
 
-from apex_zmq.config.settings import WORLDS, Addresses, Config, Env, all_addresses, stages, tolerance
+from apex_zmq.config.settings import Addresses, Config, all_addresses, tolerance
 from apex_zmq.errors import ConfigError
 
-BUTTONS = ("NOOP", "right", "left", "up", "down", "A", "B")
+
+class ConflictError(ConfigError):
+    """Settings that cannot work together; settings: their dotted names."""
+
+    def __init__(self, message: str, settings: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
 def validate(config: Config, *, addressed: bool = True) -> None:
-    """Refuse what cannot work.
+    """Refuse settings that cannot work together.
 
-    addressed: whether the addresses count; not where a launcher chooses its own.
+    addressed: whether to check the addresses; a launcher chooses its own.
 
     Raises:
-        ConfigError: names the settings and the remedy.
+        ConflictError: settings that contradict each other; names them and the remedy.
+        ConfigError: an address that ZeroMQ would refuse.
     """
     _check_sizes(config)
     if addressed:
         _check_addresses(config.addresses, config.replay.shards)
-    if config.env.id in WORLDS:
-        _check_mario(config.env)
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, message: str, *settings: str) -> None:
     if not condition:
-        raise ConfigError(message)
+        raise ConflictError(message, settings)
 
 
 def _check_sizes(config: Config) -> None:
@@ -35,19 +40,31 @@ def _check_sizes(config: Config) -> None:
     _require(
         config.agent.n_step <= length,
         f"agent.n_step {config.agent.n_step} exceeds actor.segment_length {length}; lengthen segments",
+        "agent.n_step",
+        "actor.segment_length",
     )
     _require(
         batch <= per_shard,
         f"learner.batch_size {batch} exceeds the {per_shard} transitions of a shard; raise replay.capacity",
+        "learner.batch_size",
+        "replay.capacity",
+        "replay.shards",
     )
     _require(
         length <= per_shard,
         f"actor.segment_length {length} exceeds the {per_shard} transitions of a shard; raise replay.capacity",
+        "actor.segment_length",
+        "replay.capacity",
+        "replay.shards",
     )
     _require(
         replay.min_size <= replay.capacity - replay.shards * length,
         f"replay.min_size {replay.min_size} does not fit replay.capacity {replay.capacity} with a segment to spare; "
         "lower it",
+        "replay.min_size",
+        "replay.capacity",
+        "replay.shards",
+        "actor.segment_length",
     )
     if replay.samples_per_insert is not None:
         needed = batch + replay.samples_per_insert * length
@@ -55,6 +72,10 @@ def _check_sizes(config: Config) -> None:
             2 * tolerance(config) >= needed,
             f"replay.tolerance {tolerance(config):g} can deadlock: 2 x tolerance must reach "
             f"batch_size + samples_per_insert x segment_length = {needed:g}",
+            "replay.tolerance",
+            "learner.batch_size",
+            "replay.samples_per_insert",
+            "actor.segment_length",
         )
 
 
@@ -64,40 +85,21 @@ def _check_addresses(addresses: Addresses, shards: int) -> None:
         _require(
             count == shards,
             f"addresses.{name} lists {count} addresses for replay.shards {shards}; list one per shard",
+            f"addresses.{name}",
+            "replay.shards",
         )
     _require(
         not (addresses.insecure and addresses.keys),
-        "--insecure lets everybody in, --keys only their holders; give one of them",
+        "addresses.insecure disables authentication, addresses.keys enables it; set only one of them",
+        "addresses.insecure",
+        "addresses.keys",
     )
     for address in all_addresses(addresses):
         check_address(address)
 
 
-def _check_mario(env: Env) -> None:
-    _require(
-        not env.max_pool or env.frame_skip > 1,
-        "env.max_pool takes two frames of a decision; raise env.frame_skip to 2 or more",
-    )
-    known = stages(env.id)
-    for stage in () if env.stages == "all" else env.stages:
-        _require(
-            stage in known,
-            f"env.stages: no stage {stage!r} in {env.id}; stages run from {known[0]} to {known[-1]}",
-        )
-    if isinstance(env.actions, str):
-        return
-    _require(bool(env.actions), "env.actions: list at least one action, such as [right]")
-    for action in env.actions:
-        unknown = set(action) - set(BUTTONS)
-        _require(
-            bool(action) and not unknown,
-            f"env.actions: {list(action)} names {', '.join(sorted(unknown)) or 'no button'}; "
-            f"buttons are {' '.join(sorted(BUTTONS))}",
-        )
-
-
 def check_address(address: str) -> None:
-    """Refuse what ZeroMQ would not take.
+    """Refuse an address that ZeroMQ would refuse.
 
     Raises:
         ConfigError: not tcp://host:port or ipc://path, port out of range, path too long, IPv6.
@@ -105,10 +107,10 @@ def check_address(address: str) -> None:
     scheme, separator, rest = address.partition("://")
     if scheme == "ipc" and separator and rest:
         if len(rest.encode()) > 107:
-            raise ConfigError(f"address {address}: an ipc path holds at most 107 bytes; use a shorter directory")
+            raise ConfigError(f"address {address}: an ipc path has at most 107 bytes; use a shorter directory")
         return
     host, colon, port = rest.rpartition(":")
     if scheme != "tcp" or not host or not colon or not (port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError(f"address {address}: write tcp://host:port (port 1 to 65535) or ipc:///path")
     if host.startswith("["):
-        raise ConfigError(f"address {address}: the links speak IPv4; write a host's name or its IPv4 address")
+        raise ConfigError(f"address {address}: IPv6 is not supported; write a host's name or its IPv4 address")

@@ -1,94 +1,73 @@
-"""Settings from YAML files, `section.key=value` overrides and the environment; an unknown key is an error."""
+"""From values of several sources to the typed tree of settings, converted once; an unknown setting is an error."""
 
 from __future__ import annotations
 
 import difflib
-import functools
 import json
-import os
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
-from apex_zmq.config.check import validate
-from apex_zmq.config.settings import ADDRESSES, Config, Section, to_tree
+from apex_zmq.config import sources
+from apex_zmq.config.check import ConflictError, validate
+from apex_zmq.config.settings import Config, Section, Setting, by_name, sections, to_tree
+from apex_zmq.config.sources import Value
 from apex_zmq.errors import ConfigError
 
-BAD_YAML = (yaml.YAMLError, ValueError, AttributeError)  # the latter two of a date that is none, such as 2026-02-30
+DEFAULTS = Config()
 
 
-def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addressed: bool = True) -> Config:
-    """Read a YAML file and apply `section.key=value` overrides on top, then validate.
-
-    addressed: as for `check.validate`.
-
-    Raises:
-        ConfigError: unreadable file, unknown key, wrong type, impossible value.
-    """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(Path(path).read_bytes())
-        except OSError as error:
-            raise ConfigError(f"cannot read config {path}: {error.strerror}; configs/ holds ready ones") from None
-        except BAD_YAML as error:
-            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(loaded, dict | None):
-            raise ConfigError(f"{path} must hold sections (run, env, agent, ...), not a {type(loaded).__name__}")
-        tree = loaded or {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {override}: write section.key=value")
-        *parents, leaf = key.strip().split(".")
-        node = tree
-        for parent in parents:
-            child = node.setdefault(parent, {})
-            if not isinstance(child, dict):
-                raise ConfigError(f"--set {override}: {parent} is not a section")
-            node = child
-        try:
-            node[leaf] = yaml.safe_load(value)
-        except BAD_YAML:
-            raise ConfigError(f"--set {override}: the value is not valid YAML") from None
-    return from_tree(tree, str(path) if path is not None else "settings", addressed=addressed)
-
-
-def from_tree(tree: Mapping[str, Any], source: str, *, addressed: bool = True) -> Config:
-    """Convert and validate a tree of plain values; `source` names it in errors.
+def resolve(values: Iterable[Value], base: Config = DEFAULTS, *, addressed: bool = True) -> Config:
+    """`base`, changed by values, of which the last one for a setting wins; checked across settings.
 
     addressed: as for `check.validate`.
 
     Raises:
-        ConfigError: unknown key, wrong type, impossible value.
+        ConfigError: unknown setting, wrong type, value out of range, settings that cannot work together. Names the
+            place of the value.
     """
-    _refuse_unknown_keys(Config, tree, "", source)
+    newest = {each.name: each for value in values for each in _per_setting(value)}
+    config: Section = base
+    for value in newest.values():
+        config = _replaced(config, value.name.split("."), _converted(value))
+    assert isinstance(config, Config)
     try:
-        config = msgspec.convert(tree, Config, strict=False)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise ConfigError(f"{source}: {where.rstrip('`') or 'settings'}: {what}; see --help for its type") from None
-    validate(config, addressed=addressed)
+        validate(config, addressed=addressed)
+    except ConflictError as conflict:
+        places = [f"{name} from {newest[name].place}" for name in conflict.settings if name in newest]
+        raise ConfigError(f"{conflict} ({', '.join(places)})" if places else str(conflict)) from None
     return config
 
 
-_hints = functools.cache(typing.get_type_hints)
+def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addressed: bool = True) -> Config:
+    """The settings of a YAML file, changed by `section.key=value` overrides.
+
+    Raises:
+        ConfigError: as `sources.from_file`, `sources.from_set` and `resolve`.
+    """
+    values = [] if path is None else sources.from_file(path)
+    return resolve([*values, *map(sources.from_set, overrides)], addressed=addressed)
 
 
-def _refuse_unknown_keys(section: type[Section], tree: Mapping[str, Any], prefix: str, source: str) -> None:
-    hints = _hints(section)
-    for key, value in tree.items():
-        if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
-            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
-            raise ConfigError(f"{source}: unknown setting {prefix}{key}; {remedy}")
-        hint = hints[key]
-        if isinstance(hint, type) and issubclass(hint, Section) and isinstance(value, Mapping):
-            _refuse_unknown_keys(hint, value, f"{prefix}{key}.", source)
+def from_tree(tree: Mapping[str, Any], source: str) -> Config:
+    """The settings of a tree of plain values, as `settings.to_tree` makes it; `source` names it in errors.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    return resolve([Value("", tree, source)])
+
+
+def replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with settings changed by dotted name, checked again.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    return resolve([Value(name, value, "settings") for name, value in changes.items()], config)
 
 
 def to_yaml(config: Config) -> str:
@@ -96,33 +75,73 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False)
 
 
-def replace(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with dotted settings changed, validated again.
-
-    Raises:
-        ConfigError: as `from_tree`.
-    """
-    tree = to_tree(config)
-    for name, value in changes.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
-    return from_tree(tree, "options")
-
-
-def from_environment(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Overrides from APEX_EXPERIENCE, APEX_PRIORITIES, APEX_BATCHES, APEX_PARAMETERS, APEX_STATUS, APEX_KEYS."""
-    overrides = []
-    for field in ADDRESSES:
-        value = environ.get(f"APEX_{field.upper()}")
-        if value:
-            overrides.append(address_override(field, value))
-    return overrides
+def _per_setting(value: Value) -> Iterator[Value]:
+    """One value per setting: the mapping given for a section is taken apart."""
+    if value.name in by_name():
+        yield value
+    elif value.name not in sections():
+        raise ConfigError(f"{value.place}: unknown setting {value.name}; {_suggestion(value.name)}")
+    elif isinstance(value.value, Mapping):
+        for key, each in value.value.items():
+            name = f"{value.name}.{key}" if value.name else str(key)
+            yield from _per_setting(Value(name, each, value.place))
+    else:
+        first = next(name for name in by_name() if name.startswith(f"{value.name}."))
+        raise ConfigError(
+            f"{value.place}: {value.name} is a section; wanted its settings, such as {first}, got {_shown(value.value)}"
+        )
 
 
-def address_override(field: str, value: str) -> str:
-    """`--set` form of an address given by flag or environment; commas separate shards, and ranks."""
-    listed = field in ("experience", "priorities") or (field == "batches" and "," in value)
-    return f"addresses.{field}={json.dumps(value.split(',') if listed else value)}"  # JSON is YAML
+def _suggestion(name: str) -> str:
+    """The remedy for an unknown setting: one of that key in another section, a similar name, or all of its section."""
+    section, _, key = name.rpartition(".")
+    if same_key := [each for each in by_name() if each.endswith(f".{key}")]:
+        return f"did you mean {' or '.join(same_key)}?"
+    if section not in sections():
+        section, key = "", name
+    prefix = f"{section}." if section else ""
+    known = [each.removeprefix(prefix) for each in (*sections(), *by_name()) if each.startswith(prefix)]
+    if close := difflib.get_close_matches(key, known, n=1):
+        return f"did you mean {prefix}{close[0]}?"
+    return f"known: {', '.join(sections()[section].__struct_fields__)}"
+
+
+def _converted(value: Value) -> Any:
+    """The value in the type of its setting."""
+    setting = by_name()[value.name]
+    try:
+        return msgspec.convert(value.value, setting.hint, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(
+            f"{value.place}: {value.name}: wanted {_wanted(setting)}, got {_shown(value.value)}"
+            f"{_list_instead(setting, value.value)}"
+        ) from None
+
+
+def _wanted(setting: Setting) -> str:
+    """Type and range in words, such as: int >= 1 and <= 60; float > 0 or null; l2 or huber."""
+    *options, last = setting.type.split(" | ")
+    if last != "null":
+        options.append(last)
+    bounds = f" {setting.range.replace(', ', ' and ')}" if setting.range else ""
+    return f"{' or '.join(options)}{bounds}{' or null' if last == 'null' else ''}"
+
+
+def _list_instead(setting: Setting, value: Any) -> str:
+    """The remedy where a list is wanted and its only element was given."""
+    try:
+        msgspec.convert([value], setting.hint, strict=False)
+    except msgspec.ValidationError:
+        return ""
+    return f"; write a list such as {yaml.safe_dump([value], default_flow_style=True).strip()}"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=lambda other: f"{type(other).__name__} {other}")  # YAML knows dates
+
+
+def _replaced(section: Section, path: Sequence[str], value: Any) -> Section:
+    """A copy of a section with the setting at `path` below it changed."""
+    key, *rest = path
+    changed = _replaced(getattr(section, key), rest, value) if rest else value
+    return msgspec.structs.replace(section, **{key: changed})

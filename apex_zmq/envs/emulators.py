@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apex_zmq.config.settings import MARIO
+from apex_zmq.envs.games import DOWN, LEFT, MARIO, RIGHT, SELECT, START, UP, A, B
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
 
@@ -31,8 +31,6 @@ ROM_SHA256 = {
 }
 RAM_BYTES = 2048
 SCREEN_ROWS, SCREEN_COLUMNS = 224, 240
-
-RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 128, 64, 32, 16, 8, 4, 2, 1
 
 
 class Emulator(Protocol):
@@ -51,7 +49,7 @@ class Emulator(Protocol):
         """[224, 240] RGB565 of the last frame, a view valid until the next `step`."""
 
     def step(self, buttons: int) -> None:
-        """Run one frame with the given buttons (sum of RIGHT, LEFT, ..., A) held."""
+        """Run one frame with the given buttons held, a sum of `games.BUTTONS`."""
 
     def close(self) -> None:
         """Free the emulator. Views of RAM and screen are invalid afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,27 +25,20 @@ class EnvSpec(NamedTuple):
     num_actions: int
 
 
-class Progress(NamedTuple):
-    """How far a Mario episode has come."""
-
-    stage: str  # "1-1" to "8-4": where it is now
-    max_x: int  # pixels from the left end of the area, the most in this life and stage
-    cleared: bool  # the stage; of the whole game, its last one
-    stages_cleared: int = 0  # of the episode, so far
-
-
 class Step(NamedTuple):
     """The result of one decision.
 
     frame: a single frame of `EnvSpec.frame`, not shared with the environment.
-    progress: None outside Mario.
+    stage: label of the part of the environment that is being played, at most 32 characters; empty: it has no parts.
+    info: numbers of the episode so far, finite, by the entries of `envs.info`; its last step counts in statistics.
     """
 
     frame: Frame
     reward: float
     terminated: bool
     truncated: bool
-    progress: Progress | None
+    stage: str
+    info: Mapping[str, float]
 
 
 class Lanes(Protocol):

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apex_zmq.config import settings
-from apex_zmq.envs import atari, mario, preprocess
+from apex_zmq.envs import atari, games, mario, preprocess
 from apex_zmq.envs.emulators import Emulator
-from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
+from apex_zmq.envs.info import GYMNASIUM_FLAGS
+from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Step
 from apex_zmq.envs.machines import Machines
 from apex_zmq.types import FrameSpec, UInt8s, UInt16s
 
@@ -22,7 +23,7 @@ from apex_zmq.types import FrameSpec, UInt8s, UInt16s
 def mario_spec(env: settings.Env) -> EnvSpec:
     """The specification of the Mario lanes, from the settings alone."""
     frame = FrameSpec((env.frame_height, env.frame_width), "uint8", env.frame_stack)
-    return EnvSpec(frame, len(mario.action_buttons(env.actions)))
+    return EnvSpec(frame, len(games.action_buttons(env.actions)))
 
 
 def _clipped(reward: float, env: settings.Env) -> float:
@@ -40,9 +41,9 @@ class MarioLanes:
         self.spec = mario_spec(env)
         self.num_lanes = num_lanes
         self._env = env
-        self._buttons = mario.action_buttons(env.actions)
+        self._buttons = games.action_buttons(env.actions)
         self._machines = machines
-        self.action_names = mario.action_names(env.actions)
+        self.action_names = games.action_names(env.actions)
         self.decisions_per_s = mario.FRAMES_PER_S / env.frame_skip
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(num_lanes)]
         self._stages_drawn = ("1-1",) if env.stages == "all" else env.stages
@@ -93,7 +94,12 @@ class MarioLanes:
             reward=reward,
             terminated=terminated,
             truncated=truncated,
-            progress=Progress(after.stage, after.max_x, after.outcome is mario.Outcome.CLEARED, after.stages_cleared),
+            stage=after.stage,
+            info={
+                "max_x": after.max_x,
+                "cleared": int(after.outcome is mario.Outcome.CLEARED),
+                "stages_cleared": after.stages_cleared,
+            },
         )
 
     def _frames(self, emulator: Emulator, buttons: int) -> Iterator[mario.Reading]:
@@ -251,12 +257,13 @@ class GymLanes:
 
     def step(self, lane: int, action: int) -> Step:
         """Step the lane's environment once."""
-        observation, reward, terminated, truncated, _ = self._lanes[lane].step(self._first_action + action)
+        observation, reward, terminated, truncated, told = self._lanes[lane].step(self._first_action + action)
         self._decisions[lane] += 1
         limit = self._env.max_episode_steps
         cut = truncated or (limit is not None and self._decisions[lane] >= limit)
         earned = _clipped(float(reward), self._env)
-        return Step(self._frame(observation), earned, bool(terminated), bool(cut and not terminated), None)
+        info = {flag: int(bool(told[flag])) for flag in GYMNASIUM_FLAGS if flag in told}
+        return Step(self._frame(observation), earned, bool(terminated), bool(cut and not terminated), "", info)
 
     def render(self, lane: int) -> UInt8s:
         """What the environment draws in render mode rgb_array."""

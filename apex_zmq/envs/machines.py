@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from apex_zmq.config.settings import MARIO
 from apex_zmq.envs import mario
 from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy, StatefulEmulator, core_path
+from apex_zmq.envs.games import MARIO
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt16s
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from apex_zmq.config import settings
-from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Progress, Step
+from apex_zmq.envs import games
+from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Step
 from apex_zmq.envs.lanes import GymLanes, MarioLanes, StickyLanes, gym_spec, mario_spec
 from apex_zmq.envs.machines import make_machines
 
-__all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Progress", "Step", "env_spec", "make_lanes"]
+__all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Step", "env_spec", "make_lanes"]
 
 
 def env_spec(env: settings.Env) -> EnvSpec:
     """Return the specification of the environment; for Mario no emulator is needed.
 
     Raises:
+        ConfigError: as `games.check_env`.
         EnvError: a Gymnasium environment cannot be created or is not supported.
     """
-    return mario_spec(env) if env.id in settings.WORLDS else gym_spec(env)
+    games.check_env(env)
+    return mario_spec(env) if env.id in games.WORLDS else gym_spec(env)
 
 
 def make_lanes(env: settings.Env, num_lanes: int, seed: int, *, render: bool = False) -> Lanes:
@@ -25,10 +28,12 @@ def make_lanes(env: settings.Env, num_lanes: int, seed: int, *, render: bool = F
     render: whether `Lanes.render` will be called.
 
     Raises:
+        ConfigError: as `games.check_env`.
         EnvError: the emulator, game or Gymnasium environment is missing or unusable.
     """
+    games.check_env(env)
     lanes: Lanes
-    if env.id in settings.WORLDS:
+    if env.id in games.WORLDS:
         lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator, env.id))
     else:
         lanes = GymLanes(env, num_lanes, seed, render)

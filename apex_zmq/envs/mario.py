@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from apex_zmq.config import settings
-from apex_zmq.envs import emulators
+from apex_zmq.envs import games
 from apex_zmq.envs.emulators import Emulator, StatefulEmulator
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.types import UInt8s, UInt16s
@@ -24,24 +24,6 @@ FRAMES_PER_S = 60.1  # of an NTSC console
 
 # Worlds in which 1-2, say, is behind the walk into a pipe, which is an area of its own.
 _WORLDS_WITH_A_WALK = {"SuperMarioBros": (1, 2, 4, 7), "SuperMarioBros2": (1, 3)}
-
-_BUTTONS = {
-    "NOOP": 0,
-    "right": emulators.RIGHT,
-    "left": emulators.LEFT,
-    "down": emulators.DOWN,
-    "up": emulators.UP,
-    "A": emulators.A,
-    "B": emulators.B,
-}
-_RIGHT_ONLY = (("NOOP",), ("right",), ("right", "A"), ("right", "B"), ("right", "A", "B"))
-_SIMPLE_MOVEMENT = (*_RIGHT_ONLY, ("A",), ("left",))
-_COMPLEX_MOVEMENT = (*_SIMPLE_MOVEMENT, ("left", "A"), ("left", "B"), ("left", "A", "B"), ("down",), ("up",))
-ACTION_SETS = {
-    "RIGHT_ONLY": _RIGHT_ONLY,
-    "SIMPLE_MOVEMENT": _SIMPLE_MOVEMENT,
-    "COMPLEX_MOVEMENT": _COMPLEX_MOVEMENT,
-}
 
 # Values of player_state (0x0e).
 _SLIDING_DOWN_FLAGPOLE = 0x04
@@ -53,22 +35,6 @@ _DYING = 0x0B
 _PLAYING_MODE = 1
 _END_OF_WORLD_MODE = 2
 _PLAYING_TASK = 3
-
-
-def action_buttons(actions: str | tuple[tuple[str, ...], ...]) -> tuple[int, ...]:
-    """The buttons byte of each action of a set, given by name or as lists of buttons.
-
-    Raises:
-        KeyError: unknown name; `check.validate` refuses it first.
-    """
-    listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
-    return tuple(sum(_BUTTONS[button] for button in set(action)) for action in listed)
-
-
-def action_names(actions: str | tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    """The buttons of each action of a set, such as "right+A"."""
-    listed = ACTION_SETS[actions] if isinstance(actions, str) else actions
-    return tuple("+".join(action) for action in listed)
 
 
 class Reading(NamedTuple):
@@ -248,7 +214,7 @@ def ended(episode: Episode, env: settings.Env) -> bool:
         # Judged at the touch, when the game has not counted the life yet.
         return env.lives == 1 or episode.last.lives in (0, 255)
     if episode.outcome is Outcome.CLEARED:
-        last_stage = episode.start.world == settings.WORLDS[env.id] and episode.start.stage == 4
+        last_stage = episode.start.world == games.WORLDS[env.id] and episode.start.stage == 4
         return env.stages != "all" or last_stage
     return False
 
@@ -320,7 +286,7 @@ def play_to_start(emulator: Emulator, stage: str) -> None:
     Raises:
         EnvError: no such stage, or the game does not get there.
     """
-    known = settings.stages(emulator.game)
+    known = games.stages(emulator.game)
     if stage not in known:
         raise EnvError(f"no stage {stage!r} in {emulator.game}; stages run from {known[0]} to {known[-1]}")
     world, number = int(stage[0]), int(stage[2])
@@ -331,7 +297,7 @@ def play_to_start(emulator: Emulator, stage: str) -> None:
     for frame in range(_START_FRAMES_MAX):
         ram[0x75F], ram[0x75C], ram[0x760] = world - 1, number - 1, area - 1
         # The game acts on a press, not on a button held.
-        emulator.step(emulators.START if frame % 2 == 0 else 0)
+        emulator.step(games.START if frame % 2 == 0 else 0)
         if ram[0x770] == _PLAYING_MODE:
             break
     for _ in range(_PLAYABLE_FRAMES_MAX):

@@ -1,8 +1,9 @@
-"""Connections: who is let in, who is turned away, by CURVE keys or without.
+"""Access to sockets: CURVE keys, the ZAP handler that checks them, and monitors that report failed handshakes.
 
-libzmq asks at each handshake whether to let a key in (ZAP, rfc.zeromq.org/spec/27); one thread per process answers.
-It is not asked again while a connection lasts: receivers look at the User-Id of each message, publishers bind anew.
-Who never comes so far as to show a key is heard of through the sockets' monitors, which the same thread reads.
+libzmq asks the ZAP handler at each handshake whether to accept a client's key (rfc.zeromq.org/spec/27). It does not
+ask again while the connection lasts; so when a key is revoked, receivers check the User-Id of each message, and
+publishers close their socket and bind again. Peers that fail before they present a key are detected by socket
+monitors. One thread per process handles both.
 """
 
 from __future__ import annotations
@@ -20,37 +21,39 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
-from apex_zmq.net.complaints import Complaints
 from apex_zmq.net.keys import ClientKeys, ServerKeys, read_allowed
+from apex_zmq.net.rate_limited_log import RateLimitedLog
 
 log = logging.getLogger(__name__)
 
-REFRESH_S = 0.25  # between two looks at the allow-lists
-RETRY_S = 2.0  # libzmq gives up for good after a refusal; this much later the owner connects anew
-HANDSHAKE_MS = 5_000  # one that libzmq leaves hanging is begun anew then; its own default is 30 s
+REFRESH_S = 0.25  # between two checks whether an allow-list has changed
+RETRY_S = 2.0  # libzmq does not reconnect after a refusal; the owner connects a new socket this much later
+HANDSHAKE_MS = 5_000  # after which libzmq restarts a handshake that hangs; its own default is 30 s
 POLL_MS = 100
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-GONE = "an address that was gone at once"
+UNKNOWN_ADDRESS = "an address that was gone at once"
+LOCAL_PEER = "a local peer"
+# Why a handshake with a server failed.
 NOT_LISTED = "its allow-list does not name our key"
-NO_CURVE = "it does not speak CURVE"
-HUNG_UP = "it hung up; its key may be another than our list of servers says"
+NO_CURVE = "the server does not speak CURVE"
+HUNG_UP = "the server's key does not match keys/servers; copy its new public key there"
+NOT_ANSWERING = "no server answers"
+SILENT = "the server accepts connections and says nothing: it is frozen, or does not speak ZeroMQ"
+KEYS_REQUIRED = "the server requires keys, or does not speak ZeroMQ"
+WRONG_SOCKET_TYPE = "the server hung up: another link of the run is bound there, or it does not speak ZeroMQ"
 REASONS: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: NOT_LISTED,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: NO_CURVE,
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: HUNG_UP,
 }
-NOBODY = "nobody answers"
-MUTE = "it says nothing: it is frozen, or no ZeroMQ"
-WANTS_KEYS = "it wants keys, or is no ZeroMQ"
-WRONG_KIND = "it hung up, as another link of the run does, or no ZeroMQ"
-# Of this process, since its start: connections turned away, and handshakes of its own that failed.
+# Since the start of this process: connections refused by its servers, and handshakes of its clients that failed.
 counts: Counter[str] = Counter(refused_peers=0, failed_handshakes=0)
 
 
-class Guard:
-    """The allow-list of one bound socket, read again when its file changes.
+class Authenticator:
+    """The allow-list of one bound socket (one ZAP domain), read again when its file changes.
 
-    struck: whether somebody who was let in has been struck off since.
+    revoked: whether a key that was on the list has been removed since.
     """
 
     events = (
@@ -62,11 +65,11 @@ class Guard:
     _numbers = itertools.count()
 
     def __init__(self, keys: ServerKeys) -> None:
-        # A number, since one process may bind two of a kind.
+        # A number, since one process may bind a channel twice.
         self.domain = f"{keys.channel}.{next(self._numbers)}"
-        self.struck = False
+        self.revoked = False
         self._path = keys.allowed
-        self._complaints = Complaints("refused a connection from")
+        self._refusals = RateLimitedLog("refused a connection from")
         self._names: dict[str, str] = {}
         self._version = self._seen = _version_of(self._path)
         self._addresses: dict[int, str] = {}
@@ -74,62 +77,62 @@ class Guard:
         self._read()
 
     def allows(self, public_key: str) -> bool:
-        """Whether the holder of a key, Z85, may come in, or stay."""
+        """Whether a public key, in Z85, is on the list."""
         return public_key in self._names
 
-    def answer(self, address: str, public_key: str) -> bool:
-        """Whether to let a key in; counts and logs whom it turns away."""
+    def authenticate(self, address: str, public_key: str) -> bool:
+        """Whether to accept a client's key; a refusal is counted and logged."""
         if self.allows(public_key):
             return True
-        self._turn_away(address, f"{self._path} does not name its key {public_key}")
+        self._refuse(address, f"{self._path} does not name its key {public_key}")
         return False
 
     def refresh(self) -> None:
-        """Read the list again once it has changed and has not since the last look: an editor may be writing it."""
+        """Read the list again if it has changed, and not since the last call: an editor may still be writing it."""
         seen, self._seen = self._seen, _version_of(self._path)
         if self._seen == seen != self._version:
             self._version = seen
             self._read()
 
     def _read(self) -> None:
-        """One that cannot be read lets nobody in."""
+        """Read the list; while it cannot be read, no key is allowed."""
         try:
             names, broken = read_allowed(self._path)
         except OSError as error:
-            log.error("cannot read %s, so nobody is let in: %s", self._path, error.strerror)
+            log.error("cannot read %s, so every client is refused: %s", self._path, error.strerror)
             names, broken = {}, []
         if self._version is None:
-            log.error("%s is gone, so nobody is let in", self._path)
+            log.error("%s is missing, so every client is refused", self._path)
         for number in broken:
-            log.error("%s, line %d is left out: write a name and a public key", self._path, number)
-        gone = self._names.keys() - names.keys()
-        if gone:
-            log.info("struck off %s: %s", self._path, ", ".join(sorted({self._names[key] for key in gone})))
+            log.error("%s, line %d is ignored: write a name and a public key", self._path, number)
+        removed = self._names.keys() - names.keys()
+        if removed:
+            log.info("revoked in %s: %s", self._path, ", ".join(sorted({self._names[key] for key in removed})))
         self._names = names
-        self.struck |= bool(gone)
+        self.revoked |= bool(removed)
 
-    def hear(self, event: int, value: int) -> None:
-        """Learn who fails in the handshake before its key is known; value: see zmq_socket_monitor(3).
+    def handle_event(self, event: int, value: int) -> None:
+        """Count peers that fail in the handshake before they present a key; value: as in zmq_socket_monitor(3).
 
         libzmq's I/O thread reports the failure, then the end of that connection, and nothing between.
         """
         if event == zmq.EVENT_ACCEPTED:
             self._addresses[value] = _peer_of(value)
         elif event == zmq.EVENT_DISCONNECTED:
-            address = self._addresses.pop(value, GONE)
+            address = self._addresses.pop(value, UNKNOWN_ADDRESS)
             if self._failed:
                 self._failed = False
-                self._turn_away(address, "no CURVE handshake with the key of this server")
+                self._refuse(address, "no CURVE handshake with the key of this server")
         else:
             self._failed = True
 
-    def _turn_away(self, address: str, reason: str) -> None:
+    def _refuse(self, address: str, reason: str) -> None:
         counts["refused_peers"] += 1
-        self._complaints.add(address, reason)
+        self._refusals.add(address, reason)
 
 
 def _version_of(path: Path) -> tuple[int, ...] | None:
-    """What changes with a file; None: it is not there."""
+    """Values that change with a file's content; None: the file is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -145,24 +148,24 @@ def _peer_of(descriptor: int) -> str:
     try:
         duplicate = os.dup(descriptor)
     except OSError:
-        return GONE
+        return UNKNOWN_ADDRESS
     try:
         connection = sockets.socket(fileno=duplicate)
     except OSError:  # the number is not a socket's any more, so no socket object owns the duplicate
         os.close(duplicate)
-        return GONE
+        return UNKNOWN_ADDRESS
     with connection:
         try:
             peer = connection.getpeername()
         except OSError:
-            return GONE
-    return str(peer[0]) if isinstance(peer, tuple) else "a local peer"
+            return UNKNOWN_ADDRESS
+    return str(peer[0]) if isinstance(peer, tuple) else LOCAL_PEER
 
 
-class Line:
-    """The connection of one connecting socket, which libzmq gives up for good when it is refused.
+class ConnectionMonitor:
+    """The state of one connecting socket's connection, which libzmq does not restore after a refusal.
 
-    with_keys: whether the socket shows any.
+    address: of the server. with_keys: whether the socket uses CURVE. failures: log of failed handshakes.
     """
 
     events = (
@@ -175,58 +178,58 @@ class Line:
         | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     )
 
-    def __init__(self, address: str, with_keys: bool, complaints: Complaints) -> None:
+    def __init__(self, address: str, with_keys: bool, failures: RateLimitedLog) -> None:
         self._address, self._with_keys = address, with_keys
-        self._complaints = complaints
+        self._failures = failures
         self._lost_at: float | None = None
         self._explained = False
 
     @property
     def given_up(self) -> bool:
-        """Whether it is time to connect anew."""
+        """Whether libzmq has given the connection up, so that a new socket must be connected."""
         lost_at = self._lost_at
         return lost_at is not None and time.monotonic() - lost_at > RETRY_S
 
-    def hear(self, event: int, value: int) -> None:
-        """Learn whether it stands; one that libzmq means to restore is tried again right after it ends."""
+    def handle_event(self, event: int, value: int) -> None:
+        """Track the connection; libzmq reports a retry right after the end of one that it is going to restore."""
         if event in REASONS:
             self._explained = True
-            self._complain(_reason(event, self._with_keys))
+            self._fail(_reason(event, self._with_keys))
         elif event == zmq.EVENT_DISCONNECTED:
             self._lost_at = time.monotonic()
         else:
             self._lost_at = None
 
-    def bury(self) -> None:
-        """Count and log its end, where its handshake has told nothing."""
+    def report_loss(self) -> None:
+        """Count and log a connection that was given up, unless a failed handshake has been logged for it."""
         if not self._explained:
-            self._complain(WRONG_KIND)
+            self._fail(WRONG_SOCKET_TYPE)
 
-    def _complain(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
         counts["failed_handshakes"] += 1
-        self._complaints.add(self._address, reason)
+        self._failures.add(self._address, reason)
 
 
 def _reason(event: int, with_keys: bool) -> str:
-    return REASONS[event] if with_keys else WANTS_KEYS
+    return REASONS[event] if with_keys else KEYS_REQUIRED
 
 
-Watched = Guard | Line
+Monitored = Authenticator | ConnectionMonitor
 
 
-class _Doorkeeper(threading.Thread):
-    """Answers ZAP requests and reads monitors while there is a socket to watch. Its state is guarded by `_lock`."""
+class _ZapHandler(threading.Thread):
+    """Answers ZAP requests and reads socket monitors while any socket is watched. `_lock` guards its state."""
 
     def __init__(self) -> None:
-        super().__init__(name="doorkeeper", daemon=True)
-        self.watched: dict[zmq.Socket[bytes], Watched] = {}
+        super().__init__(name="zap-handler", daemon=True)
+        self.watched: dict[zmq.Socket[bytes], Monitored] = {}
         self._zap: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
         self._zap.setsockopt(zmq.LINGER, 0)
         self._zap.bind(ZAP_ENDPOINT)
 
     def run(self) -> None:
         next_refresh = 0.0
-        while watched := self._watch():
+        while watched := self._snapshot():
             poller = zmq.Poller()
             for channel in (self._zap, *watched):
                 poller.register(channel, zmq.POLLIN)
@@ -234,39 +237,39 @@ class _Doorkeeper(threading.Thread):
                 if channel is self._zap:
                     self._answer()
                 else:
-                    self._hear(channel, watched[channel])
+                    self._read_events(channel, watched[channel])
             now = time.monotonic()
             if now >= next_refresh:
                 next_refresh = now + REFRESH_S
                 for each in watched.values():
-                    if isinstance(each, Guard):
+                    if isinstance(each, Authenticator):
                         each.refresh()
 
-    def _watch(self) -> dict[zmq.Socket[bytes], Watched]:
-        """What there is to watch; the end of this thread when that is nothing."""
-        global _doorkeeper
+    def _snapshot(self) -> dict[zmq.Socket[bytes], Monitored]:
+        """A copy of what is watched; if that is nothing, the ZAP endpoint is released and this thread ends."""
+        global _handler
         with _lock:
             if not self.watched:
                 self._zap.unbind(ZAP_ENDPOINT)  # at once, where closing frees the endpoint later
                 self._zap.close()
-                _doorkeeper = None
+                _handler = None
             return dict(self.watched)
 
     def _answer(self) -> None:
-        with _lock:  # who has been added while this thread was waiting is asked for at once
+        with _lock:  # sockets added while this thread was polling count too
             watched = list(self.watched.values())
         version, request, domain, address, _, mechanism, *credentials = self._zap.recv_multipart()
-        guards = [each for each in watched if isinstance(each, Guard) and each.domain.encode() == domain]
+        found = [each for each in watched if isinstance(each, Authenticator) and each.domain.encode() == domain]
         user_id = b""
-        if guards and mechanism == b"CURVE":
+        if found and mechanism == b"CURVE":
             key = z85.encode(credentials[0]).decode()
-            if guards[0].answer(address.decode() or "a local peer", key):
+            if found[0].authenticate(address.decode() or LOCAL_PEER, key):
                 user_id = key.encode()
-        # A status of 300 would leave the peer hanging until its handshake times out; 400 tells it.
+        # A status of 300 would leave the peer hanging until its handshake times out; 400 is reported to it.
         status, text = (b"200", b"OK") if user_id else (b"400", b"key not allowed")
         self._zap.send_multipart([version, request, status, text, user_id, b""])
 
-    def _hear(self, monitor: zmq.Socket[bytes], watched: Watched) -> None:
+    def _read_events(self, monitor: zmq.Socket[bytes], watched: Monitored) -> None:
         while monitor.poll(0):
             message = recv_monitor_message(monitor)
             if message["event"] == zmq.EVENT_MONITOR_STOPPED:
@@ -274,76 +277,78 @@ class _Doorkeeper(threading.Thread):
                     del self.watched[monitor]
                 monitor.close()
                 return
-            watched.hear(message["event"], message["value"])
+            watched.handle_event(message["event"], message["value"])
 
 
 _lock = threading.Lock()
-_doorkeeper: _Doorkeeper | None = None
+_handler: _ZapHandler | None = None
 _monitors = itertools.count()
 
 
-def _watch(socket: zmq.Socket[bytes], watched: Watched) -> None:
-    global _doorkeeper
+def _watch(socket: zmq.Socket[bytes], watched: Monitored) -> None:
+    global _handler
     address = f"inproc://apex-monitor-{next(_monitors)}"
     monitor = socket.get_monitor_socket(watched.events | zmq.EVENT_MONITOR_STOPPED, address)
     with _lock:
-        idle = _doorkeeper is None
-        if _doorkeeper is None:
-            _doorkeeper = _Doorkeeper()
-        _doorkeeper.watched[monitor] = watched
+        idle = _handler is None
+        if _handler is None:
+            _handler = _ZapHandler()
+        _handler.watched[monitor] = watched
         if idle:
-            _doorkeeper.start()
+            _handler.start()
 
 
-def release(socket: zmq.Socket[bytes]) -> None:
-    """Watch a socket no longer; to be called before it is closed. One that is closed already is left alone."""
+def unwatch(socket: zmq.Socket[bytes]) -> None:
+    """Stop watching a socket, before it is closed; a socket that is closed already is left alone."""
     if not socket.closed:
         socket.disable_monitor()
 
 
-def admit_by(socket: zmq.Socket[bytes], keys: ServerKeys) -> Guard:
-    """Make a socket, before it is bound, a CURVE server that lets in whom its allow-list names."""
-    guard = Guard(keys)
+def require_keys(socket: zmq.Socket[bytes], keys: ServerKeys) -> Authenticator:
+    """Make a socket, before it is bound, a CURVE server that accepts the keys on its allow-list."""
+    authenticator = Authenticator(keys)
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-    socket.setsockopt(zmq.ZAP_DOMAIN, guard.domain.encode())
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer nobody comes in
+    socket.setsockopt(zmq.ZAP_DOMAIN, authenticator.domain.encode())
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a ZAP handler every client is refused
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    _watch(socket, guard)
-    return guard
+    _watch(socket, authenticator)
+    return authenticator
 
 
-def attend(socket: zmq.Socket[bytes], keys: ClientKeys | None, address: str, complaints: Complaints) -> Line:
+def monitor_connection(
+    socket: zmq.Socket[bytes], keys: ClientKeys | None, address: str, failures: RateLimitedLog
+) -> ConnectionMonitor:
     """Watch a socket, before it connects, and give it its own keys, if any, and that of the server it trusts."""
-    line = Line(address, keys is not None, complaints)
+    monitor = ConnectionMonitor(address, keys is not None, failures)
     if keys is not None:
-        _show(socket, keys)
-    _watch(socket, line)
-    return line
+        _set_keys(socket, keys)
+    _watch(socket, monitor)
+    return monitor
 
 
-def _show(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
+def _set_keys(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
 
 
-def knock(address: str, keys: ClientKeys | None, *, publishes: bool, timeout_s: float) -> str | None:
-    """Make one handshake with the server at an address, send nothing, and leave.
+def probe(address: str, keys: ClientKeys | None, *, publishes: bool, timeout_s: float) -> str | None:
+    """Make one handshake with the server at an address, then disconnect without sending anything.
 
-    publishes: whether one subscribes there; else one pushes.
+    publishes: whether the server publishes (SUB connects to it); else it receives (PUSH connects to it).
 
     Returns:
-        None when it lets us in, else why it does not; `NOBODY` when nothing answers there.
+        None when the server accepts the connection, else the reason; `NOT_ANSWERING` when no server is there.
     """
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB if publishes else zmq.PUSH)
     socket.setsockopt(zmq.LINGER, 0)
     if keys is not None:
-        _show(socket, keys)
-    monitor = socket.get_monitor_socket(Line.events | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        _set_keys(socket, keys)
+    monitor = socket.get_monitor_socket(ConnectionMonitor.events | zmq.EVENT_HANDSHAKE_SUCCEEDED)
     deadline = time.monotonic() + timeout_s
-    outcome = NOBODY
+    outcome = NOT_ANSWERING
     try:
         socket.connect(address)
         while monitor.poll(max(0, round(1000 * (deadline - time.monotonic())))):
@@ -353,9 +358,9 @@ def knock(address: str, keys: ClientKeys | None, *, publishes: bool, timeout_s: 
             if event in REASONS:
                 return _reason(event, keys is not None)
             if event == zmq.EVENT_CONNECTED:
-                outcome = MUTE
+                outcome = SILENT
             elif event == zmq.EVENT_DISCONNECTED:
-                return WRONG_KIND
+                return WRONG_SOCKET_TYPE
             elif event != zmq.EVENT_CONNECT_DELAYED:
                 break
     finally:

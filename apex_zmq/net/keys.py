@@ -1,10 +1,11 @@
-"""Keys on disk: who a process is, which servers it trusts, whom it lets in (docs/OPERATIONS.md, Security).
+"""Keys on disk: a process's own key, the servers it trusts, the clients it accepts (docs/OPERATIONS.md, Security).
 
-A keys directory (0700) belongs to one holder, a process or the processes of one host:
+A keys directory (0700) belongs to one holder, a process or the processes of one host. Each link has its own channel,
+which has the link's name:
 
-* `identity.key_secret` (0600) and `identity.key`: its CurveZMQ certificate, as czmq and zmq.auth write it;
-* `servers`: a line `channel public-key` for each channel that it connects to;
-* `allowed/<channel>`: for each channel that it binds, a line `name public-key` for each holder let in.
+* `identity.key_secret` (0600) and `identity.key`: the holder's CurveZMQ certificate, as czmq and zmq.auth write it;
+* `servers`: a line `channel public-key` for each channel that the holder connects to;
+* `allowed/<channel>`: for each channel that the holder binds, a line `name public-key` for each client it accepts.
 
 Public keys are Z85 text of 40 characters. A line that begins with # is a comment.
 """
@@ -23,22 +24,13 @@ import zmq.auth
 
 from apex_zmq.config.settings import Addresses
 from apex_zmq.errors import ConfigError
+from apex_zmq.net.links import LINKS, ROLES
 from apex_zmq.rundir.files import replacing
 
-# What a holder's key opens, and what it binds itself, by role.
-OPENS = {
-    "actor": ("experience", "parameters", "status"),
-    "replay": ("batches", "status"),
-    "learner": ("priorities",),
-    "evaluator": ("parameters",),
-    "forwarder": ("parameters", "status"),
-}
-SERVES = {
-    "replay": ("experience", "priorities"),
-    "learner": ("batches", "parameters", "status"),
-    "forwarder": ("parameters",),
-}
-SERVERS = ("replay", "learner")  # holders named as their role; there is one of each
+# Channels that the keys of each role connect to, and that they bind.
+OPENS = {role: tuple(link.name for link in LINKS.values() if role in link.connects) for role in ROLES}
+SERVES = {role: tuple(link.name for link in LINKS.values() if role in link.binds) for role in ROLES}
+SERVERS = ("replay", "learner")  # holders that are named after their role: there is one of each
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PUBLIC_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 IDENTITY = "identity"
@@ -46,7 +38,7 @@ IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class ClientKeys:
-    """What a connecting socket needs: its own keys and its server's public one, Z85."""
+    """Keys of a connecting socket: its own pair and its server's public key, in Z85."""
 
     public: bytes
     secret: bytes = field(repr=False)
@@ -55,7 +47,7 @@ class ClientKeys:
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """What a binding socket needs: its own secret key, Z85, and the list of those it lets in."""
+    """Keys of a bound socket: its own secret key, in Z85, and the file that lists the clients it accepts."""
 
     channel: str
     secret: bytes = field(repr=False)
@@ -63,10 +55,10 @@ class ServerKeys:
 
 
 def client_keys(addresses: Addresses, channel: str) -> ClientKeys | None:
-    """Keys to connect to a channel with; None where the run has no keys.
+    """Keys to connect to a channel with; None if the run has no keys.
 
     Raises:
-        ConfigError: keys that are missing, damaged or readable by others; a server that is not named.
+        ConfigError: keys that are missing, damaged or readable by others; a channel that `servers` does not list.
     """
     if addresses.keys is None:
         return None
@@ -85,10 +77,11 @@ def client_keys(addresses: Addresses, channel: str) -> ClientKeys | None:
 
 
 def server_keys(addresses: Addresses, channel: str) -> ServerKeys | None:
-    """Keys to bind a channel with; None where the run has no keys.
+    """Keys to bind a channel with; None if the run has no keys.
 
     Raises:
-        ConfigError: keys that are missing, damaged or readable by others; keys of a holder that does not bind it.
+        ConfigError: keys that are missing, damaged or readable by others; keys of a holder that does not bind the
+            channel.
     """
     if addresses.keys is None:
         return None
@@ -97,30 +90,30 @@ def server_keys(addresses: Addresses, channel: str) -> ServerKeys | None:
     allowed = directory / "allowed" / channel
     if not allowed.is_file():
         holders = " or ".join(role for role, channels in SERVES.items() if channel in channels)
-        raise ConfigError(f"{allowed} is missing: {channel} is bound with the keys of a {holders}; give its --keys")
+        raise ConfigError(
+            f"{allowed} is missing: {channel} is bound with the keys of a {holders}; give that directory as --keys"
+        )
     return ServerKeys(channel=channel, secret=secret, allowed=allowed)
 
 
 def read_allowed(path: Path) -> tuple[dict[str, str], list[int]]:
-    """Names by public key of an allow-list, and the numbers of lines that are none of its form.
-
-    A list that is not there is empty.
+    """Names by public key of an allow-list, and the numbers of its malformed lines; a missing list is empty.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     entries, broken = _read_list(path)
     return {key: name for name, key in entries}, broken
 
 
 def role_of(directory: Path) -> str | None:
-    """The role that keys were made for, by what they open and serve; None: of no role, or not to be read."""
+    """The role that keys were made for, by the channels they open and bind; None: no role's, or unreadable."""
     try:
         opens = {channel for channel, _ in _read_list(directory / "servers")[0]}
         serves = {path.name for path in (directory / "allowed").glob("[!.]*")}
     except OSError:
         return None
-    return next((role for role in OPENS if {*OPENS[role]} == opens and {*SERVES.get(role, ())} == serves), None)
+    return next((role for role in OPENS if {*OPENS[role]} == opens and {*SERVES[role]} == serves), None)
 
 
 def _read_list(path: Path) -> tuple[list[tuple[str, str]], list[int]]:
@@ -141,7 +134,7 @@ def _read_list(path: Path) -> tuple[list[tuple[str, str]], list[int]]:
 
 
 def _identity(directory: Path) -> tuple[bytes, bytes]:
-    """Public and secret key."""
+    """The holder's public and secret key."""
     _require_curve()
     path = directory / f"{IDENTITY}.key_secret"
     try:
@@ -150,38 +143,38 @@ def _identity(directory: Path) -> tuple[bytes, bytes]:
         fits = secret is not None and zmq.curve_public(secret) == public
     except OSError as error:
         raise ConfigError(
-            f"cannot read {path}: {error.strerror or 'no such file'}; --keys takes a directory that apex-keys has made"
+            f"cannot read {path}: {error.strerror or 'no such file'}; give --keys a directory made by apex-keys"
         ) from None
     except (ValueError, zmq.ZMQError):
         fits = False
     if not fits or secret is None:
-        raise ConfigError(f"{path} holds no pair of keys; make new ones with apex-keys")
+        raise ConfigError(f"{path} does not hold a key pair; make a new one with apex-keys")
     if mode & 0o077:
-        raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:o}); chmod 600 it")
+        raise ConfigError(f"{path} can be read by other users (mode {mode & 0o777:o}); chmod 600 {path}")
     return public, secret
 
 
 def _require_curve() -> None:
     if not zmq.has("curve"):
-        raise ConfigError("this libzmq has no CURVE; install the pyzmq wheel from PyPI, which brings one that has")
+        raise ConfigError("this libzmq was built without CURVE; install the pyzmq wheel from PyPI, whose libzmq has it")
 
 
-# What apex-keys does: one directory holds those of all holders, each to be copied to where its holder runs.
+# Making keys (apex-keys): one directory holds those of all holders, each to be copied to the host of its holder.
 
 
 def make_servers(root: Path) -> list[Path]:
-    """Make the keys of replay and learner, which know each other.
+    """Make the keys of replay and learner, each on the other's lists.
 
     Returns:
         Their directories.
 
     Raises:
-        ConfigError: they are there already; a directory that cannot be written.
+        ConfigError: the keys exist already, or the directory cannot be written.
     """
     _require_curve()
     for name in SERVERS:
         if (root / name).exists():
-            raise ConfigError(f"{root / name} is there already; add clients with apex-keys {root} NAME --role ROLE")
+            raise ConfigError(f"{root / name} exists already; add clients with apex-keys {root} NAME --role ROLE")
     public: dict[str, str] = {}
     try:
         for name in SERVERS:
@@ -196,52 +189,56 @@ def make_servers(root: Path) -> list[Path]:
 
 
 def make_client(root: Path, name: str, role: str, forwarder: str | None = None) -> Path:
-    """Make the keys of a client and let it in where its role belongs.
+    """Make the keys of a client, and add it to the allow-lists of the channels that its role connects to.
 
-    forwarder: the holder whose parameters it takes in place of the learner's.
+    forwarder: name of the forwarder that the client takes parameters from; None: from the learner.
 
     Returns:
-        Its directory.
+        The client's directory.
 
     Raises:
-        ConfigError: a name that is taken or none, servers or a forwarder without keys, a directory that cannot be
+        ConfigError: a name that is taken or malformed, a server or forwarder without keys, a directory that cannot be
             written.
     """
     _require_curve()
     for server in SERVERS:
         if not (root / server).is_dir():
-            raise ConfigError(f"{root} has no keys of a {server}; make them first: apex-keys {root}")
+            raise ConfigError(f"{root} has no keys of a {server}; make them first with apex-keys {root}")
     if not NAME.fullmatch(name):
-        raise ConfigError(f"name {name!r}: take letters, digits, dots, dashes and underscores, at most 64")
+        raise ConfigError(f"invalid name {name!r}; use at most 64 letters, digits, dots, dashes and underscores")
     if (root / name).exists():
-        raise ConfigError(f"{root / name} is there already; take another name, or --remove it first")
+        raise ConfigError(f"{root / name} exists already; choose another name, or --remove it first")
     sources = {} if forwarder is None else {"parameters": forwarder}
     if forwarder is not None and (forwarder in SERVERS or not (root / forwarder / "allowed" / "parameters").is_file()):
-        raise ConfigError(f"{root} has no keys of a forwarder {forwarder}; make them first, with --role forwarder")
+        raise ConfigError(f"{root} has no keys of a forwarder {forwarder}; make them first with --role forwarder")
     public = _make_holder(root, name, role)
     _introduce(root, name, role, public, sources)
     return root / name
 
 
 def remove(root: Path, name: str) -> None:
-    """Strike a client off every list and delete its keys.
+    """Remove a client from every allow-list and delete its keys.
 
     Raises:
-        ConfigError: nobody of this name, or a server.
+        ConfigError: there is no client of this name; or files that cannot be written.
     """
     if name in SERVERS or not NAME.fullmatch(name) or not (root / name).is_dir():
-        raise ConfigError(f"{root} has no client {name}; its clients are the directories beside replay and learner")
+        raise ConfigError(f"{root} has no client {name}; its clients are the directories beside replay/ and learner/")
     try:
         for path in root.glob("*/allowed/*"):
             kept = [line for line in path.read_text().splitlines(keepends=True) if line.split()[:1] != [name]]
             _replace(path, "".join(kept))
         shutil.rmtree(root / name)
     except OSError as error:
-        raise ConfigError(f"cannot remove {name}: {error}; see that {root} can be written, and try again") from None
+        raise ConfigError(f"cannot remove {name}: {error}; make {root} writable and try again") from None
 
 
 def _make_holder(root: Path, name: str, role: str) -> str:
-    """A directory with a certificate and empty lists, which appears as a whole; its public key."""
+    """Atomically make a directory with a certificate and empty lists.
+
+    Returns:
+        The public key.
+    """
     before = os.umask(0o077)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -266,7 +263,10 @@ def _make_holder(root: Path, name: str, role: str) -> str:
 
 
 def _introduce(root: Path, name: str, role: str, public: str, sources: dict[str, str]) -> None:
-    """Tell a holder its servers, and them its key. sources: servers of a channel other than the usual one."""
+    """Write a holder's list of servers, and add its key to their allow-lists.
+
+    sources: server of a channel where it is not the usual one.
+    """
     usual = {channel: server for server in SERVERS for channel in SERVES[server]}
     lines = []
     try:
@@ -279,7 +279,9 @@ def _introduce(root: Path, name: str, role: str, public: str, sources: dict[str,
             _replace(allowed, text + "\n" * (text[-1:] not in ("", "\n")) + f"{name} {public}\n")
         _replace(root / name / "servers", "".join(lines))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{root / name} is incomplete: {error}; --remove it and see what {root} holds") from None
+        raise ConfigError(
+            f"{root / name} is incomplete: {error}; --remove it, check what {root} holds, and make it again"
+        ) from None
 
 
 def _replace(path: Path, text: str) -> None:

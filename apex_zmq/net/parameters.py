@@ -1,20 +1,19 @@
-"""Parameters on their way to the actors: newest wins, and who falls behind is welcomed again."""
+"""The parameter stream: the learner publishes, forwarders pass on, subscribers take the newest."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
+import zmq
 
-from apex_zmq.errors import UserError
-from apex_zmq.net.keys import ClientKeys, ServerKeys
-from apex_zmq.net.sockets import Inbox, Publisher, wait
+from apex_zmq.errors import ConfigError, MismatchError
+from apex_zmq.net.sockets import BoundSocket, Inbox, Links, wait
 from apex_zmq.signature import network_signature
-from apex_zmq.types import Buffer
-from apex_zmq.wire.body import encode
+from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat, decode_parameters
 
@@ -24,30 +23,37 @@ Arrays = dict[str, npt.NDArray[Any]]
 HEARTBEAT_S = 1.0
 BEHIND_S = 10.0  # a publication is this late before its follower reconnects
 SILENT_S = 10.0  # a learner not heard for so long gives way to one of a lower incarnation
-
-
-class MismatchError(UserError):
-    """The learner trains something else than this process is set up for."""
+SUBSCRIPTIONS_PER_CALL = 1000  # read at most, so that a flood of them cannot hold the publisher
 
 
 class ParameterPublisher:
-    """Sends the newest parameters to all, to whoever connects later as a welcome, and a heartbeat that names them.
+    """Publishes the newest parameters, as a message to all and as the welcome of later subscribers, and heartbeats.
 
-    Call `serve` at least every 100 ms (see `Publisher`).
+    Call `serve` at least every 100 ms: libzmq sends a welcome only while subscriptions are being read.
+
+    address: where to bind; None: `addresses.parameters`.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
 
-    def __init__(self, address: str, *, insecure: bool, keys: ServerKeys | None = None) -> None:
-        self._publisher = Publisher(address, insecure=insecure, keys=keys)
+    def __init__(self, links: Links, address: str | None = None) -> None:
+        self._links, self._address = links, address
+        self._welcome: bytes | None = None
         self._heartbeat: Heartbeat | None = None
         self._next_heartbeat = 0.0
+        self._bound: BoundSocket | None = self._bind()
+
+    def _bind(self) -> BoundSocket:
+        return self._links.publish("parameters", self._welcome, self._address)
 
     def publish(self, parameters: Parameters) -> None:
-        """These are the newest."""
+        """Publish new parameters."""
         (part,) = encode(Kind.PARAMETERS, parameters)
-        self._publisher.welcome(part)
+        self._welcome = bytes(part)
+        if self._bound is not None:
+            self._bound.socket.setsockopt(zmq.XPUB_WELCOME_MSG, self._welcome)
+        self.send([part])
         self._heartbeat = Heartbeat(
             run=parameters.run,
             learner_incarnation=parameters.learner_incarnation,
@@ -55,50 +61,67 @@ class ParameterPublisher:
             update=parameters.update,
         )
 
+    def send(self, parts: Parts) -> None:
+        """Send a message to all subscribers of its kind; those whose queue is full miss it."""
+        if self._bound is not None:
+            self._bound.socket.send_multipart(parts, copy=False)
+
     def serve(self) -> None:
-        """Welcome who has connected; send the heartbeat when it is due."""
-        self._publisher.serve()
+        """Read new subscriptions, disconnect subscribers whose key was revoked, send the heartbeat when it is due."""
+        self._disconnect_revoked()
+        for _ in range(SUBSCRIPTIONS_PER_CALL):
+            if self._bound is None or not self._bound.socket.poll(0):
+                break
+            self._bound.socket.recv_multipart()
         now = time.monotonic()
         if self._heartbeat is not None and now >= self._next_heartbeat:
             self.send(encode(Kind.HEARTBEAT, self._heartbeat))
             self._next_heartbeat = now + HEARTBEAT_S
 
-    def send(self, parts: Sequence[Buffer]) -> None:
-        """Send another message to all."""
-        self._publisher.send(parts)
+    def _disconnect_revoked(self) -> None:
+        """Bind again after a key was revoked: XPUB can neither end one connection nor tell whose it is.
+
+        libzmq frees a TCP port some time after the socket has been closed; until then each call tries once.
+        """
+        if self._bound is not None and self._bound.authenticator is not None and self._bound.authenticator.revoked:
+            self._bound.close()
+            self._bound = None
+        if self._bound is None:
+            with contextlib.suppress(ConfigError):
+                self._bound = self._bind()
 
     def close(self) -> None:
-        """Free the address."""
-        self._publisher.close()
+        """Close the socket and release its address."""
+        if self._bound is not None:
+            self._bound.close()
 
 
 class ParameterFollower:
-    """Subscribes to a learner and yields each newest set of parameters once.
+    """Subscribes to `addresses.parameters` and yields each newest set of parameters once.
 
     network, experience: signatures that the learner's must equal; network None: any.
-    newest: the last Parameters taken (None before the first).
+    newest: the last Parameters taken (None before the first). received_at: monotonic seconds of their arrival.
     """
 
-    def __init__(self, address: str, network: str | None, experience: str, keys: ClientKeys | None = None) -> None:
+    def __init__(self, links: Links, network: str | None, experience: str) -> None:
         self.newest: Parameters | None = None
-        self.received_at = 0.0  # monotonic seconds
-        self._heard_at = 0.0  # the same, of any message of the newest's incarnation
-        self._address = address
-        self._keys = keys
+        self.received_at = 0.0
+        self._heard_at = 0.0  # monotonic seconds of the newest message of the same incarnation
+        self._links = links
         self._signatures = network, experience
         self._inbox = self._subscribe()
         self._behind_since: float | None = None
 
     def _subscribe(self) -> Inbox[tuple[Parameters, Arrays] | Heartbeat]:
-        return Inbox.subscribe(
-            self._address, {Kind.PARAMETERS: decode_parameters, Kind.HEARTBEAT: decode_heartbeat}, keys=self._keys
+        return self._links.subscribe(
+            "parameters", {Kind.PARAMETERS: decode_parameters, Kind.HEARTBEAT: decode_heartbeat}
         )
 
     def poll(self, timeout_s: float = 0.0) -> Arrays | None:
-        """The newest parameters by name, if any have come since the last call.
+        """The newest parameters by name, if any have arrived since the last call.
 
         Raises:
-            MismatchError: the learner's network or experience is another.
+            MismatchError: the learner has another network, experience or version of the protocol.
         """
         if timeout_s:
             wait([self._inbox], [], timeout_s)
@@ -106,12 +129,13 @@ class ParameterFollower:
         while (message := self._inbox.receive()) is not None:
             now = time.monotonic()
             if isinstance(message, Heartbeat):
-                self._hear_heartbeat(message, now)
+                self._handle_heartbeat(message, now)
             elif self._is_newer(message[0], now):
                 self.newest, taken = message
                 self._check_signatures(self.newest, taken)
                 self.received_at = self._heard_at = now
                 self._behind_since = None
+        self._inbox.check_version("learner")
         return taken
 
     def _is_newer(self, message: Parameters | Heartbeat, now: float) -> bool:
@@ -123,7 +147,7 @@ class ParameterFollower:
             return True
         return message.learner_incarnation < newest.learner_incarnation and now - self._heard_at > SILENT_S
 
-    def _hear_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+    def _handle_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         if self.newest is not None and heartbeat.learner_incarnation == self.newest.learner_incarnation:
             self._heard_at = now
         if not self._is_newer(heartbeat, now):
@@ -131,7 +155,7 @@ class ParameterFollower:
         elif self._behind_since is None:
             self._behind_since = now
         elif now - self._behind_since > BEHIND_S:
-            log.warning("parameters stay behind the learner's version %d; connecting anew", heartbeat.version)
+            log.warning("parameters are older than the learner's version %d; reconnecting", heartbeat.version)
             self._inbox.close()
             self._inbox = self._subscribe()
             self._behind_since = None

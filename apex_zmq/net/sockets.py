@@ -1,31 +1,32 @@
-"""ZeroMQ sockets, their options, and typed receiving; who may connect to them is `guard`'s.
+"""ZeroMQ sockets: their options, opening them by link, and typed receiving.
 
-A socket belongs to the thread that made it. Only PUSH/PULL and PUB/SUB
-(as XPUB, for its welcome message) are used. Bad messages are counted, logged
-at a limited rate with the peer's address, and dropped; they never raise.
+One thread uses a socket. Only PUSH/PULL and PUB/SUB (as XPUB, for its welcome message) are used. Bad messages are
+counted, logged at a limited rate with the peer's address, and dropped; they never raise.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import ipaddress
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import zmq
 
-from apex_zmq.errors import ConfigError
+from apex_zmq.config.settings import Config
+from apex_zmq.errors import ConfigError, MismatchError
 from apex_zmq.net import access
-from apex_zmq.net.complaints import Complaints
-from apex_zmq.net.keys import ClientKeys, ServerKeys
+from apex_zmq.net.keys import ClientKeys, ServerKeys, client_keys, server_keys
+from apex_zmq.net.links import LINKS, Link, addresses_of
+from apex_zmq.net.rate_limited_log import RateLimitedLog
 from apex_zmq.rundir.files import FileLock
-from apex_zmq.types import Buffer
 from apex_zmq.wire.body import Parts
-from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of
+from apex_zmq.wire.codec import LIMITS, Kind, VersionError, WireError, kind_of, version_text
 
 T = TypeVar("T")
+Decoders = Mapping[Kind, Callable[[Parts], T]]
 
 KEEPALIVE_IDLE_S = 30
 KEEPALIVE_INTERVAL_S = 10
@@ -34,22 +35,94 @@ KEEPALIVE_COUNT = 3
 MAX_RETRANSMIT_MS = 30_000
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 5_000
-SUBSCRIPTIONS_PER_CALL = 1000  # read at most, so that a flood of them cannot hold the publisher
+OVERHEAD_BYTES = 4096  # of a part beyond the limits of its kind; and of a subscription
 MAX_PARTS = 4  # kept of a message; no kind has more than two
-# Of a connection from an actor to a shard, at both ends.
-EXPERIENCE_HWM = 4  # segments
-EXPERIENCE_KERNEL_BYTES = 1 << 18  # by itself the kernel would let megabytes grow old between the queues
-IN_USE_REMEDY = "stop the other process or choose another"
+FOREIGN_VERSION_S = 5.0  # of nothing but another major version, after which the owner of a bound socket ends
 
 
-def _socket(kind: int, *, hwm: int, max_bytes: int) -> zmq.Socket[bytes]:
-    """A socket with every option that matters, set before it binds or connects."""
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+class Links:
+    """Opens the sockets of one process by the name of their link.
+
+    Queues and options come from the table of links, addresses and keys from the settings. The keys of a channel are
+    read once, when its first socket is opened.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._addresses = config.addresses
+        self._queues = {"replay.credits": config.replay.credits}
+        self._client_keys = functools.cache(functools.partial(client_keys, config.addresses))
+        self._server_keys = functools.cache(functools.partial(server_keys, config.addresses))
+
+    def address(self, name: str, number: int = 0) -> str:
+        """Address of a link. number: of the shard or rank."""
+        return addresses_of(self._addresses, name)[number]
+
+    def bind(self, name: str, decoders: Decoders[T], number: int = 0) -> Inbox[T]:
+        """Bind the PULL of a link. number: of the shard or rank.
+
+        Raises:
+            ConfigError: an address that cannot be bound; keys that are missing, or of a role that does not bind it.
+        """
+        return Inbox(self._bind(LINKS[name], zmq.PULL, self.address(name, number)), decoders)
+
+    def connect(self, name: str, number: int = 0) -> Outbox:
+        """Connect the PUSH of a link. number: of the shard or rank.
+
+        Raises:
+            ConfigError: a malformed address; keys that are missing, or of a role that does not connect to it.
+        """
+        link = LINKS[name]
+        make = functools.partial(_make_socket, zmq.PUSH, link, self._connected_queue(link))
+        return Outbox(ConnectedSocket(make, self.address(name, number), self._client_keys(name)), link.linger_s)
+
+    def subscribe(self, name: str, decoders: Decoders[T]) -> Inbox[T]:
+        """Connect the SUB of a link, and subscribe to the kinds that have a decoder.
+
+        Raises:
+            ConfigError: as `connect`.
+        """
+        link = LINKS[name]
+
+        def make() -> zmq.Socket[bytes]:
+            socket = _make_socket(zmq.SUB, link, self._connected_queue(link))
+            for kind in decoders:  # before connecting, or the welcome message would be filtered out
+                socket.subscribe(bytes([kind]))
+            return socket
+
+        return Inbox(ConnectedSocket(make, self.address(name), self._client_keys(name)), decoders)
+
+    def publish(self, name: str, welcome: bytes | None = None, address: str | None = None) -> BoundSocket:
+        """Bind the XPUB of a link.
+
+        welcome: message of one part that every new subscriber gets first. address: where to bind; None: the link's.
+
+        Raises:
+            ConfigError: as `bind`.
+        """
+        return self._bind(LINKS[name], zmq.XPUB, address or self.address(name), welcome)
+
+    def _bind(self, link: Link, kind: int, address: str, welcome: bytes | None = None) -> BoundSocket:
+        keys = self._server_keys(link.name)
+        socket = _make_socket(kind, link, link.bound_queue)
+        if welcome is not None:
+            socket.setsockopt(zmq.XPUB_WELCOME_MSG, welcome)
+        return BoundSocket(socket, address, self._addresses.insecure, keys)
+
+    def _connected_queue(self, link: Link) -> int:
+        queue = link.connected_queue
+        return queue if isinstance(queue, int) else self._queues[queue]
+
+
+def _make_socket(kind: int, link: Link, queue: int) -> zmq.Socket[bytes]:
+    """A socket of a link with all its options, which must be set before it binds or connects.
+
+    kind: zmq.PUSH, PULL, XPUB or SUB. queue: high-water mark in messages.
+    """
     options = {
-        zmq.SNDHWM: hwm,
-        zmq.RCVHWM: hwm,
+        zmq.SNDHWM: queue,
+        zmq.RCVHWM: queue,
         zmq.LINGER: 0,
-        zmq.MAXMSGSIZE: max_bytes,
+        zmq.MAXMSGSIZE: OVERHEAD_BYTES,
         zmq.TCP_KEEPALIVE: 1,
         zmq.TCP_KEEPALIVE_IDLE: KEEPALIVE_IDLE_S,
         zmq.TCP_KEEPALIVE_INTVL: KEEPALIVE_INTERVAL_S,
@@ -58,14 +131,23 @@ def _socket(kind: int, *, hwm: int, max_bytes: int) -> zmq.Socket[bytes]:
         zmq.RECONNECT_IVL: RECONNECT_MS,
         zmq.RECONNECT_IVL_MAX: RECONNECT_MAX_MS,
     }
+    if kind in (zmq.PULL, zmq.SUB):
+        options[zmq.MAXMSGSIZE] = max_message_bytes(link)
+    if kind == zmq.PUSH:
+        options[zmq.IMMEDIATE] = 1  # nothing is queued for a peer that is not connected
+        if link.patient:
+            options[zmq.TCP_MAXRT] = 0
+    if link.kernel_bytes is not None:
+        options[zmq.SNDBUF if kind == zmq.PUSH else zmq.RCVBUF] = link.kernel_bytes
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     for option, value in options.items():
         socket.setsockopt(option, value)
     return socket
 
 
-def max_message_bytes(kinds: Iterable[Kind]) -> int:
-    """ZMQ_MAXMSGSIZE of a socket that receives these kinds (libzmq checks each part)."""
-    return max(max(LIMITS[kind]) for kind in kinds) + 4096
+def max_message_bytes(link: Link) -> int:
+    """ZMQ_MAXMSGSIZE of the receiver of a link, in bytes; libzmq checks each part before it allocates memory."""
+    return max(max(LIMITS[kind]) for kind in link.kinds) + OVERHEAD_BYTES
 
 
 def is_local(address: str) -> bool:
@@ -79,14 +161,18 @@ def is_local(address: str) -> bool:
         return host == "localhost"
 
 
-class _Bound:
-    """Holds what a bound address needs: for ipc, a lock, or a second bind would silently steal the address.
+class BoundSocket:
+    """A socket that is bound to an address, with its allow-list and, for ipc, the lock of its path.
 
-    guard: who may come in; None: everybody. Closes the socket when it cannot be bound.
+    Without the lock a second process that binds an ipc path would silently take it over.
+    authenticator: None if the run has no keys.
+
+    Raises:
+        ConfigError: the address cannot be bound; the socket is closed then.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], address: str, insecure: bool, keys: ServerKeys | None) -> None:
-        self.guard = access.admit_by(socket, keys) if keys is not None else None
+        self.authenticator = access.require_keys(socket, keys) if keys is not None else None
         self.socket = socket
         self._lock: FileLock | None = None
         try:
@@ -96,10 +182,10 @@ class _Bound:
             raise
 
     def _bind(self, address: str, insecure: bool) -> None:
-        if not (insecure or self.guard is not None or is_local(address)):
+        if not (insecure or self.authenticator is not None or is_local(address)):
             raise ConfigError(
-                f"{address} can be reached by other hosts: give --keys (apex-keys makes them), bind to 127.0.0.1, "
-                "or let everybody in with --insecure"
+                f"{address} can be reached by other hosts; give --keys (apex-keys makes them), bind to 127.0.0.1, "
+                "or accept every peer with --insecure"
             )
         if address.startswith("ipc://"):
             self._lock = _lock_ipc(address)
@@ -107,129 +193,117 @@ class _Bound:
             self.socket.bind(address)
         except zmq.ZMQError as error:
             if error.errno == zmq.EADDRINUSE:
-                raise ConfigError(f"address {address} is in use; {IN_USE_REMEDY}") from None
+                raise _in_use(address) from None
             raise ConfigError(f"cannot bind {address}: {error.strerror}; give an address of this host") from None
 
     def close(self) -> None:
-        if self.guard is not None:
-            access.release(self.socket)
+        """Close the socket and release its address."""
+        if self.authenticator is not None:
+            access.unwatch(self.socket)
         self.socket.close()
         if self._lock is not None:
             self._lock.release()
 
 
-class _Connected:
-    """A connecting socket, made anew once libzmq has given its connection up.
-
-    make: the socket, before it connects.
-    """
-
-    def __init__(self, make: Callable[[], zmq.Socket[bytes]], address: str, keys: ClientKeys | None) -> None:
-        self._make, self._address, self._keys = make, address, keys
-        self._complaints = Complaints("no access to")
-        self._connect()
-
-    def _connect(self) -> None:
-        self._socket = self._make()
-        self._line = access.attend(self._socket, self._keys, self._address, self._complaints)
-        try:
-            self._socket.connect(self._address)
-        except zmq.ZMQError as error:
-            self.close()
-            raise ConfigError(f"cannot connect to {self._address}: {error.strerror}; name a host to reach") from None
-
-    @property
-    def socket(self) -> zmq.Socket[bytes]:
-        if self._line.given_up:
-            self._line.bury()
-            self.close()
-            self._connect()
-        return self._socket
-
-    def close(self, linger_ms: int = 0) -> None:
-        access.release(self._socket)
-        self._socket.close(linger=linger_ms)
+def _in_use(address: str) -> ConfigError:
+    return ConfigError(f"address {address} is in use; stop the other process or choose another address")
 
 
 def _lock_ipc(address: str) -> FileLock:
     try:
         return FileLock(Path(address.removeprefix("ipc://") + ".lock"))
     except BlockingIOError:
-        raise ConfigError(f"address {address} is in use; {IN_USE_REMEDY}") from None
+        raise _in_use(address) from None
     except OSError as error:
         raise ConfigError(
             f"cannot bind {address}: {error.strerror}; its directory must exist and be writable"
         ) from None
 
 
-class Inbox(Generic[T]):
-    """Receives typed messages on one PULL (bound) or SUB (connected) socket.
+class ConnectedSocket:
+    """A socket that connects to an address, made again when libzmq has given its connection up.
 
-    decoders: what to do with each kind; a kind without one is refused.
+    make: makes the socket, ready to connect.
+
+    Raises:
+        ConfigError: a malformed address.
     """
 
-    def __init__(self, end: _Bound | _Connected, decoders: dict[Kind, Callable[[Parts], T]]) -> None:
-        self._end = end
-        self._decoders = decoders
-        self._complaints = Complaints("refused a message from")
+    def __init__(self, make: Callable[[], zmq.Socket[bytes]], address: str, keys: ClientKeys | None) -> None:
+        self._make, self._address, self._keys = make, address, keys
+        self._failures = RateLimitedLog("no access to")
+        self._connect()
 
-    @classmethod
-    def bind(
-        cls,
-        address: str,
-        decoders: dict[Kind, Callable[[Parts], T]],
-        *,
-        hwm: int,
-        kernel_bytes: int | None = None,
-        insecure: bool = False,
-        keys: ServerKeys | None = None,
-    ) -> Inbox[T]:
-        """A bound PULL.
-
-        kernel_bytes: of each connection that the kernel holds before they are read; None: as many as it likes.
-
-        Raises:
-            ConfigError: the address cannot be bound.
-        """
-        socket = _socket(zmq.PULL, hwm=hwm, max_bytes=max_message_bytes(decoders))
-        if kernel_bytes is not None:
-            socket.setsockopt(zmq.RCVBUF, kernel_bytes)
-        return cls(_Bound(socket, address, insecure, keys), decoders)
-
-    @classmethod
-    def subscribe(
-        cls, address: str, decoders: dict[Kind, Callable[[Parts], T]], *, keys: ClientKeys | None = None
-    ) -> Inbox[T]:
-        """A connected SUB. Subscribes before connecting, or the welcome message would be filtered out."""
-
-        def make() -> zmq.Socket[bytes]:
-            # libzmq sends the welcome, parameters, to everybody, whatever they subscribe to.
-            socket = _socket(zmq.SUB, hwm=8, max_bytes=max_message_bytes({*decoders, Kind.PARAMETERS}))
-            for kind in decoders:
-                socket.subscribe(bytes([kind]))
-            return socket
-
-        return cls(_Connected(make, address, keys), decoders)
+    def _connect(self) -> None:
+        self._socket = self._make()
+        self._monitor = access.monitor_connection(self._socket, self._keys, self._address, self._failures)
+        try:
+            self._socket.connect(self._address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(
+                f"cannot connect to {self._address}: {error.strerror}; give the address of a host that can be reached"
+            ) from None
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """The socket, to be polled; not always the same."""
+        """The present socket; after a refusal a new one."""
+        if self._monitor.given_up:
+            self._monitor.report_loss()
+            self.close()
+            self._connect()
+        return self._socket
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close the socket; messages that are queued may still leave for `linger_s` seconds."""
+        access.unwatch(self._socket)
+        self._socket.close(linger=round(1000 * linger_s))
+
+
+class ForeignVersion(NamedTuple):
+    """Messages of another major version that have arrived with no acceptable message between them.
+
+    version: major and minor of the newest. since, until: monotonic seconds of the first and the newest.
+    """
+
+    version: tuple[int, int]
+    since: float
+    until: float
+
+
+class Inbox(Generic[T]):
+    """Receives typed messages on one PULL (bound) or SUB (connected) socket.
+
+    decoders: by kind; a kind without a decoder is refused.
+    accepted: messages accepted so far. foreign: see `ForeignVersion`; None: the newest message was of our version.
+    """
+
+    def __init__(self, end: BoundSocket | ConnectedSocket, decoders: Decoders[T]) -> None:
+        self.accepted = 0
+        self.foreign: ForeignVersion | None = None
+        self._end = end
+        self._decoders = decoders
+        self._refusals = RateLimitedLog("refused a message from")
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """The socket, to be polled; after a refused connection a new one."""
         return self._end.socket
 
     @property
     def refused(self) -> int:
-        """Messages dropped for breaking the protocol, or because their sender has been struck off."""
-        return self._complaints.total
+        """Messages dropped because they break the protocol, or because their sender's key has been revoked."""
+        return self._refusals.total
 
     @property
-    def complaint(self) -> str:
-        """Why the last of them was; empty before the first."""
-        return self._complaints.newest
+    def newest_refusal(self) -> str:
+        """Reason of the newest of them; empty before the first."""
+        return self._refusals.newest
 
     def receive(self, timeout_s: float = 0.0) -> T | None:
-        """The next good message, or None when there is none in time.
+        """The next acceptable message, or None when there is none in time.
 
-        After the time is up one message at most is looked at, so that a flood of bad ones cannot hold the caller.
+        Once the time is up, at most one more message is read: a flood of bad messages cannot hold the caller.
         """
         deadline = time.monotonic() + timeout_s
         remaining_s = timeout_s
@@ -239,30 +313,70 @@ class Inbox(Generic[T]):
                 self._check_sender(frames[0])
                 # A view of a part keeps its libzmq buffer alive; nothing is copied.
                 parts = [frame.buffer for frame in frames]
-                decode = self._decoders.get(kind_of(parts[0]))
-                if decode is None:
-                    raise WireError(f"{kind_of(parts[0]).name} does not belong on this channel")
-                return decode(parts)
+                message = self._decode(parts)
             except WireError as error:
-                self._complaints.add(_property(frames[0], "Peer-Address") or "a local peer", str(error))
+                self._refusals.add(_property(frames[0], "Peer-Address") or access.LOCAL_PEER, str(error))
+            else:
+                self.accepted += 1
+                self.foreign = None
+                return message
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 break
         return None
 
-    def _check_sender(self, frame: zmq.Frame) -> None:
-        """Refuse who has been struck off since its handshake.
+    def _decode(self, parts: Parts) -> T:
+        """Decode a message.
 
         Raises:
-            WireError
+            WireError: a message that breaks the protocol, or does not belong on this link.
         """
-        if isinstance(self._end, _Bound) and self._end.guard is not None:
+        try:
+            kind = kind_of(parts[0])
+        except VersionError as error:
+            if parts[0][0] in self._decoders:
+                now = time.monotonic()
+                self.foreign = ForeignVersion(error.version, self.foreign.since if self.foreign else now, now)
+            raise
+        decode = self._decoders.get(kind)
+        if decode is None:
+            raise WireError(f"{kind.name} does not belong on this link")
+        return decode(parts)
+
+    def _check_sender(self, frame: zmq.Frame) -> None:
+        """Check that the sender's key has not been revoked since its handshake.
+
+        Raises:
+            WireError: it has.
+        """
+        if isinstance(self._end, BoundSocket) and self._end.authenticator is not None:
             key = _property(frame, "User-Id")
-            if not self._end.guard.allows(key):
-                raise WireError(f"its key {key} has been struck off")
+            if not self._end.authenticator.allows(key):
+                raise WireError(f"its key {key} has been revoked")
+
+    def check_version(self, peer: str) -> None:
+        """End this process if the run it has started into speaks another major version. peer: role of the sender.
+
+        The server that a subscriber chose is trusted at its first word. A bound socket may be sent anything; so its
+        owner ends only if it has accepted no message at all, and messages of another version have arrived for
+        `FOREIGN_VERSION_S`. Once it works with peers of its own version, no other peer can end it.
+
+        Raises:
+            MismatchError: the run speaks another major version.
+        """
+        foreign = self.foreign
+        if foreign is None:
+            return
+        bound = isinstance(self._end, BoundSocket)
+        if bound and (self.accepted or foreign.until - foreign.since < FOREIGN_VERSION_S):
+            return
+        raise MismatchError(
+            f"the {peer} speaks protocol {version_text(foreign.version)}, this program {version_text()}; install the "
+            "same version of apex_zmq on every host of the run"
+        )
 
     def close(self) -> None:
-        """Close the socket and free its address."""
+        """Close the socket and release its address."""
         self._end.close()
 
 
@@ -279,7 +393,7 @@ def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
-    """A property of the connection that a frame has come from; empty where there is none."""
+    """A property of the connection that a frame came over; empty if it has none of this name."""
     try:
         return str(frame.get(name))
     except (zmq.ZMQError, KeyError):
@@ -287,38 +401,18 @@ def _property(frame: zmq.Frame, name: str) -> str:
 
 
 class Outbox:
-    """One connected PUSH. Messages wait only for a peer that is there (IMMEDIATE=1).
+    """Sends messages on one connected PUSH. Messages are queued only while the peer is connected.
 
-    patient: the peer may take nothing for long and be well. TCP_MAXRT ends a connection whose window stays closed,
-        and what was on the way with it; without, only one whose host is gone is ended, in the kernel's own time.
-    kernel_bytes: that the kernel holds before the peer's has them; None: as many as it likes.
+    linger_s: seconds for which queued messages may still leave after it is closed.
     """
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        hwm: int,
-        linger_s: float = 0.0,
-        patient: bool = False,
-        kernel_bytes: int | None = None,
-        keys: ClientKeys | None = None,
-    ) -> None:
-        def make() -> zmq.Socket[bytes]:
-            socket = _socket(zmq.PUSH, hwm=hwm, max_bytes=-1)
-            socket.setsockopt(zmq.IMMEDIATE, 1)
-            if patient:
-                socket.setsockopt(zmq.TCP_MAXRT, 0)
-            if kernel_bytes is not None:
-                socket.setsockopt(zmq.SNDBUF, kernel_bytes)
-            return socket
-
-        self._end = _Connected(make, address, keys)
-        self._linger_ms = round(1000 * linger_s)
+    def __init__(self, end: ConnectedSocket, linger_s: float = 0.0) -> None:
+        self._end = end
+        self._linger_s = linger_s
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """The socket, to be polled; not always the same."""
+        """The socket, to be polled; after a refused connection a new one."""
         return self._end.socket
 
     @property
@@ -327,7 +421,10 @@ class Outbox:
         return bool(self.socket.poll(0, zmq.POLLOUT))
 
     def send(self, parts: Parts) -> bool:
-        """Send without waiting; False when no peer can take it. Large parts are not copied: leave them alone."""
+        """Send without waiting; False when the queue is full or no peer is connected.
+
+        Large parts are not copied: the caller must not change them afterwards.
+        """
         try:
             self.socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -335,8 +432,8 @@ class Outbox:
         return True
 
     def close(self) -> None:
-        """Close, giving what was sent a moment to leave."""
-        self._end.close(self._linger_ms)
+        """Close the socket."""
+        self._end.close(self._linger_s)
 
 
 def wait(inboxes: Iterable[Inbox[Any]], outboxes: Iterable[Outbox], timeout_s: float) -> None:
@@ -347,59 +444,3 @@ def wait(inboxes: Iterable[Inbox[Any]], outboxes: Iterable[Outbox], timeout_s: f
     for outbox in outboxes:
         poller.register(outbox.socket, zmq.POLLOUT)
     poller.poll(round(1000 * timeout_s))
-
-
-class Publisher:
-    """A bound XPUB: newest wins, and whoever connects is welcomed with the newest.
-
-    Call `serve` at least every 100 ms: the welcome leaves only while the
-    subscriptions are being read.
-    """
-
-    def __init__(self, address: str, *, insecure: bool = False, keys: ServerKeys | None = None) -> None:
-        self._address, self._insecure, self._keys = address, insecure, keys
-        self._welcome: bytes | None = None
-        self._bound: _Bound | None = self._bind()
-
-    def _bind(self) -> _Bound:
-        socket = _socket(zmq.XPUB, hwm=8, max_bytes=4096)
-        if self._welcome is not None:
-            socket.setsockopt(zmq.XPUB_WELCOME_MSG, self._welcome)
-        return _Bound(socket, self._address, self._insecure, self._keys)
-
-    def welcome(self, part: Buffer) -> None:
-        """Send to all, and from now on to every new subscriber."""
-        self._welcome = bytes(part)
-        if self._bound is not None:
-            self._bound.socket.setsockopt(zmq.XPUB_WELCOME_MSG, self._welcome)
-        self.send([part])
-
-    def send(self, parts: Parts) -> None:
-        """Send to all; dropped for those who lag."""
-        if self._bound is not None:
-            self._bound.socket.send_multipart(parts, copy=False)
-
-    def serve(self) -> None:
-        """Read the subscriptions that have come in, once those are gone who have been struck off."""
-        self._shut_out()
-        for _ in range(SUBSCRIPTIONS_PER_CALL):
-            if self._bound is None or not self._bound.socket.poll(0):
-                break
-            self._bound.socket.recv_multipart()
-
-    def _shut_out(self) -> None:
-        """Bind anew when somebody has been struck off: nothing else ends a connection, or names who is at its end.
-
-        libzmq frees a TCP port some time after the socket has been closed; until then each call tries once.
-        """
-        if self._bound is not None and self._bound.guard is not None and self._bound.guard.struck:
-            self._bound.close()
-            self._bound = None
-        if self._bound is None:
-            with contextlib.suppress(ConfigError):
-                self._bound = self._bind()
-
-    def close(self) -> None:
-        """Close the socket and free its address."""
-        if self._bound is not None:
-            self._bound.close()

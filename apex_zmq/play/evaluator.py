@@ -15,11 +15,11 @@ import numpy as np
 from apex_zmq.agent.networks import load_arrays, to_arrays
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
+from apex_zmq.envs.info import STATISTICS
 from apex_zmq.envs.make import EnvError
-from apex_zmq.errors import CheckpointError, ConfigError
-from apex_zmq.net.keys import client_keys
-from apex_zmq.net.parameters import Arrays, MismatchError, ParameterFollower
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.errors import CheckpointError, ConfigError, MismatchError
+from apex_zmq.net.parameters import Arrays, ParameterFollower
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.play.player import Moment, Player, Protocol
 from apex_zmq.play.video import Digest, Video
 from apex_zmq.rundir.checkpoint import BEST_EVAL, Checkpoint, load, save
@@ -75,17 +75,14 @@ def summarize(ends: list[Moment]) -> dict[str, Any]:
         "mean_return": float(np.mean([end.episode_return for end in ends])),
         "mean_length": float(np.mean([end.length for end in ends])),
     }
-    progress = [end.progress for end in ends if end.progress is not None]
-    if progress:
-        clear_rate = float(np.mean([each.cleared for each in progress]))
-        summary |= {
-            "stages": sorted({each.stage for each in progress}),
-            "clear_rate": clear_rate,
-            "clear_rate_95": [round(bound, 3) for bound in wilson(clear_rate, len(progress))],
-            "mean_stages_cleared": float(np.mean([each.stages_cleared for each in progress])),
-            "mean_x": float(np.mean([each.max_x for each in progress])),
-            "best_x": max(each.max_x for each in progress),
-        }
+    if stages := sorted({end.stage for end in ends if end.stage}):
+        summary["stages"] = stages
+    for statistic in STATISTICS:
+        value = statistic.of(end.info for end in ends) if statistic.figure else None
+        if value is not None:
+            summary[statistic.figure] = value
+            if statistic.is_rate:
+                summary[f"{statistic.figure}_95"] = [round(bound, 3) for bound in wilson(value, len(ends))]
     return summary
 
 
@@ -183,10 +180,10 @@ def _await_parameters(
     Raises:
         MismatchError: the parameters belong to another run.
     """
-    address, keys = config.addresses.parameters, client_keys(config.addresses, "parameters")
+    links = Links(config)
     network, experience = network_signature(to_arrays(player.network)), experience_signature(config)
-    statuses: Inbox[Status] = Inbox.subscribe(address, {Kind.RELAYED_STATUS: decode_relayed_status}, keys=keys)
-    follower = ParameterFollower(address, network, experience, keys)
+    statuses: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
+    follower = ParameterFollower(links, network, experience)
     with contextlib.closing(statuses), contextlib.closing(follower):
         arrays: Arrays | None = None
         decisions: int | None = None
@@ -198,7 +195,8 @@ def _await_parameters(
             newest = follower.newest
             if newest is not None and newest.run != run_id:
                 raise MismatchError(
-                    f"{address} now publishes run {newest.run}, not {run_id}; pass that run's directory"
+                    f"{links.address('parameters')} now publishes run {newest.run}, not {run_id}; "
+                    "pass that run's directory"
                 )
             if newest is None or arrays is None or decisions is None:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from apex_zmq.agent.exploration import Explorer
 from apex_zmq.agent.networks import make_network
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.envs.make import Progress, make_lanes
+from apex_zmq.envs.make import make_lanes
 from apex_zmq.rundir.checkpoint import Checkpoint
 from apex_zmq.types import Float32s
 
@@ -32,7 +32,8 @@ class Moment(NamedTuple):
     action: int | None  # the chosen action; None after the end of the episode
     episode_return: float
     length: int  # decisions taken
-    progress: Progress | None  # None outside Mario, and before the first decision
+    stage: str  # as of `Step`; empty before the first decision
+    info: Mapping[str, float]  # as of `Step`; empty before the first decision
 
 
 class Player:
@@ -74,7 +75,7 @@ class Player:
     def episode(self) -> Iterator[Moment]:
         """Play one episode; yield before each decision and after the last."""
         observation = np.repeat(self.lanes.reset(0)[None], self.lanes.spec.frame.stack, axis=0)
-        moment = Moment(observation, self._q_values(observation), None, 0.0, 0, None)
+        moment = Moment(observation, self._q_values(observation), None, 0.0, 0, "", {})
         while True:
             action = int(self._explorer.act(moment.q.argmax(keepdims=True), np.array([self.epsilon]))[0])
             yield moment._replace(action=action)
@@ -86,7 +87,8 @@ class Player:
                 None,
                 moment.episode_return + step.reward,
                 moment.length + 1,
-                step.progress,
+                step.stage,
+                step.info,
             )
             if step.terminated or step.truncated:
                 yield moment

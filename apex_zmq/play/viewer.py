@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from apex_zmq.envs.make import Lanes, Progress
+from apex_zmq.envs.info import VIEWED
+from apex_zmq.envs.make import Lanes
 from apex_zmq.play.picture import COLUMNS, ROWS, Scene, draw
 from apex_zmq.play.player import Player, Protocol
 from apex_zmq.play.video import Video
@@ -41,7 +43,7 @@ def play(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, v
             values: list[float] = []
             for moment in player.episode():
                 values.append(float(moment.q.max()))
-                facts = _facts(moment.episode_return, moment.progress, player.epsilon)
+                facts = _facts(moment.episode_return, player.epsilon, moment.stage, moment.info)
                 game = lanes.render(0)
                 scene = Scene(game, moment.observation, moment.q, moment.action, lanes.action_names, values, facts)
                 screen.show(draw(scene))
@@ -71,8 +73,9 @@ class LaneWindow:
         q: Float32s,
         action: int,
         episode_return: float,
-        progress: Progress | None,
         epsilon: float,
+        stage: str,
+        info: Mapping[str, float],
     ) -> None:
         """Show the lane after a step: its new observation, and the decision that led to it."""
         self._values.append(float(q.max()))
@@ -80,7 +83,7 @@ class LaneWindow:
         if self._window is None or now - self._shown_at < 1 / PICTURES_PER_S:
             return
         self._shown_at = now
-        game, facts = self._lanes.render(self.lane), _facts(episode_return, progress, epsilon)
+        game, facts = self._lanes.render(self.lane), _facts(episode_return, epsilon, stage, info)
         try:
             self._window.show(draw(Scene(game, observation, q, action, self._lanes.action_names, self._values, facts)))
         except WindowClosed:
@@ -94,8 +97,8 @@ class LaneWindow:
             self._window = None
 
 
-def _facts(episode_return: float, progress: Progress | None, epsilon: float) -> dict[str, str]:
+def _facts(episode_return: float, epsilon: float, stage: str, info: Mapping[str, float]) -> dict[str, str]:
     facts = {"return": f"{episode_return:.2f}", "epsilon": f"{epsilon:.4f}"}
-    if progress is not None:
-        facts |= {"stage": progress.stage, "x": f"{progress.max_x}"}
-    return facts
+    if stage:
+        facts["stage"] = stage
+    return facts | {label: f"{info[entry]:g}" for entry, label in VIEWED.items() if entry in info}

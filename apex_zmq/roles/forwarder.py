@@ -7,40 +7,39 @@ import secrets
 import threading
 
 from apex_zmq.config.settings import Config
-from apex_zmq.net.keys import client_keys, server_keys
 from apex_zmq.net.parameters import ParameterFollower, ParameterPublisher
+from apex_zmq.net.sockets import Links
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
 
 log = logging.getLogger(__name__)
 
-SERVE_S = 0.05  # a welcome leaves only while subscriptions are being read: at least every 0.1 s
+SERVE_S = 0.05  # between two calls of `ParameterPublisher.serve`
 
 
 class Forwarder:
-    """Follows `addresses.parameters` and publishes on an address of its own, with a welcome and heartbeats of its own.
+    """Follows `addresses.parameters` and publishes on an address of its own, with its own welcome and heartbeats.
 
-    While the learner is away, who connects here is still welcomed with its last parameters.
+    While the learner is down, new subscribers are still welcomed with its last parameters.
+
+    address: where to publish.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
 
     def __init__(self, config: Config, name: str, address: str) -> None:
-        addresses = config.addresses
-        upstream = client_keys(addresses, "parameters")
-        self._publisher = ParameterPublisher(
-            address, insecure=addresses.insecure, keys=server_keys(addresses, "parameters")
-        )
-        self._follower = ParameterFollower(addresses.parameters, None, experience_signature(config), upstream)
-        self._reporter = StatusReporter("forwarder", name, secrets.randbits(63), config)
-        log.info("forwarding %s to %s", addresses.parameters, address)
+        links = Links(config)
+        self._publisher = ParameterPublisher(links, address)
+        self._follower = ParameterFollower(links, None, experience_signature(config))
+        self._reporter = StatusReporter("forwarder", name, secrets.randbits(63), config, links)
+        log.info("forwarding %s to %s", config.addresses.parameters, address)
 
     def run(self, stop: threading.Event) -> None:
-        """Forward until told to stop.
+        """Forward until `stop` is set.
 
         Raises:
-            MismatchError: the learner trains something else.
+            MismatchError: the learner has another experience signature or version of the protocol.
         """
         self._reporter.start()
         forwarded = 0

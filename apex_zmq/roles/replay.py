@@ -12,9 +12,10 @@ import psutil
 
 from apex_zmq.config import settings
 from apex_zmq.config.settings import Config
-from apex_zmq.net.complaints import Complaints
-from apex_zmq.net.keys import client_keys, server_keys
-from apex_zmq.net.sockets import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Inbox, Outbox, wait
+from apex_zmq.errors import MismatchError
+from apex_zmq.net.links import LINKS
+from apex_zmq.net.rate_limited_log import RateLimitedLog
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.replay.accounts import Accounts
 from apex_zmq.replay.credits import Credits, Dealing
 from apex_zmq.replay.disk.budget import check_memory
@@ -25,13 +26,12 @@ from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import Batch, PriorityUpdate, Segment
 from apex_zmq.wire.body import Parts
-from apex_zmq.wire.codec import Kind, WireError
+from apex_zmq.wire.codec import Kind, WireError, pack
 from apex_zmq.wire.experience import decode_priorities, decode_segment, encode_batch
 from apex_zmq.wire.messages import Bye, Hello, decode_bye, decode_hello
 
 log = logging.getLogger(__name__)
 
-PRIORITY_HWM = 256
 SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
 SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
 IDLE_S = 0.1
@@ -46,34 +46,25 @@ class ReplayServer:
     """
 
     def __init__(self, config: Config, shard: int) -> None:
-        replay, addresses = config.replay, config.addresses
+        replay, links = config.replay, Links(config)
         self._shard = shard
         self._batch_size = config.learner.batch_size
         self._signature = experience_signature(config)
         self._credit_limit, self._credit_timeout_s = replay.credits, replay.credit_timeout_s
         needed = check_memory(config, shards=1)
-        self._experience: Inbox[Segment | Bye] = Inbox.bind(
-            addresses.experience[shard],
+        self._experience: Inbox[Segment | Bye] = links.bind(
+            "experience",
             {
                 Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step),
                 Kind.BYE: decode_bye,
             },
-            hwm=EXPERIENCE_HWM,
-            kernel_bytes=EXPERIENCE_KERNEL_BYTES,
-            insecure=addresses.insecure,
-            keys=server_keys(addresses, "experience"),
+            shard,
         )
-        self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
-            addresses.priorities[shard],
-            {Kind.PRIORITIES: decode_priorities, Kind.HELLO: self._decode_hello},
-            hwm=PRIORITY_HWM,
-            insecure=addresses.insecure,
-            keys=server_keys(addresses, "priorities"),
+        self._priorities: Inbox[PriorityUpdate | Hello] = links.bind(
+            "priorities", {Kind.PRIORITIES: decode_priorities, Kind.HELLO: self._decode_hello}, shard
         )
-        keys = client_keys(addresses, "batches")
-        self._batches = [
-            Outbox(address, hwm=replay.credits, keys=keys) for address in settings.batch_addresses(addresses)
-        ]
+        ranks = len(settings.batch_addresses(config.addresses))
+        self._batches = [links.connect("batches", rank) for rank in range(ranks)]
         self._keeper = keeper_of(config, shard, self._signature)
         self._store = Store(
             capacity=replay.capacity // replay.shards,
@@ -95,13 +86,14 @@ class ReplayServer:
             self._keeper.recover(self._store, self._governor)
         self._recovered_counts = self._governor.inserts, self._governor.samples
         self._dealing: Dealing | None = None
-        self._reporter = StatusReporter("replay", f"replay-{shard}", secrets.randbits(63), config)
+        self._reporter = StatusReporter("replay", f"replay-{shard}", secrets.randbits(63), config, links)
         self._accounts = Accounts()
-        self._refused = Complaints("refused a segment of")
-        self._retired = Complaints("transitions nobody can learn from, by")
+        self._refused = RateLimitedLog("refused a segment of")
+        self._retired = RateLimitedLog("retired transitions of")
         self._counts = {"stale_updates": 0, "retired": 0, "evicted_updates": 0}
         self._wait_s = {"idle_s": 0.0, "insert_blocked_s": 0.0, "sample_blocked_s": 0.0, "link_blocked_s": 0.0}
         self._sample_age = 0.0
+        self._version_shown = 0.0  # monotonic seconds of the newest foreign message that was answered
         if needed > psutil.virtual_memory().available:
             log.warning("it may need more memory than is available now; end what else uses it")
         log.info(
@@ -113,8 +105,20 @@ class ReplayServer:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until told to stop."""
+        """Serve until `stop` is set.
+
+        Raises:
+            MismatchError: the learner speaks another major version of the protocol.
+        """
         self._reporter.start()
+        try:
+            self._serve(stop)
+        except MismatchError:
+            self._close()
+            raise
+        self._close()
+
+    def _serve(self, stop: threading.Event) -> None:
         while not stop.is_set():
             may_insert = self._may_insert()
             started = time.monotonic()
@@ -124,10 +128,11 @@ class ReplayServer:
                 IDLE_S,
             )
             self._account_waiting(time.monotonic() - started, may_insert)
-            for _ in range(PRIORITY_HWM):
+            for _ in range(LINKS["priorities"].bound_queue):
                 if (message := self._priorities.receive()) is None:
                     break
                 self._hear_learner(message)
+            self._check_version()
             if may_insert:
                 self._insert_waiting()
             for rank in self._ranks_to_deal_to():
@@ -137,6 +142,8 @@ class ReplayServer:
             if self._keeper is not None:
                 self._keeper.turn(self._store, self._governor)
             self._report()
+
+    def _close(self) -> None:
         self._reporter.close()
         if self._keeper is not None:
             self._keeper.close(self._store, self._governor)
@@ -144,6 +151,21 @@ class ReplayServer:
         self._priorities.close()
         for outbox in self._batches:
             outbox.close()
+
+    def _check_version(self) -> None:
+        """Show a learner of another major version our own, unless another learner is being dealt to.
+
+        Raises:
+            MismatchError: no learner of our version has ever been here.
+        """
+        foreign = self._priorities.foreign
+        if foreign is None or foreign.until <= self._version_shown:
+            return
+        self._version_shown = foreign.until
+        if self._dealing is None or foreign.until - self._dealing.heard > SILENT_S:
+            for outbox in self._batches:
+                outbox.send([pack(Kind.BATCH, b"")])
+        self._priorities.check_version("learner")
 
     def _decode_hello(self, parts: Parts) -> Hello:
         hello = decode_hello(parts)

@@ -12,8 +12,7 @@ import psutil
 
 from apex_zmq.config.settings import Config
 from apex_zmq.net.access import counts
-from apex_zmq.net.keys import client_keys
-from apex_zmq.net.sockets import Outbox
+from apex_zmq.net.sockets import Links, Outbox
 from apex_zmq.watch import prometheus
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -41,14 +40,14 @@ class StatusReporter(threading.Thread):
     episodes wait. The same numbers are served to Prometheus where that is asked for.
     """
 
-    def __init__(self, role: Role, name: str, incarnation: int, config: Config) -> None:
+    def __init__(self, role: Role, name: str, incarnation: int, config: Config, links: Links) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
         self._role: Role = role
         self._name = name
         self._incarnation = incarnation
         self._telemetry = config.telemetry
-        self._address, self._keys = config.addresses.status, client_keys(config.addresses, "status")
+        self._outbox: Outbox = links.connect("status")
         self._endpoint: prometheus.Endpoint | None = None
         self._episodes: list[Episode] = []
         self._lock = threading.Lock()
@@ -77,11 +76,10 @@ class StatusReporter(threading.Thread):
 
     def run(self) -> None:
         """Report until closed, and once more then."""
-        outbox = Outbox(self._address, hwm=16, linger_s=1.0, keys=self._keys)
         while not self._closing.wait(self._telemetry.status_interval_s):
-            self._send(outbox)
-        self._send(outbox)
-        outbox.close()
+            self._send()
+        self._send()
+        self._outbox.close()
 
     def _status(self, episodes: tuple[Episode, ...]) -> Status:
         return Status(
@@ -97,11 +95,11 @@ class StatusReporter(threading.Thread):
             episodes=episodes,
         )
 
-    def _send(self, outbox: Outbox) -> None:
+    def _send(self) -> None:
         with self._lock:
             episodes = tuple(self._episodes)
         self._last = self._status(episodes)
-        if outbox.send(encode(Kind.STATUS, self._last)):
+        if self._outbox.send(encode(Kind.STATUS, self._last)):
             with self._lock:
                 del self._episodes[: len(episodes)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from apex_zmq.wire.messages import Episode
@@ -13,7 +13,7 @@ from apex_zmq.wire.messages import Episode
 log = logging.getLogger(__name__)
 
 EPISODES = "episodes.csv"
-COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length", "max_x", "cleared")
+COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length")  # then entries of `Episode.info`
 
 
 class EpisodeLog:
@@ -21,9 +21,11 @@ class EpisodeLog:
 
     time: unix seconds at which the learner received the episode.
     decisions: decisions of the whole run, over all lanes, at that time.
+    entries: entries of `Episode.info` with a column of their own, empty where an episode lacks the entry.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, entries: Sequence[str] = ()) -> None:
+        self._entries = entries
         self._failed = False
         try:
             self._file = (directory / EPISODES).open("a", newline="")
@@ -32,7 +34,7 @@ class EpisodeLog:
             self._file = Path(os.devnull).open("w")  # noqa: SIM115 (as long as this object)
         self._rows = csv.writer(self._file)
         if self._file.tell() == 0:
-            self._write([COLUMNS])
+            self._write([(*COLUMNS, *entries)])
 
     def write(self, time: float, decisions: int, episodes: Iterable[Episode]) -> None:
         """Append one row per episode. A write error is logged once; the rows are dropped."""
@@ -44,8 +46,7 @@ class EpisodeLog:
                 episode.stage,
                 f"{episode.episode_return:.4g}",
                 episode.length,
-                episode.max_x,
-                int(episode.cleared),
+                *(f"{episode.info[entry]:.10g}" if entry in episode.info else "" for entry in self._entries),
             )
             for episode in episodes
         )

@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIServer
 
 from apex_zmq.config.settings import Telemetry
 from apex_zmq.errors import ConfigError
-from apex_zmq.watch.stats import GROWING
+from apex_zmq.watch.metrics import find
 from apex_zmq.wire.messages import Status
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PORTS = 1000  # tried before giving up
-SHRINK = {"segments_lost"}  # of those that grow: a gap may be filled
+TIMES = {  # fields of a status beside its metrics
+    "start_time_s": "start of the process (unix seconds)",
+    "progress_time_s": "last progress of the main loop (unix seconds)",
+}
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,11 @@ def families(status: Status) -> Iterator[Metric]:
     labels = {"name": status.name}
     if status.role == "replay":
         labels["shard"] = status.name.rpartition("-")[2]
-    times = {"start_time_s": status.start_time, "progress_time_s": status.progress_time}
-    for metric, value in (status.metrics | times).items():
-        name = re.sub(r"\W", "_", f"apex_{status.role}_{metric}")
-        family = CounterMetricFamily if metric in GROWING - SHRINK else GaugeMetricFamily
-        made = family(name, f"{metric} of a {status.role}'s status; see docs/PROTOCOL.md.", labels=list(labels))
+    numbers = status.metrics | {"start_time_s": status.start_time, "progress_time_s": status.progress_time}
+    for name, value in numbers.items():
+        row = find(name)
+        family = CounterMetricFamily if row is not None and row.kind == "counter" else GaugeMetricFamily
+        text = f"{row.help}{f' ({row.unit})' if row.unit else ''}" if row is not None else TIMES.get(name, name)
+        made = family(re.sub(r"\W", "_", f"apex_{status.role}_{name}"), text, labels=list(labels))
         made.add_metric(list(labels.values()), value)
         yield made

@@ -6,13 +6,15 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
+from apex_zmq.envs.info import ENDS, STATISTICS
+from apex_zmq.watch.metrics import COUNTERS, METRICS, ROLES, Metric, rates
 from apex_zmq.wire.messages import Episode, Status
 
 LOW_EPSILON = 0.01
@@ -21,58 +23,16 @@ LOW_EPSILON_WINDOW = 20
 # Returns are averaged per bucket of epsilon too, over the last episodes of each: up to 0.001, up to 0.01, ...
 EPSILON_BOUNDS = (0.001, 0.01, 0.1, 1.0)
 EPSILON_WINDOW = 20
-BY_EPSILON = {"rollout/ep_rew_mean", "rollout/clear_rate", "rollout/episodes"}
-# Metrics that only grow while their process lives, and of which the run's sums are made.
-COUNTERS = (
-    "decisions",
-    "blocked_s",
-    "inserts",
-    "samples",
-    "insert_blocked_s",
-    "sample_blocked_s",
-    "updates",
-    "waited_s",
-    "dropped_segments",
-    "segments_lost",
-    "segments_duplicate",
-    "segments_refused",
-    "corrupted_windows",
-    "bad_steps",
-)
-# All that only grow; the other metrics are momentary.
-GROWING = {
-    *COUNTERS,
-    "cpu_s",
-    "segments",
-    "segments_received",
-    "idle_s",
-    "link_blocked_s",
-    "decode_s",
-    "refused_messages",
-    "refused_batches",
-    "refused_statuses",
-    "refused_peers",
-    "failed_handshakes",
-    "stale_updates",
-    "evicted_updates",
-    "retired",
-    "snapshots",
-    "forwarded",
+BY_EPSILON = {
+    "rollout/ep_rew_mean",
+    "rollout/episodes",
+    *(f"rollout/{statistic.window}" for statistic in STATISTICS if statistic.is_rate),
 }
-# Counters of what should stay 0, or nearly, shown as they stand.
-FAULTS = {
-    "actors/dropped_segments": "dropped_segments",
-    "replay/segments_lost": "segments_lost",
-    "replay/segments_duplicate": "segments_duplicate",
-    "replay/segments_refused": "segments_refused",
-    "train/corrupted_windows": "corrupted_windows",
-    "train/bad_steps": "bad_steps",
-}
+TOTALS = {statistic.total: statistic for statistic in STATISTICS if statistic.total}
 STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
-ROLES = ("actor", "replay", "learner", "forwarder")
 MAX_SOURCES = 4096  # processes remembered, and stages; whoever may report could invent more
 MAX_NUMBER = float(1 << 53)  # of what a process may say; TensorBoard's axis ends at 2^63
-PROGRESS = "progress  "  # begins the log message that apex-train shows live
+PROGRESS_LOG = "apex_zmq.progress"  # logger of the progress lines
 AWAY_S = 10.0  # a role that has not reported for so long no longer counts
 
 
@@ -81,20 +41,19 @@ class RunStats:
     """Sums the statuses of all roles; counters survive restarts of their roles.
 
     since: monotonic seconds at which this learner began; what older processes counted before is not taken in.
-    episodes, decisions: of the whole run, resumed ones included.
+    episodes, decisions: of the whole run, resumed ones included. info: likewise, totals of `envs.info` by name.
     restarts: processes that took the place of one of their name.
     """
 
     since: float = -math.inf
     episodes: int = 0
     decisions: int = 0
-    clears: int = 0
-    best_x: int = 0
+    info: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     _last: dict[tuple[str, int], Status] = field(default_factory=dict)
     _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
-    _counters: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _at_summary: dict[str, float] = field(default_factory=dict)
+    _counters: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
+    _at_summary: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
     _summary_time: float = field(default_factory=time.monotonic)
     _recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=EPISODE_WINDOW))
     _recent_low: deque[Episode] = field(default_factory=lambda: deque(maxlen=LOW_EPSILON_WINDOW))
@@ -102,7 +61,7 @@ class RunStats:
         default_factory=lambda: {bound: deque(maxlen=EPSILON_WINDOW) for bound in EPSILON_BOUNDS}
     )
     _count_by_epsilon: dict[float, int] = field(default_factory=lambda: dict.fromkeys(EPSILON_BOUNDS, 0))
-    _ends: dict[str, deque[int]] = field(default_factory=dict)
+    _ends: dict[str, deque[float]] = field(default_factory=dict)
 
     def hear(self, status: Status, now: float) -> None:
         """Take in one status; now: monotonic seconds."""
@@ -125,8 +84,10 @@ class RunStats:
         self._last[key], self._heard_at[key] = status, now
         for episode in status.episodes:
             self.episodes += 1
-            self.clears += episode.cleared
-            self.best_x = max(self.best_x, episode.max_x)
+            for name, statistic in TOTALS.items():
+                so_far = [{statistic.entry: self.info[name]}] if name in self.info else []
+                if (total := statistic.of([*so_far, episode.info])) is not None:
+                    self.info[name] = _clipped(total)
             self._recent.append(episode)
             if episode.epsilon <= LOW_EPSILON:
                 self._recent_low.append(episode)
@@ -134,8 +95,8 @@ class RunStats:
             self._by_epsilon[bucket].append(episode)
             self._count_by_epsilon[bucket] += 1
             known = episode.stage in self._ends or len(self._ends) < MAX_SOURCES
-            if episode.stage and known and not episode.cleared:
-                self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.max_x)
+            if episode.stage and known and ENDS.entry in episode.info and not episode.info.get(ENDS.success):
+                self._ends.setdefault(episode.stage, deque(maxlen=EPISODE_WINDOW)).append(episode.info[ENDS.entry])
 
     @property
     def low_epsilon_return(self) -> float | None:
@@ -156,39 +117,26 @@ class RunStats:
 
     def summary(self, now: float, update: int) -> dict[str, float]:
         """Numbers since the last summary, by TensorBoard tag."""
-        elapsed = max(now - self._summary_time, 1e-9)
-        rate = {name: (self._counters[name] - self._at_summary.get(name, 0.0)) / elapsed for name in COUNTERS}
+        rate = rates(self._at_summary, self._counters, max(now - self._summary_time, 1e-9))
         self._at_summary, self._summary_time = dict(self._counters), now
-        actors, shards = self.live("actor", now), self.live("replay", now)
+        actors = self.live("actor", now)
         numbers = {
             "train/updates": float(update),
-            "time/decisions_per_s": rate["decisions"],
-            "time/inserts_per_s": rate["inserts"],
-            "time/updates_per_s": rate["updates"],
-            "wait/learner": min(1.0, rate["waited_s"]),
-            "replay/size": _total(shards, "size"),
-            "replay/bytes": _total(shards, "bytes"),
             "rollout/episodes": self.episodes,
             "actors/count": len(actors),
             "time/restarts": self.restarts,
-            **{tag: self._counters[name] for tag, name in FAULTS.items()},
         }
-        if self.best_x:  # Mario
-            numbers |= {"rollout/clears": self.clears, "rollout/best_x": self.best_x}
-        inserts = self._counters["inserts"]
-        if inserts:
-            numbers["replay/samples_per_insert"] = self._counters["samples"] / inserts
+        for metric in METRICS:
+            if metric.curve is not None:
+                value = self._curve(metric, rate, self.live(metric.roles[0], now))
+                if value is not None:
+                    numbers[metric.curve.tag] = value
+        numbers |= {f"rollout/{name}": total for name, total in self.info.items()}
+        if self._counters["inserts"]:
+            numbers["replay/samples_per_insert"] = self._counters["samples"] / self._counters["inserts"]
         if actors:
-            numbers["wait/actors"] = min(1.0, rate["blocked_s"] / len(actors))
-            numbers["actors/parameter_age_updates"] = float(
-                np.mean([update - actor.metrics.get("parameter_update", update) for actor in actors])
-            )
-            numbers["actors/parameter_age_s"] = float(
-                np.mean([actor.metrics.get("parameter_age_s", 0.0) for actor in actors])
-            )
-        if shards:
-            numbers["wait/replay_insert"] = min(1.0, rate["insert_blocked_s"] / len(shards))
-            numbers["wait/replay_sample"] = min(1.0, rate["sample_blocked_s"] / len(shards))
+            ages = [update - actor.metrics.get("parameter_update", update) for actor in actors]
+            numbers["actors/parameter_age_updates"] = float(np.mean(ages))
         numbers |= _rollout("rollout", self._recent)
         numbers |= _rollout("rollout/low_epsilon", self._recent_low)
         for bound, recent in self._by_epsilon.items():
@@ -202,14 +150,40 @@ class RunStats:
                 numbers[f"memory/{role}_bytes"] = _total(alive, "rss_bytes")
         return numbers
 
-    def ends(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Where Mario's last episodes that did not clear ended: largest x, pixels, by TensorBoard tag of the stage."""
-        return {f"rollout/end_x/{stage}": np.array(ends) for stage, ends in self._ends.items()}
+    def _curve(self, metric: Metric, rate: Mapping[str, float], live: Sequence[Status]) -> float | None:
+        """The value of `Metric.curve`; None: no process reports what it is made of.
+
+        rate: growth per second of counters over all processes. live: of the metric's role.
+        """
+        assert metric.curve is not None
+        values = [status.metrics[metric.name] for status in live if metric.name in status.metrics]
+        match metric.curve.how:
+            case "rate":
+                return rate[metric.rate]
+            case "share":
+                return min(1.0, rate[metric.rate] / len(live)) if live else None
+            case "growth":
+                return self._counters[metric.name]
+            case "sum":
+                return sum(values)
+            case "mean":
+                return float(np.mean(values)) if values else None
+
+    def ends(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Where the last episodes that did not succeed ended: the entry of `ENDS`, by TensorBoard tag of the stage."""
+        return {f"{ENDS.tag}/{stage}": np.array(ends) for stage, ends in self._ends.items()}
 
 
 def _bounded(status: Status) -> Status:
     """With no number so large that sums and means overflow, and no checkpoint can hold them."""
-    episodes = (replace(each, episode_return=_clipped(each.episode_return)) for each in status.episodes)
+    episodes = (
+        replace(
+            each,
+            episode_return=_clipped(each.episode_return),
+            info={name: _clipped(value) for name, value in each.info.items()},
+        )
+        for each in status.episodes
+    )
     metrics = {name: _clipped(value) for name, value in status.metrics.items()}
     return replace(status, metrics=metrics, episodes=tuple(episodes))
 
@@ -230,11 +204,10 @@ def _rollout(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
         f"{prefix}/ep_rew_mean": float(np.mean([episode.episode_return for episode in episodes])),
         f"{prefix}/ep_len_mean": float(np.mean([episode.length for episode in episodes])),
     }
-    if any(episode.stage for episode in episodes):
-        numbers[f"{prefix}/max_x_mean"] = float(np.mean([episode.max_x for episode in episodes]))
-        numbers[f"{prefix}/max_x"] = max(episode.max_x for episode in episodes)
-        numbers[f"{prefix}/clear_rate"] = float(np.mean([episode.cleared for episode in episodes]))
-        numbers[f"{prefix}/stages_cleared_mean"] = float(np.mean([episode.stages_cleared for episode in episodes]))
+    for statistic in STATISTICS:
+        value = statistic.of(episode.info for episode in episodes) if statistic.window else None
+        if value is not None:
+            numbers[f"{prefix}/{statistic.window}"] = value
     return numbers
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +16,15 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from apex_zmq.config.loading import to_yaml
-from apex_zmq.config.settings import WORLDS, Config, to_tree
+from apex_zmq.config.settings import Config, to_tree
+from apex_zmq.envs.info import statistics_of
+from apex_zmq.watch.metrics import Metric, curves
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 60.0
 BINS = 64  # of a histogram, of equal width; TensorBoard shows fewer
 COMPARED = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.", "learner.")  # hyper-parameters
-FINAL = ("rollout/ep_rew_mean", "rollout/low_epsilon/ep_rew_mean", "train/updates")
-FINAL_MARIO = ("rollout/clear_rate", "rollout/low_epsilon/clear_rate", "rollout/best_x")
-# Tags as in Stable-Baselines3's EvalCallback, and the figures of an evaluation that they show.
-EVALUATION = {
-    "eval/mean_reward": "mean_return",
-    "eval/mean_ep_length": "mean_length",
-    "eval/clear_rate": "clear_rate",
-    "eval/mean_x": "mean_x",
-    "eval/best_x": "best_x",
-}
-# The page "Custom Scalars": category, chart, tags.
-CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Learning": {
-        "return": ("rollout/ep_rew_mean", "rollout/low_epsilon/ep_rew_mean", "eval/mean_reward"),
-        "clear rate": ("rollout/clear_rate", "rollout/low_epsilon/clear_rate", "eval/clear_rate"),
-        "loss": ("train/loss",),
-        "Q": ("train/q_mean",),
-        "samples per insert": ("replay/samples_per_insert",),
-        "rates, 1/s": ("time/decisions_per_s", "time/inserts_per_s", "time/updates_per_s"),
-    },
-    "Play": {
-        "return by epsilon": ("rollout/ep_rew_mean_by_epsilon/.*",),
-        "stages cleared": ("rollout/stages_cleared_mean", "rollout/low_epsilon/stages_cleared_mean"),
-        "largest x": ("rollout/max_x", "rollout/max_x_mean", "rollout/low_epsilon/max_x_mean"),
-        "episode length": ("rollout/ep_len_mean", "rollout/low_epsilon/ep_len_mean"),
-    },
-    "Machinery": {
-        "waiting": ("wait/.*",),
-        "parameter age, s": ("actors/parameter_age_s",),
-        "|TD| and gradient": ("train/td_error_mean", "train/grad_norm"),
-        "resident memory, bytes": ("memory/.*",),
-        "faults": (
-            "actors/dropped_segments",
-            "replay/segments_.*",
-            "train/corrupted_windows",
-            "train/bad_steps",
-            "time/restarts",
-        ),
-    },
-}
-MARIO_CHARTS = ("clear rate", "stages cleared", "largest x")
 
 
 class _Events:
@@ -104,16 +65,16 @@ class Board:
     """
 
     def __init__(self, directory: Path, config: Config, start: int) -> None:
-        mario = config.env.id in WORLDS
+        shown = curves(statistics_of(config.env))
         self._events = _Events(directory, purge_step=start)
         # SummaryWriter.add_hparams would make a second run of them, below this one. The dashboard shows the
         # last value of these curves.
-        metrics = dict.fromkeys(FINAL + (FINAL_MARIO if mario else ()))
+        metrics = {curve.name: None for curve in shown if curve.final}
         *begin, self._end = hparams(_hyper_parameters(config), metrics)  # type: ignore[no-untyped-call]
 
         def introduce(writer: SummaryWriter) -> None:
             writer.add_text("config", f"```yaml\n{to_yaml(config)}```", start)
-            writer.add_custom_scalars(_layout(mario))
+            writer.add_custom_scalars(_layout(shown))
             for summary in begin:
                 _file_writer(writer).add_summary(summary)
 
@@ -149,9 +110,9 @@ class EvaluationBoard:
         """One point of the curve of each figure that has one."""
 
         def add(writer: SummaryWriter) -> None:
-            for tag, name in EVALUATION.items():
-                if name in figures:
-                    writer.add_scalar(tag, figures[name], decisions)
+            for curve in curves():
+                if curve.figure in figures:
+                    writer.add_scalar(curve.name, figures[curve.figure], decisions)
 
         self._events.write(add)
 
@@ -173,16 +134,15 @@ def _file_writer(writer: SummaryWriter) -> Any:
     return writer.file_writer
 
 
-def _layout(mario: bool) -> dict[str, dict[str, list[Any]]]:
-    """CHARTS as `SummaryWriter.add_custom_scalars` takes them; tags are patterns that match from the start."""
-    return {
-        category: {
-            title: ["Multiline", [f"{tag}$" for tag in tags]]
-            for title, tags in charts.items()
-            if mario or title not in MARIO_CHARTS
-        }
-        for category, charts in CHARTS.items()
-    }
+def _layout(shown: Iterable[Metric]) -> dict[str, dict[str, list[Any]]]:
+    """The charts of curves for `SummaryWriter.add_custom_scalars`; tags are patterns that match from the start."""
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for curve in shown:
+        if curve.chart is not None:
+            category, title = curve.chart
+            chart = layout.setdefault(category, {}).setdefault(title, ["Multiline", []])
+            chart[1].append(f"{curve.name.replace('*', '.*')}$")
+    return layout
 
 
 def _hyper_parameters(config: Config) -> dict[str, float | str]:

@@ -15,8 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from apex_zmq.net.keys import ClientKeys
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.watch.stats import progress_line
 from apex_zmq.watch.verdict import Verdict, judge
 from apex_zmq.watch.view import Bucket, Process, State, View, Watch
@@ -32,12 +31,15 @@ Numbers = Mapping[str, float]
 
 
 class Listener:
-    """Hears what a learner relays at its parameters' address."""
+    """Receives the statuses that a learner relays on its parameters link.
 
-    def __init__(self, address: str, keys: ClientKeys | None) -> None:
-        self.address = address
+    address: of the link.
+    """
+
+    def __init__(self, links: Links) -> None:
+        self.address = links.address("parameters")
         self._watch = Watch(time.monotonic())
-        self._inbox: Inbox[Status] = Inbox.subscribe(address, {Kind.RELAYED_STATUS: decode_relayed_status}, keys=keys)
+        self._inbox: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
 
     def listen(self, seconds: float) -> None:
         """Take in what comes within so many seconds."""
@@ -46,6 +48,7 @@ class Listener:
             status = self._inbox.receive(left_s)
             if status is not None:
                 self._watch.hear(status, time.monotonic())
+            self._inbox.check_version("learner")
 
     @property
     def complete(self) -> bool:

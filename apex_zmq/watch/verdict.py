@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from apex_zmq.watch.metrics import COUNTERS, REFUSALS
 from apex_zmq.watch.view import Process, View, mean, total
 
 WAITS = 0.25  # share of time: who waits longer is held up
@@ -238,7 +239,7 @@ def _full(processes: Sequence[Process]) -> bool:
 
 
 def _refused_per_s(process: Process) -> float:
-    return sum(value for name, value in process.numbers.items() if "refused" in name and name.endswith("_per_s"))
+    return sum(process.numbers.get(COUNTERS[name].rate, 0.0) for name in REFUSALS)
 
 
 def _names(processes: Sequence[Process]) -> str:

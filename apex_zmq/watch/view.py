@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from apex_zmq.watch.stats import AWAY_S, EPSILON_BOUNDS, GROWING, MAX_SOURCES
+from apex_zmq.watch.metrics import SHARES, rates
+from apex_zmq.watch.stats import AWAY_S, EPSILON_BOUNDS, MAX_SOURCES
 from apex_zmq.wire.messages import Status
 
 WINDOW_S = 10.0  # of the past, of which rates and shares are taken
@@ -144,7 +145,11 @@ def _place(process: Process) -> tuple[int, str, int, str]:
 
 def _process(past: deque[tuple[float, Status]], now: float) -> Process:
     heard_at, newest = past[-1]
-    numbers = dict(newest.metrics) | _growth(past[0][1], newest)
+    first = past[0][1]
+    growth = rates(first.metrics, newest.metrics, newest.time - first.time)  # by the sender's own clock
+    # A share is a little more than the whole when a wait began before the first of the two was sent.
+    shares = {name: min(1.0, growth[name]) for name in SHARES & growth.keys()}
+    numbers = {**newest.metrics, **growth, **shares}
     if numbers.get("inserts"):
         numbers["samples_per_insert"] = numbers.get("samples", 0.0) / numbers["inserts"]
     if numbers.get("samples") and numbers.get("inserts_per_s"):
@@ -160,22 +165,6 @@ def _process(past: deque[tuple[float, Status]], now: float) -> Process:
         state="away" if silent_s > AWAY_S else _state(newest, numbers),
         numbers=numbers,
     )
-
-
-def _growth(first: Status, last: Status) -> dict[str, float]:
-    """What each metric that counts has grown by per second, by the sender's own clock."""
-    elapsed = last.time - first.time
-    if elapsed <= 0:
-        return {}
-    grown = {
-        name: (value - first.metrics[name]) / elapsed
-        for name, value in last.metrics.items()
-        if name in GROWING and name in first.metrics
-    }
-    shares = {name.removesuffix("_s"): rate for name, rate in grown.items() if name.endswith("_s")}
-    rates = {f"{name}_per_s": rate for name, rate in grown.items() if not name.endswith("_s")}
-    # A share is a little more than the whole when a wait began before the first of the two was sent.
-    return rates | {name: rate if name == "cpu" else min(1.0, rate) for name, rate in shares.items()}
 
 
 def _state(status: Status, numbers: Mapping[str, float]) -> State:

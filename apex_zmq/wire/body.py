@@ -20,7 +20,11 @@ Name = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class Body(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """Base of all message bodies: MessagePack maps keyed by field name."""
+    """Base of all message bodies: MessagePack maps keyed by field name; unknown fields are refused."""
+
+
+class OpenBody(Body, frozen=True, forbid_unknown_fields=False):
+    """Base of bodies whose unknown fields are ignored, so that a minor version may add some."""
 
 
 B = TypeVar("B", bound=Body)

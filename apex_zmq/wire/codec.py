@@ -1,8 +1,8 @@
 """The first part of every message: an 8-byte prelude, then a MessagePack body.
 
-Prelude, little-endian: kind u8 | protocol version u8 | flags u8 | reserved u8
-(0) | raw_size u32, the body's size before compression. docs/PROTOCOL.md is the
-authority; `PROTOCOL_VERSION` is pinned to it by a test.
+Prelude, little-endian: kind u8 | major version u8 | flags u8 | minor version u8 | raw_size u32, the body's size before
+compression. Kind and versions keep their places in every version, so that peers of different versions recognise each
+other. docs/PROTOCOL.md is the authority; `PROTOCOL_VERSION` is pinned to it by a test.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import numpy.typing as npt
 
 from apex_zmq.types import Buffer
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3, 0  # major, minor
+VERSION_BYTES = 4  # at the beginning of a message, which hold kind and version in every version
 PRELUDE = struct.Struct("<BBBBI")
 FLAG_LZ4 = 1
 
-# Below this many bytes, or above this share of the original, lz4 costs more than it saves.
+# Compression is skipped below this many bytes, and where the result is above this share of the original.
 MIN_COMPRESSED_BYTES = 512
 MAX_COMPRESSED_SHARE = 0.9
-# No lz4 block grows more than this; whoever claims so wants memory, not to be understood.
+# An lz4 block cannot expand more than this; sizes above it are refused before memory is allocated.
 MAX_LZ4_RATIO = 255
 
 
@@ -61,27 +62,44 @@ class WireError(ValueError):
     """A message that breaks the protocol; the text is the reason, fit for a log."""
 
 
+class VersionError(WireError):
+    """A message of another major version. version: major and minor."""
+
+    def __init__(self, version: tuple[int, int]) -> None:
+        super().__init__(f"protocol version {version_text(version)}, this program has {version_text()}")
+        self.version = version
+
+
+def version_text(version: tuple[int, int] = PROTOCOL_VERSION) -> str:
+    """A protocol version as it is written."""
+    return "{}.{}".format(*version)
+
+
 def pack(kind: Kind, body: bytes) -> bytes:
-    """Prelude and body, compressed where that pays."""
+    """Prelude and body; the body is compressed if that makes it a tenth smaller."""
     raw_size, flags = len(body), 0
     if raw_size >= MIN_COMPRESSED_BYTES and kind is not Kind.PARAMETERS:  # float weights hardly compress
         compressed = lz4.block.compress(body, store_size=False)
         if len(compressed) <= MAX_COMPRESSED_SHARE * raw_size:
             body, flags = compressed, FLAG_LZ4
-    return PRELUDE.pack(kind, PROTOCOL_VERSION, flags, 0, raw_size) + body
+    major, minor = PROTOCOL_VERSION
+    return PRELUDE.pack(kind, major, flags, minor, raw_size) + body
 
 
 def kind_of(part: Buffer) -> Kind:
     """Kind of a message from its first part.
 
     Raises:
-        WireError: too short, unknown kind, another protocol version.
+        WireError: a part that is too short, an unknown kind.
+        VersionError: another major version.
     """
+    if len(part) < VERSION_BYTES:
+        raise WireError(f"message of {len(part)} bytes is shorter than its prelude")
+    kind, major, _, minor = part[:VERSION_BYTES]
+    if major != PROTOCOL_VERSION[0]:
+        raise VersionError((major, minor))
     if len(part) < PRELUDE.size:
         raise WireError(f"message of {len(part)} bytes is shorter than its prelude")
-    kind, version = part[0], part[1]
-    if version != PROTOCOL_VERSION:
-        raise WireError(f"protocol version {version}, ours is {PROTOCOL_VERSION}")
     try:
         return Kind(kind)
     except ValueError:
@@ -95,11 +113,11 @@ def unpack(part: Buffer) -> tuple[Kind, Buffer]:
         WireError: as `kind_of`; unknown flags, sizes that disagree or exceed the kind's limit.
     """
     kind = kind_of(part)
-    _, _, flags, reserved, raw_size = PRELUDE.unpack_from(part)
+    _, _, flags, _, raw_size = PRELUDE.unpack_from(part)
     body = memoryview(part)[PRELUDE.size :]
     limit = LIMITS[kind][0]
-    if flags & ~FLAG_LZ4 or reserved:
-        raise WireError(f"unknown flags {flags:#x} {reserved:#x}")
+    if flags & ~FLAG_LZ4:
+        raise WireError(f"unknown flags {flags:#x}")
     if raw_size > limit:
         raise WireError(f"body of {raw_size} bytes exceeds the {limit} of {kind.name}")
     if flags & FLAG_LZ4:

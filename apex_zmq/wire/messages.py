@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta
+from msgspec import Meta, field
 
-from apex_zmq.wire.body import Body, Name, Parts, UInt, decode_body, require, require_finite
+from apex_zmq.wire.body import Body, Name, OpenBody, Parts, UInt, decode_body, require, require_finite
 from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 
 Role = Literal["actor", "replay", "learner", "forwarder"]
+InfoName = Annotated[str, Meta(min_length=1, max_length=32)]
 Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
@@ -48,7 +49,7 @@ class Parameters(Body, frozen=True):
     tensors: Annotated[tuple[Tensor, ...], Meta(max_length=4096)]
 
 
-class Heartbeat(Body, frozen=True):
+class Heartbeat(OpenBody, frozen=True):
     """Kind HEARTBEAT, learner to all: what the newest parameters are."""
 
     run: Name
@@ -57,19 +58,21 @@ class Heartbeat(Body, frozen=True):
     update: UInt
 
 
-class Episode(Body, frozen=True):
-    """One finished episode; stage is empty and max_x 0 outside Mario."""
+class Episode(OpenBody, frozen=True):
+    """One finished episode.
+
+    stage: label of the part of the environment in which it ended; empty: the environment has no parts.
+    info: numbers that the environment tells of the episode, by name.
+    """
 
     episode_return: float
     length: UInt  # decisions
     epsilon: Annotated[float, Meta(ge=0, le=1)]
-    stage: Annotated[str, Meta(max_length=16)] = ""
-    max_x: UInt = 0  # pixels
-    cleared: bool = False
-    stages_cleared: UInt = 0
+    stage: Annotated[str, Meta(max_length=32)] = ""
+    info: Annotated[dict[InfoName, float], Meta(max_length=16)] = field(default_factory=dict)
 
 
-class Status(Body, frozen=True):
+class Status(OpenBody, frozen=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
     role: Role
@@ -144,6 +147,7 @@ def decode_relayed_status(parts: Parts) -> Status:
 def _decode_status(parts: Parts, kind: Kind) -> Status:
     status = decode_body(parts, kind, Status)
     numbers = [status.start_time, status.time, status.progress_time, *status.metrics.values()]
-    numbers += [episode.episode_return for episode in status.episodes]
+    for episode in status.episodes:
+        numbers += [episode.episode_return, *episode.info.values()]
     require(np.isfinite(numbers).all(), f"status of {status.name} is not finite")
     return status

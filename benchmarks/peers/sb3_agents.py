@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from apex_zmq.agent.networks import make_network
 from apex_zmq.config.settings import Agent, Config
+from apex_zmq.envs.info import MARIO_COLUMNS
 from apex_zmq.play.evaluator import summarize
 from apex_zmq.play.player import Player, Protocol
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
@@ -149,7 +150,7 @@ class Recorder(BaseCallback):
         self._directory = directory
         self._deadline = deadline  # unix seconds
         self._episodes = (directory / EPISODES).open("w", buffering=1, newline="")
-        csv.writer(self._episodes).writerow(COLUMNS)
+        csv.writer(self._episodes).writerow((*COLUMNS, *MARIO_COLUMNS))
         self._saved, self._saved_decisions = time.time(), -1
 
     def _on_step(self) -> bool:
@@ -158,7 +159,7 @@ class Recorder(BaseCallback):
         if isinstance(self.model, DQN):
             random = self.num_timesteps <= self.model.learning_starts
             epsilon = "1" if random else f"{self.model.exploration_rate:.4g}"
-        writer = csv.DictWriter(self._episodes, COLUMNS)
+        writer = csv.DictWriter(self._episodes, (*COLUMNS, *MARIO_COLUMNS))
         for lane in np.flatnonzero(self.locals["dones"]):
             account = self.locals["infos"][lane]["account"]
             writer.writerow({"time": f"{now:.1f}", "decisions": self.num_timesteps, "epsilon": epsilon, **account})

@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 
 from apex_zmq.config import settings
-from apex_zmq.envs.make import Progress, make_lanes
+from apex_zmq.envs.info import MARIO_COLUMNS
+from apex_zmq.envs.make import Step, make_lanes
 from apex_zmq.types import UInt8s
 
 
@@ -43,16 +44,15 @@ class MarioEnv(gymnasium.Env[UInt8s, np.int64]):
         self._return += step.reward
         self._length += 1
         ended = step.terminated or step.truncated
-        info = {"account": self._account(step.progress)} if ended and step.progress is not None else {}
+        info = {"account": self._account(step)} if ended else {}
         return self._observation, step.reward, step.terminated, step.truncated, info
 
-    def _account(self, progress: Progress) -> dict[str, Any]:
+    def _account(self, step: Step) -> dict[str, Any]:
         return {
-            "stage": progress.stage,
+            "stage": step.stage,
             "return": round(self._return, 3),
             "length": self._length,
-            "max_x": progress.max_x,
-            "cleared": int(progress.cleared),
+            **{entry: step.info[entry] for entry in MARIO_COLUMNS},
         }
 
     def close(self) -> None:

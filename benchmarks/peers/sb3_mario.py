@@ -12,7 +12,8 @@ import psutil
 
 from apex_zmq.cli import options
 from apex_zmq.config import loading
-from apex_zmq.config.settings import WORLDS, Config
+from apex_zmq.config.settings import Config
+from apex_zmq.envs.games import WORLDS, check_env
 from apex_zmq.errors import ConfigError, UserError
 
 
@@ -38,6 +39,7 @@ def main() -> int:
         config = loading.load(arguments.config, addressed=False)
         if config.env.id not in WORLDS:
             raise ConfigError(f"{arguments.config}: env.id must be one of {', '.join(WORLDS)}")
+        check_env(config.env)
         if arguments.seed < 0:
             raise ConfigError("--seed must be at least 0")
         # tensorboard's own switch: without it, it loads TensorFlow, which is here for Reverb.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from apex_zmq.config import settings
 from apex_zmq.envs.emulators import FCEUmm, NESPy
+from apex_zmq.envs.games import MARIO
 from benchmarks import conformance
 from benchmarks.conformance import RECORDED, Comparison
 
@@ -45,9 +45,7 @@ def test_recorded_plays_are_the_packages_own_at_every_frame(play: dict[str, Any]
     assert len(theirs) > 1000
 
 
-@pytest.mark.parametrize(
-    ("game", "frames"), [pytest.param(settings.MARIO, 3000, marks=pytest.mark.long), (LOST_LEVELS, 330)]
-)
+@pytest.mark.parametrize(("game", "frames"), [pytest.param(MARIO, 3000, marks=pytest.mark.long), (LOST_LEVELS, 330)])
 def test_the_whole_game_is_the_packages_own_at_every_frame(game: str, frames: int) -> None:
     inputs, first = conformance.whole_inputs(game, frames)
     theirs = conformance.play_package(inputs, first, game, None)
@@ -58,7 +56,7 @@ def test_the_whole_game_is_the_packages_own_at_every_frame(game: str, frames: in
     # The package ends one step after the last touch.
     assert conformance.comparable(ours) == conformance.comparable(theirs[: len(ours)])
     assert {each.fields.lives for each in ours} >= {2, 1}
-    if game == settings.MARIO:
+    if game == MARIO:
         assert ours[-1].ended
         assert {each.fields.lives for each in ours} == {2, 1, 0}
         assert theirs[len(ours)].ended
@@ -66,7 +64,7 @@ def test_the_whole_game_is_the_packages_own_at_every_frame(game: str, frames: in
 
 
 @pytest.mark.parametrize(
-    ("game", "stage", "differs"), [(settings.MARIO, "1-2", 72), (settings.MARIO, "2-4", None), (LOST_LEVELS, "1-1", 92)]
+    ("game", "stage", "differs"), [(MARIO, "1-2", 72), (MARIO, "2-4", None), (LOST_LEVELS, "1-1", 92)]
 )
 def test_a_scripted_play_is_the_same_on_both_emulators(game: str, stage: str, differs: int | None) -> None:
     """But for a frame's lag of the buttons, and for the frame counter at the start."""
@@ -81,7 +79,7 @@ def test_a_scripted_play_is_the_same_on_both_emulators(game: str, stage: str, di
 
 def test_the_report_counts_what_is_equal() -> None:
     compared = [Comparison("1-1", 30, "playing", None, None), Comparison("1-2", 31, "dead", 5, None)]
-    text = conformance.report(["| a row |"], ["| another |"], {settings.MARIO: compared}, 31)
+    text = conformance.report(["| a row |"], ["| another |"], {MARIO: compared}, 31)
     assert re.findall(r"\b\d of 2\b", text) == ["1 of 2", "2 of 2"]
     assert "| SuperMarioBros 1-2 | 31 | dead | 5 |  |" in text
     assert "| a row |" in text

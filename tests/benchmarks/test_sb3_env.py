@@ -26,12 +26,11 @@ def test_an_episode_is_the_one_that_a_lane_plays() -> None:
         assert env.observation_space.contains(observation)
         earned, length, ended = earned + reward, length + 1, terminated or truncated
         assert ("account" in info) == ended
-    assert step.progress is not None
     assert info["account"] == {
-        "stage": step.progress.stage,
+        "stage": step.stage,
         "return": round(earned, 3),
         "length": length,
-        "max_x": step.progress.max_x,
+        "max_x": step.info["max_x"],
         "cleared": 0,
     }
     env.close()

@@ -36,7 +36,7 @@ def test_every_setting_has_a_row_with_its_description() -> None:
 
 
 def test_every_option_of_apex_train_stands_beside_its_setting() -> None:
-    for flag, name, _ in TRAIN_FLAGS:
+    for flag, name in TRAIN_FLAGS.items():
         assert f"`{flag}`" in row(name)[4]
 
 

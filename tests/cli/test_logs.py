@@ -101,4 +101,4 @@ def test_a_full_disk_costs_lines_and_not_the_program(tmp_path: Path) -> None:
     assert ran.returncode == 0
     assert [line.split()[-1] for line in ran.stdout.splitlines()] == ["one", "two"]
     (line,) = ran.stderr.splitlines()
-    assert re.search(r"actor-7\.log misses lines, the program goes on: .*No space left", line)
+    assert re.search(r"actor-7\.log loses lines, the program continues: .*No space left", line)

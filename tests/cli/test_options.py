@@ -1,56 +1,32 @@
-"""Every option of every program does what it says: those that are settings here, the others where `ELSEWHERE` names."""
+"""Options of the real parsers: each has a test, and those that stand for a setting reach the typed tree."""
 
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
-from apex_zmq.cli import main as cli
-from apex_zmq.cli import program
-from apex_zmq.cli.options import TRAIN_FLAGS
-from apex_zmq.config import settings
+from apex_zmq.__main__ import PROGRAMS
+from apex_zmq.cli import options
+from apex_zmq.cli.options import ADDRESS_FLAGS, INSECURE_FLAG, TRAIN_FLAGS
+from apex_zmq.config import loading, settings
 from apex_zmq.config.settings import Config
 
 from ..conftest import ROOT
 
 PAGE = (ROOT / "docs" / "PROGRAMS.md").read_text()
-PROGRAMS = sorted(cli.PROGRAMS)
 ROLES = ("actor", "replay", "learner", "forwarder")
-REQUIRED = {"forwarder": ("--bind", "tcp://host:8")}
-# Of an option that stands for a setting: what is typed after it, the setting, its value then.
-SETTINGS: dict[str, tuple[str, str, Any]] = {
-    "--set": ("env.noop_max=7", "env.noop_max", 7),
-    "--config": (str(ROOT / "configs" / "cartpole.yaml"), "env.id", "CartPole-v1"),
-    "--experience": ("tcp://host:9", "addresses.experience", ("tcp://host:9",)),
-    "--priorities": ("tcp://host:9", "addresses.priorities", ("tcp://host:9",)),
-    "--batches": ("tcp://host:9", "addresses.batches", "tcp://host:9"),
-    "--parameters": ("tcp://host:9", "addresses.parameters", "tcp://host:9"),
-    "--status": ("tcp://host:9", "addresses.status", "tcp://host:9"),
-    "--keys": ("keys/alice", "addresses.keys", "keys/alice"),
-    "--insecure": ("", "addresses.insecure", True),
-    "--num-actors": ("9", "run.num_actors", 9),
-    "--batch-size": ("9", "learner.batch_size", 9),
-    "--buffer-size": ("99_999", "replay.capacity", 99_999),
-    "--episodes": ("9", "run.episodes", 9),
-    "--sync-every": ("9", "learner.sync_every", 9),
-    "--save-every": ("9", "learner.save_every", 9),
-    "--learning-rate": ("0.9", "learner.learning_rate", 0.9),
-    "--alpha": ("0.9", "replay.alpha", 0.9),
-    "--beta": ("0.9", "learner.beta", 0.9),
-    "--beta-annealing": ("0.9", "learner.beta_annealing", 0.9),
-    "--max-minutes": ("0.9", "run.max_minutes", 0.9),
-    "--max-decisions": ("9", "run.max_decisions", 9),
-    "--max-updates": ("9", "run.max_updates", 9),
-    "--seed": ("9", "run.seed", 9),
-}
-# Of the others: the test that fails when the option does nothing. With a program, of that one alone.
+FLAGS = TRAIN_FLAGS | ADDRESS_FLAGS | INSECURE_FLAG
+# Other options: the test that fails when the option does nothing. With a program, of that one alone.
 ELSEWHERE = {
     "--help": "test_help_names_every_setting",
     "--version": "test_version",
+    "--config": "test_the_config_file_is_read",
+    "--set": "test_flags_win_over_the_environment_and_set_over_flags",
     "--run-dir": "test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
     "--resume": "test_interrupted_run_saves_and_resumes_where_it_was",
     "--init-from": "test_a_run_starts_from_another_ones_parameters",
@@ -89,93 +65,137 @@ ELSEWHERE = {
 TESTS = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
 
 
-class Parsed(NamedTuple):
-    parser: argparse.ArgumentParser
-    config: Config | None  # None: not resolved
+class Parsed(Exception):  # noqa: N818 (it is no error)
+    """Raised in place of a program's work."""
+
+    def __init__(self, parser: argparse.ArgumentParser, config: Config | None = None) -> None:
+        self.parser = parser
+        self.config = config
 
 
 @pytest.fixture
-def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Parsed]:
-    """Runs a program up to where its work would begin; without arguments, up to its parser."""
+def flags(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, argparse.Action]]:
+    """The options of a program, by their long names."""
+
+    def stop(parser: argparse.ArgumentParser, argv: object) -> None:
+        raise Parsed(parser)
+
+    def flags(program: str) -> dict[str, argparse.Action]:
+        with monkeypatch.context() as patched:
+            patched.setattr(options.Parser, "parse_args", stop)
+            with pytest.raises(Parsed) as parsed:
+                pkgutil.resolve_name(PROGRAMS[program])([])
+        actions = parsed.value.parser._actions
+        return {action.option_strings[-1]: action for action in actions if action.option_strings}
+
+    return flags
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """The settings of a program, with which its work would begin."""
+    parse = options.parse
+
+    def stop(parser: argparse.ArgumentParser, argv: Sequence[str], **addressed: Any) -> None:
+        raise Parsed(parser, parse(parser, argv, **addressed)[1])
+
+    def resolve(program: str, *arguments: str) -> Config:
+        with pytest.raises(Parsed) as parsed:
+            pkgutil.resolve_name(PROGRAMS[program])(arguments)
+        assert parsed.value.config is not None
+        return parsed.value.config
+
     for name in settings.ADDRESSES:
         monkeypatch.delenv(f"APEX_{name.upper()}", raising=False)
-    resolve = program.main
-
-    def parse(name: str, *arguments: str) -> Parsed:
-        found: list[Parsed] = []
-
-        def catch(parser: argparse.ArgumentParser, run: object, argv: list[str], *more: Any, **options: Any) -> int:
-            def keep(_: argparse.Namespace, resolved: Config) -> int:
-                found.append(Parsed(parser, resolved))
-                return 0
-
-            if arguments:
-                return resolve(parser, keep, [*argv, *REQUIRED.get(name, ())], *more, **options)
-            found.append(Parsed(parser, None))
-            return 0
-
-        monkeypatch.setattr(program, "main", catch)
-        assert cli.PROGRAMS[name](arguments) == 0
-        return found[0]
-
-    return parse
-
-
-def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
-    for action in parser._actions:
-        if action.option_strings:
-            yield action.option_strings[-1], action
+    monkeypatch.setattr(options, "parse", stop)
+    return resolve
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_option_has_a_test(program: str, parse: Callable[..., Parsed]) -> None:
-    for flag, _ in options(parse(program).parser):
-        named = ELSEWHERE.get(f"{program} {flag}", ELSEWHERE.get(flag))
-        if named is None:
-            assert flag in SETTINGS, f"{program} {flag}: give it an entry in SETTINGS or ELSEWHERE"
+def test_every_option_has_a_test_and_a_help(program: str, flags: Callable[..., dict[str, argparse.Action]]) -> None:
+    for flag, action in flags(program).items():
+        assert action.help, flag
+        if action.dest in settings.by_name():
+            assert FLAGS[flag] == action.dest
             continue
+        named = ELSEWHERE.get(f"{program} {flag}", ELSEWHERE.get(flag))
+        assert named is not None, f"{program} {flag}: name its test in ELSEWHERE"
         (text,) = (text for text in TESTS if f"def {named}(" in text)
         assert flag in text, f"the file of {named} does not try {flag}"
 
 
-def test_no_entry_outlives_its_option(parse: Callable[..., Parsed]) -> None:
-    flags = {program: {flag for flag, _ in options(parse(program).parser)} for program in PROGRAMS}
-    for entry in [*SETTINGS, *ELSEWHERE]:
+def test_no_entry_outlives_its_option(flags: Callable[..., dict[str, argparse.Action]]) -> None:
+    known = {program: flags(program).keys() for program in PROGRAMS}
+    for entry in [*FLAGS, *ELSEWHERE]:
         program, _, flag = entry.rpartition(" ")
-        assert any(flag in flags[each] for each in ([program] if program else PROGRAMS)), entry
+        assert any(flag in known[each] for each in ([program] if program else PROGRAMS)), entry
 
 
-def changes(section: settings.Section, default: settings.Section, prefix: str = "") -> dict[str, Any]:
-    """What is not as by default, by dotted name."""
-    found: dict[str, Any] = {}
-    for field in section.__struct_fields__:
-        now, before = getattr(section, field), getattr(default, field)
-        if isinstance(now, settings.Section):
-            found |= changes(now, before, f"{prefix}{field}.")
-        elif now != before:
-            found[prefix + field] = now
-    return found
+def another(setting: settings.Setting) -> tuple[list[str], Any]:
+    """Another value than the default: the words typed after the flag, and the setting then."""
+    if setting.type == "bool":
+        return [], True
+    if setting.name.startswith("addresses."):
+        return ["ipc:///x"], ("ipc:///x",) if isinstance(setting.default, tuple) else "ipc:///x"
+    if setting.type.startswith("int"):
+        return ["50_099"], 50_099  # room for replay.min_size, below the limit of learner.batch_size
+    return ["0.75"], 0.75
 
 
-@pytest.mark.parametrize("program", ["actor", "replay", "learner", "forwarder", "train", "doctor", "top"])
-def test_an_option_changes_its_setting_alone(program: str, parse: Callable[..., Parsed]) -> None:
-    for flag in dict(options(parse(program).parser)).keys() & SETTINGS.keys():
-        typed, name, value = SETTINGS[flag]
-        resolved = parse(program, flag, *typed.split()).config
-        assert resolved is not None
-        changed = changes(resolved, Config())
-        assert changed[name] == value, flag
-        assert flag == "--config" or changed.keys() == {name}
+@pytest.mark.parametrize(("flag", "name"), FLAGS.items())
+def test_an_option_changes_its_setting_alone(flag: str, name: str, resolve: Callable[..., Config]) -> None:
+    typed, value = another(settings.by_name()[name])
+    changed = resolve("train" if flag in TRAIN_FLAGS else "actor", flag, *typed)
+    assert changed == loading.replace(Config(), {name: value})
+    assert changed != Config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--alpha", "7"], "--alpha: replay.alpha: wanted float >= 0 and <= 1, got 7"),
+        (["--batch-size", "many"], '--batch-size: learner.batch_size: wanted int >= 1 and <= 65,536, got "many"'),
+        (["--set", "learner.batchsize=64"], "--set: unknown setting learner.batchsize; did you mean"),
+        (["--alpha", "0.5", "--set", "replay.alpha=7"], "--set: replay.alpha: wanted"),
+        (["--alpha", "7", "--config", str(ROOT / "configs/cartpole.yaml")], "--alpha: replay.alpha: wanted"),
+        (["--alpha", "["], "--alpha: [ is not valid YAML"),
+        (
+            ["--batch-size", "600", "--buffer-size", "500"],
+            "raise replay.capacity (learner.batch_size from --batch-size, replay.capacity from --buffer-size)",
+        ),
+    ],
+)
+def test_an_error_names_the_option_that_gave_the_value(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pkgutil.resolve_name(PROGRAMS["train"])(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("apex-train: error: ")
+    assert message in line
+
+
+def test_a_value_that_another_source_replaces_is_not_checked(resolve: Callable[..., Config]) -> None:
+    assert resolve("train", "--alpha", "7", "--set", "replay.alpha=0.5").replay.alpha == 0.5
+
+
+def test_the_config_file_is_read(resolve: Callable[..., Config]) -> None:
+    assert resolve("train", "--config", str(ROOT / "configs" / "cartpole.yaml")).env.id == "CartPole-v1"
+
+
+def test_an_error_names_the_environment_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("APEX_EXPERIENCE", "ipc:///a,ipc:///b")
+    assert pkgutil.resolve_name(PROGRAMS["actor"])([]) == 2
+    assert "list one per shard (addresses.experience from APEX_EXPERIENCE)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("program", ["actor", "replay", "learner", "doctor"])
 def test_flags_win_over_the_environment_and_set_over_flags(
-    program: str, parse: Callable[..., Parsed], monkeypatch: pytest.MonkeyPatch
+    program: str, resolve: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def batches(*arguments: str) -> object:
-        resolved = parse(program, "--set", "env.noop_max=7", *arguments).config
-        assert resolved is not None
-        return resolved.addresses.batches
+        return resolve(program, "--set", "env.noop_max=7", *arguments).addresses.batches
 
     monkeypatch.setenv("APEX_BATCHES", "tcp://environment:1")
     flag, setting = ("--batches", "tcp://flag:1"), ("--set", "addresses.batches=tcp://set:1")
@@ -184,31 +204,15 @@ def test_flags_win_over_the_environment_and_set_over_flags(
     assert batches(*setting, *flag) == "tcp://set:1"
 
 
-def test_batches_may_have_an_address_for_each_rank(parse: Callable[..., Parsed]) -> None:
-    resolved = parse("replay", "--batches", "tcp://host:1,tcp://host:2").config
-    assert resolved is not None
+def test_batches_may_have_an_address_for_each_rank(resolve: Callable[..., Config]) -> None:
+    resolved = resolve("replay", "--batches", "tcp://host:1,tcp://host:2")
     assert resolved.addresses.batches == ("tcp://host:1", "tcp://host:2")
 
 
-def test_apex_train_chooses_addresses_itself(parse: Callable[..., Parsed], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apex_train_chooses_addresses_itself(resolve: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APEX_BATCHES", "tcp://environment:1")
-    resolved = parse("train", "--set", "replay.shards=2").config  # without an address for the second
-    assert resolved is not None
+    resolved = resolve("train", "--set", "replay.shards=2")  # without an address for the second
     assert resolved.addresses == Config().addresses
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_says_what_an_option_does_and_its_default(program: str, parse: Callable[..., Parsed]) -> None:
-    for flag, action in options(parse(program).parser):
-        assert action.help, flag
-        optional = action.nargs != 0 and not action.required and flag != "--set"
-        assert "default" in action.help or not optional, f"{program} {flag}"
-
-
-def test_units_stand_in_names_and_descriptions() -> None:
-    for setting in settings.settings():
-        for ending, unit in (("_s", "second"), ("_bytes", "byte"), ("_minutes", "minute")):
-            assert not setting.name.endswith(ending) or unit in setting.description.lower(), setting.name
 
 
 def documented() -> Iterator[tuple[str, str, str, str]]:
@@ -220,31 +224,17 @@ def documented() -> Iterator[tuple[str, str, str, str]]:
                 yield each, option, meaning, default
 
 
-def test_the_page_lists_the_options_of_every_program(parse: Callable[..., Parsed]) -> None:
+def test_the_page_lists_the_options_of_every_program(flags: Callable[..., dict[str, argparse.Action]]) -> None:
     listed = [(program, option) for program, option, _, _ in documented()]
     everywhere = {"--help", "--version"}
     assert len(listed) == len(set(listed))
-    assert set(listed) == {
-        (program, flag) for program in PROGRAMS for flag, _ in options(parse(program).parser) if flag not in everywhere
-    }
+    assert set(listed) == {(program, flag) for program in PROGRAMS for flag in flags(program) if flag not in everywhere}
 
 
 def test_the_page_has_settings_and_defaults_of_the_options_of_apex_train() -> None:
     rows = {option: (meaning, default) for program, option, meaning, default in documented() if program == "train"}
     defaults = {setting.name: setting.default for setting in settings.settings()}
-    for flag, name, _ in TRAIN_FLAGS:
+    for flag, name in TRAIN_FLAGS.items():
         meaning, default = rows[flag]
         assert f"`{name}`" in meaning, flag
         assert re.sub(r",(?=\d{3})", "", default) == ("none" if defaults[name] is None else str(defaults[name])), flag
-
-
-# Variables that hold a section under another name than the section's.
-ALIASES = {"reward": {"terms"}, "learner": {"config"}}
-
-
-def test_every_setting_is_used() -> None:
-    sources = "\n".join(path.read_text() for path in (ROOT / "apex_zmq").rglob("*.py") if path.name != "config_doc.py")
-    for setting in settings.settings():
-        *_, section, leaf = setting.name.split(".")
-        owners = "|".join({section, *ALIASES.get(section, set())})
-        assert re.search(rf"\b_?({owners})\.{leaf}\b(?!\()", sources), f"nothing reads {setting.name}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import pytest
 
-from apex_zmq.cli import main as cli
-from apex_zmq.cli import program
+from apex_zmq.__main__ import PROGRAMS
+from apex_zmq.cli import options
 from apex_zmq.config.settings import ADDRESSES, Config
 
 Resolve = Callable[[Sequence[str], Mapping[str, str]], Config]
@@ -16,25 +19,34 @@ Resolve = Callable[[Sequence[str], Mapping[str, str]], Config]
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
     """Runs a command line, with variables of the environment, up to where the program's work would begin."""
-    main = program.main
+
+    class Parsed(Exception):  # noqa: N818 (it is no error)
+        """Raised where the program's work would begin; argument: its settings."""
+
+    parse = options.parse
+
+    def parse_args(parser: options.Parser, argv: Sequence[str]) -> argparse.Namespace:
+        arguments = argparse.ArgumentParser.parse_args(parser, argv)
+        if "overrides" not in arguments:  # a checkpoint brings the settings
+            raise Parsed(Config())
+        return arguments
+
+    def stop(*arguments: Any, **addressed: Any) -> NoReturn:
+        raise Parsed(parse(*arguments, **addressed)[1])
 
     def resolve(command: Sequence[str], environment: Mapping[str, str]) -> Config:
-        found: list[Config] = []
-
-        def keep(_: object, config: Config) -> int:
-            found.append(config)
-            return 0
-
         for name in ADDRESSES:
             monkeypatch.delenv(f"APEX_{name.upper()}", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(
-            program, "main", lambda parser, _, argv, *more, **options: main(parser, keep, argv, *more, **options)
-        )
+        monkeypatch.setattr(options.Parser, "parse_args", parse_args)
+        monkeypatch.setattr(options, "parse", stop)
         name, *arguments = command
-        assert cli.PROGRAMS[name.rpartition("/")[2].removeprefix("apex-")](arguments) == 0
-        return found[0]
+        program = pkgutil.resolve_name(PROGRAMS[name.rpartition("/")[2].removeprefix("apex-")])
+        with pytest.raises(Parsed) as parsed:
+            program(arguments)
+        config: Config = parsed.value.args[0]
+        return config
 
     return resolve
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from apex_zmq.cli.launch import EXIT_BAD_INPUT
+from apex_zmq.cli.program import EXIT_BAD_INPUT
 from apex_zmq.config.loading import load
 
 from ..conftest import ROOT

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from apex_zmq.envs import emulators
-from apex_zmq.envs.emulators import RIGHT, START, Emulator, FCEUmm, NESPy, rom_path
+from apex_zmq.envs.emulators import Emulator, FCEUmm, NESPy, rom_path
+from apex_zmq.envs.games import RIGHT, START
 from apex_zmq.envs.interface import EnvError
 
 # To the title, START, then right in bursts: 260 frames.

@@ -21,12 +21,13 @@ from apex_zmq.envs.preprocess import screen_frame
 from apex_zmq.types import UInt8s
 
 RIGHT_AND_JUMP = (("right", "B"), ("right", "A", "B"))
+WALKED = {"max_x": 298, "cleared": 0, "stages_cleared": 0}  # of one who walks right: to the first enemy
 ENV = Env(stages=("1-1", "1-4"), actions=RIGHT_AND_JUMP, frame_skip=8, frame_height=48, frame_width=60, noop_max=8)
 NUM_LANES, DECISIONS, SEED = 3, 24, 5
 # Lane 0 runs without jumping, dies at what comes first, and begins again.
 ACTIONS = np.random.default_rng(0).integers(0, 2, (NUM_LANES, DECISIONS)) * np.array([[0], [1], [1]])
 
-Event = tuple[bytes, float, bool, bool, object]
+Event = tuple[bytes, float, bool, bool, object]  # frame, reward, ends, and what the step tells
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def trajectory(lanes: Lanes, lane: int) -> Iterator[Event]:
     yield lanes.reset(lane).tobytes(), 0.0, False, False, None
     for action in ACTIONS[lane]:
         step = lanes.step(lane, int(action))
-        yield step.frame.tobytes(), *step[1:]
+        yield step.frame.tobytes(), step.reward, step.terminated, step.truncated, (step.stage, step.info)
         if step.terminated or step.truncated:
             yield lanes.reset(lane).tobytes(), 0.0, False, False, None
 
@@ -85,8 +86,8 @@ def test_nes_py_lanes_keep_the_rules_of_the_shared_machine(emulator: FCEUmm) -> 
     machines = make_machines("nes-py")
     walks = [run_out(MarioLanes(env, 1, 0, SharedMachine(emulator))), run_out(MarioLanes(env, 1, 0, machines))]
     machines.close()
-    ends = [(steps[-1].terminated, steps[-1].progress) for steps in walks]
-    assert ends[0] == ends[1] == (True, ("1-1", 298, False, 0))
+    ends = [(steps[-1].terminated, steps[-1].stage, steps[-1].info) for steps in walks]
+    assert ends[0] == ends[1] == (True, "1-1", WALKED)
     assert abs(len(walks[0]) - len(walks[1])) <= 1
 
 
@@ -112,15 +113,13 @@ def test_a_skip_stops_at_the_terminal_frame(emulator: FCEUmm) -> None:
     np.testing.assert_array_equal(emulator.ram, last)
     assert len(skipped) == -(-len(every) // 60)
     assert skipped[-1].terminated
-    assert skipped[-1].progress == every[-1].progress
+    assert (skipped[-1].stage, skipped[-1].info) == (every[-1].stage, every[-1].info) == ("1-1", WALKED)
     np.testing.assert_array_equal(skipped[-1].frame, every[-1].frame)
 
 
-def test_rewards_and_progress_of_a_walk(emulator: FCEUmm) -> None:
+def test_rewards_and_info_of_a_walk(emulator: FCEUmm) -> None:
     steps = repeat(emulator, Env(actions=(("right",),), noop_max=0))
-    walked = steps[-1].progress
-    assert walked is not None
-    assert walked == ("1-1", 298, False, 0)
+    assert (steps[-1].stage, steps[-1].info) == ("1-1", WALKED)
     assert sum(step.reward for step in steps) == pytest.approx(0.1 * (298 - 40) - 0.01 * len(steps) - 3.0)
     assert not any(step.terminated or step.truncated for step in steps[:-1])
 
@@ -219,7 +218,7 @@ class Told:
 
     def step(self, lane: int, action: int) -> Step:
         self.actions[lane].append(action)
-        return Step(np.zeros((1, 1), np.uint8), 0.0, False, False, None)
+        return Step(np.zeros((1, 1), np.uint8), 0.0, False, False, "", {})
 
     def render(self, lane: int) -> UInt8s:
         return np.full((1, 1, 3), len(self.actions[lane]), np.uint8)

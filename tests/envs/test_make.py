@@ -72,7 +72,7 @@ def test_mario_lanes_fit_their_spec() -> None:
     lanes = make_lanes(env, 2, 0)
     assert lanes.spec == env_spec(env)
     assert lanes.reset(1).shape == (84, 84)
-    assert lanes.step(1, 6).progress == ("1-1", 40, False, 0)
+    assert lanes.step(1, 6)[-2:] == ("1-1", {"max_x": 40, "cleared": 0, "stages_cleared": 0})
     lanes.close()
 
 
@@ -85,7 +85,7 @@ def test_cartpole_falls() -> None:
         step = lanes.step(0, 1)
         if step.terminated:
             break
-    assert (step.terminated, step.truncated, step.reward, step.progress) == (True, False, 1.0, None)
+    assert (step.terminated, step.truncated, step.reward, step.stage, step.info) == (True, False, 1.0, "", {})
     lanes.close()
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from apex_zmq.config import settings
-from apex_zmq.envs import mario
-from apex_zmq.envs.emulators import RIGHT, A, B, FCEUmm
+from apex_zmq.envs import games, mario
+from apex_zmq.envs.emulators import FCEUmm
+from apex_zmq.envs.games import RIGHT
 from apex_zmq.envs.interface import EnvError
 from apex_zmq.envs.mario import Outcome, Reading
 from apex_zmq.types import UInt8s, UInt16s
@@ -75,7 +76,7 @@ def test_the_start_of_1_1_is_the_recorded_one(emulator: FCEUmm) -> None:
     np.testing.assert_array_equal(start.screen, screen)
 
 
-@pytest.mark.parametrize("stage", settings.stages(settings.MARIO))
+@pytest.mark.parametrize("stage", games.stages(games.MARIO))
 def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
     emulator.load_state(mario.start_state(emulator, stage).state)
     start = mario.read(emulator.ram)
@@ -90,7 +91,7 @@ def test_every_stage_starts(emulator: FCEUmm, stage: str) -> None:
 class Stuck:
     """An emulator on which nothing ever happens."""
 
-    game = settings.MARIO
+    game = games.MARIO
 
     def __init__(self) -> None:
         self.ram: UInt8s = np.zeros(2048, np.uint8)
@@ -232,11 +233,3 @@ def test_length_truncates_but_a_terminal_end_is_none() -> None:
     assert mario.truncated(mario.advance(one, [READING]), env)
     assert not mario.truncated(mario.advance(one, [READING._replace(player_state=0x0B)]), env)
     assert not mario.truncated(one, settings.Env(stall_limit=None))
-
-
-def test_action_sets() -> None:
-    right_only = (0, RIGHT, RIGHT + A, RIGHT + B, RIGHT + A + B)
-    assert mario.action_buttons("RIGHT_ONLY") == right_only
-    assert mario.action_buttons("SIMPLE_MOVEMENT") == (*right_only, 1, 64)
-    assert mario.action_buttons("COMPLEX_MOVEMENT") == (*right_only, 1, 64, 65, 66, 67, 32, 16)
-    assert mario.action_buttons((("right", "right", "B"), ("NOOP",))) == (130, 0)

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from apex_zmq.config.settings import MARIO, Env, Reward
-from apex_zmq.config.settings import stages as stages_of
+from apex_zmq.config.settings import Env, Reward
 from apex_zmq.envs import emulators, mario
 from apex_zmq.envs.emulators import FCEUmm, NESPy
-from apex_zmq.envs.interface import EnvError, Progress, Step
+from apex_zmq.envs.games import MARIO
+from apex_zmq.envs.games import stages as stages_of
+from apex_zmq.envs.interface import EnvError, Step
 from apex_zmq.envs.lanes import MarioLanes
 from apex_zmq.envs.machines import MachinePerLane, Machines, SharedMachine
 from apex_zmq.envs.mario import Outcome
@@ -55,6 +56,11 @@ def finish_stage(machine: emulators.Emulator) -> None:
     machine.ram[PLAYER_STATE], machine.ram[CASTLE] = 5, 5
 
 
+def told(stage: str, max_x: int, cleared: bool, stages_cleared: int = 0) -> tuple[str, dict[str, float]]:
+    """Stage and info of a step."""
+    return stage, {"max_x": max_x, "cleared": cleared, "stages_cleared": stages_cleared}
+
+
 def test_a_recorded_clear_leads_to_1_2_and_three_lives_end_there(machines: Machines) -> None:
     first, play = CLEARS["first_playable_frame"], CLEARS["plays"][1]
     inputs = bytes.fromhex(play["inputs"])[first : play["flag_frame"] + 1]
@@ -63,12 +69,12 @@ def test_a_recorded_clear_leads_to_1_2_and_three_lives_end_there(machines: Machi
     lanes = episode(machines, stages="all", lives=3, frame_skip=1, actions=actions)
     played = [lanes.step(0, pressed.index(byte)) for byte in inputs]
     assert not any(step.terminated or step.truncated for step in played)
-    assert {step.progress.stage for step in played[:-1] if step.progress} == {"1-1"}
+    assert {step.stage for step in played[:-1]} == {"1-1"}
     before, flag = played[-2:]
-    assert before.progress == Progress("1-1", 3157, cleared=False)
+    assert (before.stage, before.info) == told("1-1", 3157, cleared=False)
     # The 16,900 points for flag and clock are counted while the game ignores the player.
     assert flag.reward == pytest.approx(5.0)
-    assert flag.progress == Progress("1-2", 40, cleared=False, stages_cleared=1)
+    assert (flag.stage, flag.info) == told("1-2", 40, cleared=False, stages_cleared=1)
     ram = machines.of(0).ram
     assert mario.obeys(ram)
     assert mario.read(ram)[6:9] == (1, 2, 3)  # behind the walk into the pipe
@@ -77,10 +83,9 @@ def test_a_recorded_clear_leads_to_1_2_and_three_lives_end_there(machines: Machi
     assert [rest[index].reward for index in deaths] == [-3.0] * 3
     assert [rest[index].terminated for index in deaths] == [False, False, True]
     assert 80 < deaths[1] - deaths[0] < 110  # the next life walks the same way
-    assert rest[deaths[0]].progress == Progress("1-2", 40, cleared=False, stages_cleared=1)
-    assert rest[-1].progress is not None
-    assert rest[-1].progress.stage == "1-2"
-    assert 180 < rest[-1].progress.max_x < 200
+    assert (rest[deaths[0]].stage, rest[deaths[0]].info) == told("1-2", 40, cleared=False, stages_cleared=1)
+    assert rest[-1].stage == "1-2"
+    assert 180 < rest[-1].info["max_x"] < 200
     with pytest.raises(EnvError, match="reset"):
         lanes.step(0, 0)
 
@@ -88,7 +93,7 @@ def test_a_recorded_clear_leads_to_1_2_and_three_lives_end_there(machines: Machi
 def test_with_one_life_a_death_ends_the_whole_game(machines: Machines) -> None:
     seen = steps(episode(machines, stages="all"))
     assert seen[-1].terminated
-    assert (seen[-1].progress, seen[-1].reward) == (Progress("1-1", 298, cleared=False), -3.0)
+    assert (seen[-1].stage, seen[-1].info, seen[-1].reward) == (*told("1-1", 298, cleared=False), -3.0)
     single = steps(episode(machines))
     assert [step[1:] for step in single] == [step[1:] for step in seen]
 
@@ -97,13 +102,13 @@ def test_three_lives_in_one_stage(machines: Machines) -> None:
     lanes = episode(machines, lives=3)
     seen = steps(lanes)
     assert [step.reward for step in seen if step.reward] == [-3.0] * 3
-    assert seen[-1].progress == Progress("1-1", 298, cleared=False)
+    assert (seen[-1].stage, seen[-1].info) == told("1-1", 298, cleared=False)
     lanes.reset(0)
     machines.of(0).ram[MODE], machines.of(0).ram[TASK] = 2, 2  # the axe is taken
     cleared = lanes.step(0, 0)
     assert cleared.terminated
     assert cleared.reward == 5.0
-    assert cleared.progress == Progress("1-1", 40, cleared=True, stages_cleared=1)
+    assert (cleared.stage, cleared.info) == told("1-1", 40, cleared=True, stages_cleared=1)
 
 
 @pytest.mark.parametrize("kind", ["fceumm", "nes-py"])
@@ -114,7 +119,7 @@ def test_a_stage_leads_to_the_next_on_both_emulators(game: str, kind: str) -> No
     finish_stage(own.of(0))
     step = lanes.step(0, 0)
     assert (step.reward, step.terminated, step.truncated) == (5.0, False, False)
-    assert step.progress == Progress("1-2", 40, cleared=False, stages_cleared=1)
+    assert (step.stage, step.info) == told("1-2", 40, cleared=False, stages_cleared=1)
     now = mario.read(own.of(0).ram)
     assert (now.world, now.stage, now.area, now.time, now.lives) == (1, 2, 3, 400, 2)
     assert lanes.step(0, 0).truncated  # the decisions of an episode are counted over its stages
@@ -136,8 +141,7 @@ def test_the_way_through_a_pipe_is_part_of_a_decision_in_the_whole_game(machines
         lanes = episode(machines, stages=stages)
         machines.of(0).ram[PLAYER_STATE] = 3
         step = lanes.step(0, 0)
-        assert step.progress is not None
-        taken.append((step.terminated, step.progress.stage, mario.obeys(machines.of(0).ram)))
+        taken.append((step.terminated, step.stage, mario.obeys(machines.of(0).ram)))
     assert taken == [(False, "1-1", True), (False, "1-1", False)]
 
 

@@ -1,9 +1,11 @@
-"""Channels with keys: each kind of stranger is refused, and who is struck off gets and delivers nothing more."""
+"""Links with keys: each kind of stranger is refused, and a client whose key is revoked neither gets nor delivers."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -14,18 +16,29 @@ import numpy as np
 import pytest
 from zmq.auth import load_certificate
 
-from apex_zmq.config.settings import Addresses, Config
+from apex_zmq.config.settings import Config
 from apex_zmq.errors import ConfigError
-from apex_zmq.net import access, keys
-from apex_zmq.net.keys import OPENS, SERVERS, SERVES, ClientKeys, ServerKeys, make_client, make_servers
+from apex_zmq.net import access
+from apex_zmq.net.keys import OPENS, SERVERS, SERVES, make_client, make_servers
+from apex_zmq.net.links import LINKS
 from apex_zmq.net.parameters import ParameterFollower, ParameterPublisher
-from apex_zmq.net.sockets import Inbox, Outbox, Publisher, wait
+from apex_zmq.net.sockets import Inbox, Outbox, wait
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Hello, Parameters, decode_heartbeat, decode_hello, decode_parameters, make_tensors
+from apex_zmq.wire.messages import Hello, Parameters, decode_hello, make_tensors
 
-from ..channels import HELLO, PATIENCE_S, Publication, await_ready, hear, welcome
+from ..channels import (
+    HELLO,
+    PATIENCE_S,
+    Publication,
+    await_ready,
+    hear,
+    links_of,
+    parameters,
+    publisher_of,
+    subscriber,
+)
 from ..conftest import StartProgram, free_tcp_address
 
 Opened = Callable[[Any], Any]
@@ -52,31 +65,35 @@ def root(tmp_path: Path) -> Path:
     return path
 
 
-def server_keys(root: Path, channel: str) -> ServerKeys:
-    found = keys.server_keys(Addresses(keys=str(root / USUAL[channel])), channel)
-    assert found is not None
-    return found
+def stranger(holder: Path, servers: Path) -> Path:
+    """Keys of a holder that name the servers of a run for every channel, whether the holder opens it or not."""
+    path = holder.with_name(f".{holder.name} as a client of {servers.name}")
+    if not path.exists():
+        shutil.copytree(holder, path)
+        lines = []
+        for channel, server in USUAL.items():
+            public, _ = load_certificate(servers / server / "identity.key")
+            lines.append(f"{channel} {public.decode()}\n")
+        (path / "servers").write_text("".join(lines))
+    return path
 
 
-def client_keys(root: Path, name: str, channel: str) -> ClientKeys:
-    """A holder's keys and those of the channel's server, whether they open it or not."""
-    public, secret = load_certificate(root / name / "identity.key_secret")
-    server, _ = load_certificate(root / USUAL[channel] / "identity.key")
-    assert secret is not None
-    return ClientKeys(public, secret, server)
+def allowed(root: Path, channel: str) -> Path:
+    """The allow-list of a channel at its usual server."""
+    return root / USUAL[channel] / "allowed" / channel
 
 
-def bind(address: str, server: ServerKeys) -> Inbox[Hello]:
-    """A PULL; what kind of message it takes is not the question here."""
-    return Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=16, keys=server)
+def _given(channel: str, address: str, keys: Path | None) -> dict[str, Any]:
+    return {channel: address, "keys": keys}
 
 
-def subscribe(address: str, client: ClientKeys | None) -> Inbox[Publication]:
-    decoders: dict[Kind, Callable[[Any], Publication]] = {
-        Kind.PARAMETERS: decode_parameters,
-        Kind.HEARTBEAT: decode_heartbeat,
-    }
-    return Inbox.subscribe(address, decoders, keys=client)
+def bind(address: str, channel: str, keys: Path | None) -> Inbox[Hello]:
+    """A PULL; the kind of its messages does not matter here."""
+    return links_of(**_given(channel, address, keys)).bind(channel, {Kind.HELLO: decode_hello})
+
+
+def connect(address: str, channel: str, keys: Path | None) -> Outbox:
+    return links_of(**_given(channel, address, keys)).connect(channel)
 
 
 def until(met: Callable[[], Any], meanwhile: Callable[[], Any] = lambda: None) -> None:
@@ -87,7 +104,7 @@ def until(met: Callable[[], Any], meanwhile: Callable[[], Any] = lambda: None) -
         time.sleep(0.01)
 
 
-def tell(publisher: Publisher, inbox: Inbox[Publication], version: int) -> None:
+def tell(publisher: ParameterPublisher, inbox: Inbox[Publication], version: int) -> None:
     """Publish until one who is connecting anew hears it: what is sent before its subscription comes it misses."""
 
     def told() -> bool:
@@ -95,7 +112,7 @@ def tell(publisher: Publisher, inbox: Inbox[Publication], version: int) -> None:
         return isinstance(message, tuple) and message[0].version == version
 
     def again() -> None:
-        welcome(publisher, version)
+        publisher.publish(parameters(version))
         publisher.serve()
 
     until(told, again)
@@ -111,17 +128,19 @@ def strike(path: Path, name: str) -> str:
 
 def test_a_key_opens_the_channels_of_its_role_and_no_others(root: Path, directory: Path, opened: Opened) -> None:
     addresses = {channel: f"ipc://{directory}/{channel}" for channel in USUAL}
-    publisher: Publisher = opened(Publisher(addresses["parameters"], keys=server_keys(root, "parameters")))
-    welcome(publisher, 1)
+    publisher: ParameterPublisher = opened(publisher_of(addresses["parameters"], root / "learner"))
+    publisher.publish(parameters(1))
     for channel in USUAL.keys() - {"parameters"}:
-        opened(bind(addresses[channel], server_keys(root, channel)))
+        opened(bind(addresses[channel], channel, root / USUAL[channel]))
     refused = access.counts["refused_peers"]
     ends: dict[tuple[str, str], Any] = {}
     for name in ROLES:
         for channel, address in addresses.items():
-            client = client_keys(root, name, channel)
-            end = subscribe(address, client) if channel == "parameters" else Outbox(address, hwm=4, keys=client)
-            ends[name, channel] = opened(end)
+            client = stranger(root / name, root)
+            publishes = LINKS[channel].pattern == "publish"
+            ends[name, channel] = opened(
+                subscriber(address, client) if publishes else connect(address, channel, client)
+            )
     inside: set[tuple[str, str]] = set()
 
     def look() -> None:
@@ -144,22 +163,20 @@ def other_run(tmp_path: Path) -> Path:
     return path
 
 
-def unlisted(root: Path, tmp_path: Path) -> ClientKeys:
-    own = client_keys(other_run(tmp_path), "learner", "priorities")
-    return ClientKeys(own.public, own.secret, client_keys(root, "learner", "priorities").server)
+def unlisted(root: Path, tmp_path: Path) -> Path:
+    return stranger(other_run(tmp_path) / "learner", root)
 
 
-def deceived(root: Path, tmp_path: Path) -> ClientKeys:
-    own = client_keys(root, "learner", "priorities")
-    return ClientKeys(own.public, own.secret, client_keys(other_run(tmp_path), "learner", "priorities").server)
+def deceived(root: Path, tmp_path: Path) -> Path:
+    return stranger(root / "learner", other_run(tmp_path))
 
 
-def of_another_channel(root: Path, _: Path) -> ClientKeys:
-    return client_keys(root, "alice", "priorities")
+def of_another_channel(root: Path, _: Path) -> Path:
+    return stranger(root / "alice", root)
 
 
 @pytest.mark.parametrize(
-    ("stranger", "reason"),
+    ("make", "reason"),
     [
         pytest.param(lambda *_: None, "no CURVE handshake", id="no key"),
         pytest.param(unlisted, "does not name its key", id="a key on no list"),
@@ -168,7 +185,7 @@ def of_another_channel(root: Path, _: Path) -> ClientKeys:
     ],
 )
 def test_a_stranger_is_refused_counted_and_logged(
-    stranger: Callable[[Path, Path], ClientKeys | None],
+    make: Callable[[Path, Path], Path | None],
     reason: str,
     root: Path,
     tmp_path: Path,
@@ -176,18 +193,18 @@ def test_a_stranger_is_refused_counted_and_logged(
     opened: Opened,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    inbox = opened(bind(address, server_keys(root, "priorities")))
-    good = opened(Outbox(address, hwm=4, keys=client_keys(root, "learner", "priorities")))
+    inbox = opened(bind(address, "priorities", root / "replay"))
+    good = opened(connect(address, "priorities", root / "learner"))
     await_ready(good)
     refused = access.counts["refused_peers"]
-    bad = opened(Outbox(address, hwm=4, keys=stranger(root, tmp_path)))
+    bad = opened(connect(address, "priorities", make(root, tmp_path)))
     until(lambda: access.counts["refused_peers"] > refused)
     assert not bad.send(encode(Kind.HELLO, LATER))
     assert good.send(encode(Kind.HELLO, HELLO))
     assert inbox.receive(PATIENCE_S) == HELLO
     assert inbox.receive() is None
     # An address is asked from the kernel when the connection has been made: too late when it has ended by then.
-    who = rf"(127\.0\.0\.1|localhost\S*|a local peer|{access.GONE})"
+    who = rf"(127\.0\.0\.1|localhost\S*|a local peer|{access.UNKNOWN_ADDRESS})"
     until(lambda: re.search(f"refused a connection from {who}: .*{reason}", caplog.text))
 
 
@@ -195,10 +212,10 @@ def test_the_address_of_who_shows_no_key_is_logged(
     root: Path, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = free_tcp_address()
-    inbox = opened(bind(address, server_keys(root, "priorities")))
+    inbox = opened(bind(address, "priorities", root / "replay"))
     host, port = address.removeprefix("tcp://").split(":")
     with socket.create_connection((host, int(port))) as stranger:
-        until(lambda: inbox._end.guard._addresses)
+        until(lambda: inbox._end.authenticator._addresses)
         stranger.sendall(NULL_GREETING)
     until(lambda: "refused a connection from 127.0.0.1: 'no CURVE handshake" in caplog.text)
 
@@ -206,11 +223,10 @@ def test_the_address_of_who_shows_no_key_is_logged(
 def test_a_flood_of_strangers_does_not_flood_the_log(
     root: Path, address: str, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened(bind(address, server_keys(root, "priorities")))
+    opened(bind(address, "priorities", root / "replay"))
     refused = access.counts["refused_peers"]
-    client = client_keys(root, "alice", "priorities")
     for _ in range(20):
-        opened(Outbox(address, hwm=4, keys=client))
+        opened(connect(address, "priorities", stranger(root / "alice", root)))
     until(lambda: access.counts["refused_peers"] - refused >= 20)
     assert caplog.text.count("refused a connection") == 1
 
@@ -220,28 +236,27 @@ def test_a_client_talks_to_its_own_server_only(
     impostor: str, root: Path, tmp_path: Path, address: str, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says why not, and finds the true one when that comes to the same address."""
-    theirs = server_keys(other_run(tmp_path), "priorities") if impostor == "another key" else None
-    inbox = Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=4, keys=theirs)
+    inbox = bind(address, "priorities", other_run(tmp_path) / "replay" if impostor == "another key" else None)
     failed = access.counts["failed_handshakes"]
-    client = opened(Outbox(address, hwm=4, keys=client_keys(root, "learner", "priorities")))
+    client = opened(connect(address, "priorities", root / "learner"))
     until(lambda: access.counts["failed_handshakes"] > failed)
     assert not client.send(encode(Kind.HELLO, HELLO))
     assert inbox.receive() is None
     until(lambda: f"no access to {address}: " in caplog.text)
     inbox.close()
-    inbox = opened(rebind(address, server_keys(root, "priorities")))
+    inbox = opened(rebind(address, "priorities", root / "replay"))
     until(lambda: client.ready)
     assert client.send(encode(Kind.HELLO, HELLO))
     assert inbox.receive(PATIENCE_S) == HELLO
 
 
-def rebind(address: str, server: ServerKeys) -> Inbox[Hello]:
+def rebind(address: str, channel: str, keys: Path) -> Inbox[Hello]:
     """Bind where a socket has just been closed, as soon as libzmq has let go of the address."""
     found: list[Inbox[Hello]] = []
 
     def attempt() -> None:
         try:
-            found.append(bind(address, server))
+            found.append(bind(address, channel, keys))
         except ConfigError:
             return
 
@@ -250,12 +265,11 @@ def rebind(address: str, server: ServerKeys) -> Inbox[Hello]:
 
 
 def test_who_waits_is_let_in_when_its_line_is_written(root: Path, address: str, opened: Opened) -> None:
-    server = server_keys(root, "priorities")
-    inbox = opened(bind(address, server))
+    inbox = opened(bind(address, "priorities", root / "replay"))
     refused = access.counts["refused_peers"]
-    alice = opened(Outbox(address, hwm=4, keys=client_keys(root, "alice", "priorities")))
+    alice = opened(connect(address, "priorities", stranger(root / "alice", root)))
     until(lambda: access.counts["refused_peers"] > refused)
-    with server.allowed.open("a") as lines:
+    with allowed(root, "priorities").open("a") as lines:
         lines.write((root / "replay" / "allowed" / "experience").read_text())
     until(lambda: alice.ready)
     assert alice.send(encode(Kind.HELLO, HELLO))
@@ -265,48 +279,46 @@ def test_who_waits_is_let_in_when_its_line_is_written(root: Path, address: str, 
 def test_who_is_struck_off_delivers_nothing_more(
     root: Path, address: str, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = server_keys(root, "experience")
-    inbox = opened(bind(address, server))
-    clients = [client_keys(root, name, "experience") for name in ("alice", "bob")]
-    alice, bob = (opened(Outbox(address, hwm=4, keys=client)) for client in clients)
+    inbox = opened(bind(address, "experience", root / "replay"))
+    alice, bob = (opened(connect(address, "experience", root / name)) for name in ("alice", "bob"))
     for each in (alice, bob):
         await_ready(each)
         assert each.send(encode(Kind.HELLO, HELLO))
         assert inbox.receive(PATIENCE_S) == HELLO
     with caplog.at_level(logging.INFO):
-        strike(server.allowed, "alice")
+        strike(allowed(root, "experience"), "alice")
         until(lambda: "experience: alice" in caplog.text)
     assert alice.send(encode(Kind.HELLO, HELLO))  # it is connected still
     wait([inbox], [], PATIENCE_S)
     assert inbox.receive() is None
     assert inbox.refused == 1
-    assert "has been struck off" in caplog.text
+    assert "has been revoked" in caplog.text
     assert bob.send(encode(Kind.HELLO, LATER))
     assert inbox.receive(PATIENCE_S) == LATER
 
 
 @pytest.mark.parametrize("how", ["a line", "the file"])
 def test_who_is_struck_off_gets_nothing_more(how: str, root: Path, address: str, opened: Opened) -> None:
-    server = server_keys(root, "parameters")
-    publisher: Publisher = opened(Publisher(address, keys=server))
-    welcome(publisher, 1)
-    alice, judge = (opened(subscribe(address, client_keys(root, name, "parameters"))) for name in ("alice", "judge"))
+    names = allowed(root, "parameters")
+    publisher: ParameterPublisher = opened(publisher_of(address, root / "learner"))
+    publisher.publish(parameters(1))
+    alice, judge = (opened(subscriber(address, root / name)) for name in ("alice", "judge"))
     for each in (alice, judge):
         hear(publisher, each, 1)
     refused = access.counts["refused_peers"]
-    before = server.allowed.read_text()
+    before = names.read_text()
     if how == "a line":
-        strike(server.allowed, "alice")
+        strike(names, "alice")
     else:
-        server.allowed.unlink()  # then nobody is let in
+        names.unlink()  # then every client is refused
     until(lambda: access.counts["refused_peers"] > refused, publisher.serve)
-    welcome(publisher, 2)
+    publisher.publish(parameters(2))
     if how == "a line":
         tell(publisher, judge, 2)
     for _ in range(20):
         publisher.serve()
         assert alice.receive(0.01) is None
-    server.allowed.write_text(before)
+    names.write_text(before)
     hear(publisher, alice, 2)
     if how == "the file":
         hear(publisher, judge, 2)
@@ -315,12 +327,12 @@ def test_who_is_struck_off_gets_nothing_more(how: str, root: Path, address: str,
 def test_a_list_that_nobody_can_read_lets_nobody_in_and_a_bad_line_is_named(
     root: Path, directory: Path, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = server_keys(root, "experience")
-    server.allowed.write_text(server.allowed.read_text() + "carol\n")
+    names = allowed(root, "experience")
+    names.write_text(names.read_text() + "carol\n")
     address = f"ipc://{directory}/socket"
-    opened(bind(address, server))
-    assert "experience, line 3 is left out" in caplog.text
-    await_ready(opened(Outbox(address, hwm=4, keys=client_keys(root, "alice", "experience"))))
+    opened(bind(address, "experience", root / "replay"))
+    assert "experience, line 3 is ignored" in caplog.text
+    await_ready(opened(connect(address, "experience", root / "alice")))
 
 
 def test_a_forwarder_is_a_hop_with_keys_of_its_own(root: Path, start: StartProgram, opened: Opened) -> None:
@@ -328,19 +340,16 @@ def test_a_forwarder_is_a_hop_with_keys_of_its_own(root: Path, start: StartProgr
     arrays = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
     signatures = network_signature(arrays), experience_signature(Config())
     upstream, downstream = free_tcp_address(), free_tcp_address()
-    learner: ParameterPublisher = opened(
-        ParameterPublisher(upstream, insecure=False, keys=server_keys(root, "parameters"))
-    )
+    learner: ParameterPublisher = opened(publisher_of(upstream, root / "learner"))
     learner.publish(Parameters("run", 7, 1, 10, *signatures, make_tensors(arrays)))
     forwarder = start(
         "forwarder", "--parameters", upstream, "--bind", downstream, "--status", free_tcp_address(),
         "--keys", str(root / "box"),
     )  # fmt: skip
-    bobs = keys.client_keys(Addresses(keys=str(root / "bob")), "parameters")
-    bob: ParameterFollower = opened(ParameterFollower(downstream, *signatures, bobs))
     # Alice's key is good for the learner, and so is the learner's for alice: neither here.
-    alice: ParameterFollower = opened(
-        ParameterFollower(downstream, *signatures, client_keys(root, "alice", "parameters"))
+    bob, alice = (
+        opened(ParameterFollower(links_of(parameters=downstream, keys=root / name), *signatures))
+        for name in ("bob", "alice")
     )
     while (found := bob.poll(0.05)) is None:
         learner.serve()
@@ -349,6 +358,36 @@ def test_a_forwarder_is_a_hop_with_keys_of_its_own(root: Path, start: StartProgr
     forwarder.wait_for("refused a connection from")
     assert alice.poll() is None
     strike(root / "box" / "allowed" / "parameters", "bob")
-    forwarder.wait_for("struck off .*: bob")
+    forwarder.wait_for("revoked in .*: bob")
     forwarder.interrupt()
     assert forwarder.wait() == 0
+
+
+# Addresses of peers.
+
+
+class ReusedSocket(socket.socket):
+    """A socket whose number is taken by somebody else as soon as it is closed."""
+
+    others: list[int] = []  # noqa: RUF012 (emptied by its test)
+
+    def close(self) -> None:
+        super().close()
+        self.others.append(os.open(os.devnull, os.O_RDONLY))
+
+
+def test_the_duplicate_of_a_descriptor_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apex_zmq.net.access.sockets.socket", ReusedSocket)
+    ReusedSocket.others.clear()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as unconnected:
+        assert access._peer_of(unconnected.fileno()) == access.UNKNOWN_ADDRESS
+    for descriptor in ReusedSocket.others:
+        os.close(descriptor)  # raises where somebody has closed it
+
+
+def test_a_descriptor_that_is_no_socket_is_left_open_and_its_duplicate_closed(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        before = os.listdir("/proc/self/fd")
+        assert access._peer_of(file.fileno()) == access.UNKNOWN_ADDRESS
+        assert os.listdir("/proc/self/fd") == before
+        os.fstat(file.fileno())

@@ -14,12 +14,25 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from apex_zmq.net.sockets import Inbox, Outbox, Publisher, max_message_bytes, wait
+from apex_zmq.net.links import LINKS
+from apex_zmq.net.sockets import max_message_bytes, wait
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind, WireError
 from apex_zmq.wire.messages import Heartbeat, Hello, decode_hello
 
-from ..channels import HELLO, PATIENCE_S, SIGNATURE, await_ready, hear, hello_inbox, subscriber, welcome
+from ..channels import (
+    HELLO,
+    PATIENCE_S,
+    SIGNATURE,
+    await_ready,
+    hear,
+    hello_inbox,
+    hello_outbox,
+    links_of,
+    parameters,
+    publisher_of,
+    subscriber,
+)
 from ..conftest import free_tcp_address
 
 
@@ -50,7 +63,7 @@ def test_bad_messages_are_counted_and_dropped_while_good_ones_go_on(
     address: str, opened: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=100))
+    outbox = opened(hello_outbox(address))
     await_ready(outbox)
     with caplog.at_level(logging.WARNING), raw_push(address) as peer:
         for garbage in GARBAGE:
@@ -72,7 +85,7 @@ def test_a_reason_cannot_forge_or_flood_the_log(
         found = decode_hello(parts)
         raise WireError(f"run {found.run} " + 10_000 * "x")
 
-    inbox = opened(Inbox.bind(address, {Kind.HELLO: refuse}, hwm=4))
+    inbox = opened(links_of(priorities=address).bind("priorities", {Kind.HELLO: refuse}))
     with caplog.at_level(logging.WARNING), raw_push(address) as peer:
         peer.send(bytes(encode(Kind.HELLO, Hello("a\nCRITICAL all is lost", 1, 0, SIGNATURE))[0]))
         wait([inbox], [], PATIENCE_S)
@@ -83,7 +96,7 @@ def test_a_reason_cannot_forge_or_flood_the_log(
 
 
 def test_a_flood_of_bad_messages_does_not_hold_the_caller(address: str, opened: Callable[[Any], Any]) -> None:
-    inbox = opened(Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1000))
+    inbox = opened(hello_inbox(address))
     with raw_push(address) as peer:
         for _ in range(50):
             peer.send(b"garbage")
@@ -100,7 +113,7 @@ def test_a_flood_of_bad_messages_does_not_hold_the_caller(address: str, opened: 
 def test_a_stranger_who_does_not_speak_zeromq_is_ignored(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address()
     inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=4))
+    outbox = opened(hello_outbox(address))
     host, port = address.removeprefix("tcp://").split(":")
     with socket.create_connection((host, int(port))) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 10)
@@ -111,10 +124,10 @@ def test_a_stranger_who_does_not_speak_zeromq_is_ignored(opened: Callable[[Any],
 
 def test_an_oversized_part_is_refused_before_it_is_delivered(address: str, opened: Callable[[Any], Any]) -> None:
     inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=4))
+    outbox = opened(hello_outbox(address))
     await_ready(outbox)
     with raw_push(address) as peer, peer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
-        peer.send(bytes(max_message_bytes([Kind.HELLO]) + 1))
+        peer.send(bytes(max_message_bytes(LINKS["priorities"]) + 1))
         assert monitor.poll(round(1000 * PATIENCE_S)), "the connection was not closed"
         assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
         peer.disable_monitor()
@@ -125,8 +138,8 @@ def test_an_oversized_part_is_refused_before_it_is_delivered(address: str, opene
 
 def test_an_oversized_subscription_does_not_stop_a_publisher(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address()
-    publisher = opened(Publisher(address))
-    welcome(publisher, 1)
+    publisher = opened(publisher_of(address))
+    publisher.publish(parameters(1))
     peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     with peer:
         peer.setsockopt(zmq.LINGER, 0)
@@ -136,13 +149,13 @@ def test_an_oversized_subscription_does_not_stop_a_publisher(opened: Callable[[A
 
 
 def test_a_bad_publication_is_refused_and_good_ones_go_on(address: str, opened: Callable[[Any], Any]) -> None:
-    publisher = opened(Publisher(address))
-    publisher.welcome(b"\x05garbage")
+    publisher = opened(publisher_of(address))
     inbox = opened(subscriber(address))
     deadline = time.monotonic() + PATIENCE_S
-    while not inbox.refused and time.monotonic() < deadline:
+    while not inbox.refused:
+        publisher.send([b"\x05garbage"])
         publisher.serve()
         assert inbox.receive(0.01) is None
-    assert inbox.refused == 1
-    welcome(publisher, 2)
+        assert time.monotonic() < deadline
+    publisher.publish(parameters(2))
     hear(publisher, inbox, 2)

@@ -88,17 +88,17 @@ def test_a_removed_client_stands_on_no_list(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "replay is there already"),
-        (["alice", "--role", "actor"], "alice is there already"),
+        ([], "replay exists already"),
+        (["alice", "--role", "actor"], "alice exists already"),
         (["carol"], "--role actor, evaluator or forwarder"),
-        (["../carol", "--role", "actor"], "take letters"),
-        (["learner", "--role", "actor"], "learner is there already"),
+        (["../carol", "--role", "actor"], "at most 64 letters"),
+        (["learner", "--role", "actor"], "learner exists already"),
         (["carol", "--role", "actor", "--behind", "alice"], "no keys of a forwarder alice"),
         (["carol", "--role", "actor", "--behind", "learner"], "no keys of a forwarder learner"),
         (["carol", "--remove"], "no client carol"),
         (["replay", "--remove"], "no client replay"),
         (["../keys", "--remove"], "no client ../keys"),
-        (["alice", "--remove", "--role", "actor"], "--remove takes a NAME and nothing else"),
+        (["alice", "--remove", "--role", "actor"], "--remove takes a NAME and no other option"),
         (["--remove"], "give its NAME"),
     ],
 )
@@ -115,7 +115,7 @@ def test_bad_input_ends_with_one_line_and_changes_nothing(
 
 def test_a_client_needs_servers_and_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.keys([str(tmp_path / "none"), "alice", "--role", "actor"]) == 2
-    assert "make them first: apex-keys" in capsys.readouterr().err
+    assert "make them first with apex-keys" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     (tmp_path / "file").touch()
     assert tools.keys([str(tmp_path / "file")]) == 2
@@ -132,12 +132,12 @@ def test_keys_of_another_form_are_refused(root: Path) -> None:
         client_keys(of(root / "nowhere"), "status")
     secret = alice / "identity.key_secret"
     secret.chmod(0o640)
-    with pytest.raises(ConfigError, match=r"can be read by others .*chmod 600"):
+    with pytest.raises(ConfigError, match=r"can be read by other users .*chmod 600"):
         client_keys(of(alice), "status")
     secret.chmod(0o600)
     for text in ("", "garbage", (root / "judge" / "identity.key").read_text()):
         secret.write_text(text)
-        with pytest.raises(ConfigError, match="holds no pair of keys"):
+        with pytest.raises(ConfigError, match="does not hold a key pair"):
             client_keys(of(alice), "status")
 
 
@@ -166,7 +166,7 @@ def test_without_keys_nothing_is_read() -> None:
 
 def test_a_libzmq_without_curve_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq, "has", lambda capability: False)
-    with pytest.raises(ConfigError, match="no CURVE; install the pyzmq wheel"):
+    with pytest.raises(ConfigError, match="without CURVE; install the pyzmq wheel"):
         client_keys(of(root / "alice"), "status")
 
 

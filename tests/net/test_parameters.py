@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from apex_zmq.net import parameters
 from apex_zmq.net.parameters import ParameterFollower, ParameterPublisher
 
-from ..channels import PATIENCE_S, SIGNATURE
+from ..channels import PATIENCE_S, SIGNATURE, links_of, publisher_of
 from ..channels import parameters as publication
 
 
@@ -19,8 +19,8 @@ def test_a_learner_of_a_lower_incarnation_is_followed_once_the_former_is_silent(
 ) -> None:
     """As when a run is resumed from an early checkpoint on a host whose clock is behind."""
     monkeypatch.setattr(parameters, "SILENT_S", 1.0)
-    former: ParameterPublisher = opened(ParameterPublisher(address, insecure=False))
-    follower: ParameterFollower = opened(ParameterFollower(address, None, SIGNATURE))
+    former: ParameterPublisher = opened(publisher_of(address))
+    follower: ParameterFollower = opened(ParameterFollower(links_of(parameters=address), None, SIGNATURE))
     former.publish(replace(publication(3), learner_incarnation=7))
     deadline = time.monotonic() + PATIENCE_S
     while follower.newest is None:

@@ -13,7 +13,9 @@ import pytest
 import zmq
 
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.sockets import Inbox, Outbox, Publisher, is_local, max_message_bytes, wait
+from apex_zmq.net.links import LINKS, Link
+from apex_zmq.net.parameters import ParameterPublisher
+from apex_zmq.net.sockets import Inbox, is_local, max_message_bytes, wait
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.types import FrameSpec, Segment
 from apex_zmq.wire.body import encode
@@ -21,7 +23,19 @@ from apex_zmq.wire.codec import LIMITS, Kind
 from apex_zmq.wire.experience import decode_segment, encode_segment
 from apex_zmq.wire.messages import Heartbeat, Hello, decode_heartbeat, decode_hello
 
-from ..channels import HELLO, PATIENCE_S, SIGNATURE, await_ready, hear, hello_inbox, subscriber, welcome
+from ..channels import (
+    HELLO,
+    PATIENCE_S,
+    SIGNATURE,
+    await_ready,
+    hear,
+    hello_inbox,
+    hello_outbox,
+    links_of,
+    parameters,
+    publisher_of,
+    subscriber,
+)
 from ..conftest import free_tcp_address
 
 T = TypeVar("T")
@@ -40,50 +54,19 @@ def segment(sequence: int, size: int = 84) -> Segment:
     return made
 
 
-# Options and addresses.
-
-COMMON: dict[int, int] = {
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 30,
-    zmq.TCP_KEEPALIVE_INTVL: 10,
-    zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 30_000,
-    zmq.RECONNECT_IVL: 100,
-    zmq.RECONNECT_IVL_MAX: 5_000,
-    zmq.LINGER: 0,
-    zmq.HEARTBEAT_IVL: 0,
-}
+def segment_inbox(address: str) -> Inbox[Segment]:
+    return links_of(experience=address).bind(
+        "experience", {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}
+    )
 
 
-def assert_options(channel: zmq.Socket[bytes], expected: dict[int, int]) -> None:
-    assert {option: channel.getsockopt(option) for option in expected} == expected
+# Addresses.
 
 
-def test_socket_options_are_those_of_the_protocol(address: str, opened: Callable[[Any], Any]) -> None:
-    decoders: dict[Kind, Callable[[Any], object]] = {Kind.SEGMENT: list, Kind.HELLO: list}
-    inbox = opened(Inbox.bind(address, decoders, hwm=4))
-    assert inbox.socket.type == zmq.PULL
-    assert_options(inbox.socket, COMMON | {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: (256 << 20) + 4096})
-    small = opened(Inbox.bind(free_tcp_address(), decoders, hwm=4, kernel_bytes=4096))
-    assert_options(small.socket, COMMON | {zmq.RCVBUF: 4096})
-    outbox = opened(Outbox(address, hwm=7))
-    assert outbox.socket.type == zmq.PUSH
-    assert_options(outbox.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1})
-    patient = opened(Outbox(address, hwm=7, patient=True, kernel_bytes=4096))
-    assert_options(patient.socket, COMMON | {zmq.SNDHWM: 7, zmq.IMMEDIATE: 1, zmq.TCP_MAXRT: 0, zmq.SNDBUF: 4096})
-    follower = opened(subscriber(free_tcp_address()))
-    assert follower.socket.type == zmq.SUB
-    assert_options(follower.socket, COMMON | {zmq.RCVHWM: 8, zmq.MAXMSGSIZE: (1 << 30) + 4096, zmq.CONFLATE: 0})
-    publisher = opened(Publisher(free_tcp_address()))
-    assert publisher._bound is not None
-    assert publisher._bound.socket.type == zmq.XPUB
-    assert_options(publisher._bound.socket, COMMON | {zmq.SNDHWM: 8, zmq.MAXMSGSIZE: 4096})
-
-
-@pytest.mark.parametrize("kind", Kind)
-def test_a_socket_takes_every_message_of_its_kinds_and_little_more(kind: Kind) -> None:
-    largest = max(LIMITS[kind])
-    assert largest + 8 <= max_message_bytes([kind]) <= largest + 4096
+@pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
+def test_a_socket_takes_every_message_of_its_kinds_and_little_more(link: Link) -> None:
+    largest = max(max(LIMITS[kind]) for kind in link.kinds)
+    assert largest + 8 <= max_message_bytes(link) <= largest + 4096
 
 
 @pytest.mark.parametrize(
@@ -111,17 +94,17 @@ def test_binding_for_other_hosts_must_be_asked_for(opened: Callable[[Any], Any])
     with pytest.raises(ConfigError, match="--insecure"):
         hello_inbox(address)
     with pytest.raises(ConfigError, match="--insecure"):
-        Publisher(address)
-    opened(Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1, insecure=True))
+        publisher_of(address)
+    opened(links_of(priorities=address, insecure=True).bind("priorities", {Kind.HELLO: decode_hello}))
 
 
 def test_a_bound_address_cannot_be_bound_again(address: str, opened: Callable[[Any], Any]) -> None:
     inbox = opened(hello_inbox(address))
-    for second in (hello_inbox, Publisher):
+    for second in (hello_inbox, publisher_of):
         with pytest.raises(ConfigError, match=re.escape(f"{address} is in use")):
             second(address)
     # The first is unharmed.
-    outbox = opened(Outbox(address, hwm=4))
+    outbox = opened(hello_outbox(address))
     await_ready(outbox)
     assert outbox.send(encode(Kind.HELLO, HELLO))
     assert inbox.receive(PATIENCE_S) == HELLO
@@ -142,7 +125,7 @@ def test_an_ipc_address_is_free_again_after_closing_and_after_a_crash(
 @pytest.mark.parametrize("address", ["ipc:///nowhere/at/all/socket", "tcp://192.0.2.1:5551"])
 def test_an_address_that_cannot_be_bound_is_a_config_error(address: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(address)):
-        Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=1, insecure=True)
+        links_of(priorities=address, insecure=True).bind("priorities", {Kind.HELLO: decode_hello})
 
 
 def test_a_failed_bind_keeps_no_lock(directory: Path) -> None:
@@ -156,10 +139,8 @@ def test_a_failed_bind_keeps_no_lock(directory: Path) -> None:
 
 
 def test_segments_arrive_as_they_were_sent(address: str, opened: Callable[[Any], Any]) -> None:
-    inbox: Inbox[Segment] = opened(
-        Inbox.bind(address, {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}, hwm=4)
-    )
-    outbox = opened(Outbox(address, hwm=4))
+    inbox: Inbox[Segment] = opened(segment_inbox(address))
+    outbox = opened(links_of(experience=address).connect("experience"))
     for sequence in range(12):  # more than the queues hold
         await_ready(outbox)
         sent = segment(sequence)
@@ -174,10 +155,8 @@ def test_segments_arrive_as_they_were_sent(address: str, opened: Callable[[Any],
 
 
 def test_a_received_buffer_outlives_later_messages(address: str, opened: Callable[[Any], Any]) -> None:
-    inbox: Inbox[Segment] = opened(
-        Inbox.bind(address, {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}, hwm=4)
-    )
-    outbox = opened(Outbox(address, hwm=4))
+    inbox: Inbox[Segment] = opened(segment_inbox(address))
+    outbox = opened(links_of(experience=address).connect("experience"))
     found = []
     for sequence in range(4):
         await_ready(outbox)
@@ -190,7 +169,7 @@ def test_a_received_buffer_outlives_later_messages(address: str, opened: Callabl
 
 
 def test_nothing_queues_for_an_absent_peer(address: str, opened: Callable[[Any], Any]) -> None:
-    outbox = opened(Outbox(address, hwm=100))
+    outbox = opened(hello_outbox(address))
     for _ in range(10):
         assert not outbox.ready
         assert not outbox.send(encode(Kind.HELLO, HELLO))
@@ -205,17 +184,15 @@ def test_nothing_queues_for_an_absent_peer(address: str, opened: Callable[[Any],
 def test_a_full_queue_holds_the_sender_back_until_the_receiver_reads(
     address: str, opened: Callable[[Any], Any]
 ) -> None:
-    inbox: Inbox[Segment] = opened(
-        Inbox.bind(address, {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}, hwm=2)
-    )
-    outbox = opened(Outbox(address, hwm=2))
+    inbox: Inbox[Segment] = opened(segment_inbox(address))
+    outbox = opened(links_of(experience=address).connect("experience"))
     message = encode_segment(segment(0, size=256), SIGNATURE)  # 1.4 MB
     await_ready(outbox)
     sent = 0
     while outbox.send(message) and sent < 200:
         sent += 1
         wait([], [outbox], 0.2)
-    assert 2 <= sent < 200
+    assert 8 <= sent < 200  # four messages in the queue of each end
     for _ in range(sent):
         assert inbox.receive(PATIENCE_S) is not None
     await_ready(outbox)
@@ -223,7 +200,7 @@ def test_a_full_queue_holds_the_sender_back_until_the_receiver_reads(
 
 def test_wait_returns_for_what_can_be_received(address: str, opened: Callable[[Any], Any]) -> None:
     inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=4))
+    outbox = opened(hello_outbox(address))
     await_ready(outbox)
     outbox.send(encode(Kind.HELLO, HELLO))
     wait([inbox], [], PATIENCE_S)
@@ -234,26 +211,26 @@ def test_wait_returns_for_what_can_be_received(address: str, opened: Callable[[A
 
 
 def test_a_late_subscriber_is_welcomed_with_the_newest(address: str, opened: Callable[[Any], Any]) -> None:
-    publisher = opened(Publisher(address))
+    publisher = opened(publisher_of(address))
     for version in (1, 2, 3):
-        welcome(publisher, version)
+        publisher.publish(parameters(version))
     message = hear(publisher, opened(subscriber(address)), 3)
     assert isinstance(message, tuple)
     np.testing.assert_array_equal(message[1]["weight"], np.full(10, 3, np.float32))
 
 
 def test_large_parameters_arrive(address: str, opened: Callable[[Any], Any]) -> None:
-    publisher = opened(Publisher(address))
-    welcome(publisher, 1, size=2_000_000)
+    publisher = opened(publisher_of(address))
+    publisher.publish(parameters(1, 2_000_000))
     message = hear(publisher, opened(subscriber(address)), 1)
     assert isinstance(message, tuple)
     assert message[1]["weight"].shape == (2_000_000,)
 
 
 def test_who_listens_to_others_bears_a_large_welcome(address: str, opened: Callable[[Any], Any]) -> None:
-    publisher = opened(Publisher(address))
-    welcome(publisher, 1, size=3_000_000)  # of four bytes each: more than any other kind may have
-    inbox = opened(Inbox.subscribe(address, {Kind.HEARTBEAT: decode_heartbeat}))
+    publisher = opened(publisher_of(address))
+    publisher.publish(parameters(1, 3_000_000))  # of four bytes each: more than any other kind may have
+    inbox = opened(links_of(parameters=address).subscribe("parameters", {Kind.HEARTBEAT: decode_heartbeat}))
     heartbeat = Heartbeat(run="run", learner_incarnation=1, version=1, update=0)
     deadline = time.monotonic() + PATIENCE_S
     while (heard := inbox.receive(0.05)) is None:
@@ -266,16 +243,16 @@ def test_who_listens_to_others_bears_a_large_welcome(address: str, opened: Calla
 @pytest.mark.parametrize("address", ["tcp://*:5554", "tcp://my host:5554", "tcp://host/path:5554"])
 def test_an_address_that_cannot_be_connected_to_is_a_config_error(address: str) -> None:
     with pytest.raises(ConfigError, match="cannot connect to"):
-        Outbox(address, hwm=1)
+        hello_outbox(address)
 
 
 def test_subscribers_hear_new_parameters_and_heartbeats(address: str, opened: Callable[[Any], Any]) -> None:
-    publisher = opened(Publisher(address))
-    welcome(publisher, 1)
+    publisher = opened(publisher_of(address))
+    publisher.publish(parameters(1))
     inboxes = [opened(subscriber(address)) for _ in range(3)]
     for inbox in inboxes:
         hear(publisher, inbox, 1)
-    welcome(publisher, 2)
+    publisher.publish(parameters(2))
     publisher.send(encode(Kind.HELLO, HELLO))  # nobody has subscribed to it
     publisher.send(encode(Kind.HEARTBEAT, Heartbeat("run", 1, 3, 30)))
     for inbox in inboxes:
@@ -286,18 +263,18 @@ def test_subscribers_hear_new_parameters_and_heartbeats(address: str, opened: Ca
 
 def test_a_subscriber_is_welcomed_by_a_restarted_publisher(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address()
-    publisher = Publisher(address)
-    welcome(publisher, 1)
+    publisher = publisher_of(address)
+    publisher.publish(parameters(1))
     inbox = opened(subscriber(address))
     hear(publisher, inbox, 1)
     publisher.close()
     publisher = opened(publisher_once_free(address))
-    welcome(publisher, 2)
+    publisher.publish(parameters(2))
     hear(publisher, inbox, 2)
 
 
-def publisher_once_free(address: str) -> Publisher:
-    return once_free(lambda: Publisher(address))
+def publisher_once_free(address: str) -> ParameterPublisher:
+    return once_free(lambda: publisher_of(address))
 
 
 def once_free(make: Callable[[], T]) -> T:
@@ -322,7 +299,7 @@ def want_keys(server: zmq.Socket[bytes]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "alter", "reason"),
-    [(zmq.PUSH, push, "another link"), (zmq.PULL, want_keys, "wants keys")],
+    [(zmq.PUSH, push, "another link"), (zmq.PULL, want_keys, "requires keys")],
     ids=["wrong-kind", "curve"],
 )
 def test_who_has_met_another_server_says_so_and_connects_anew(
@@ -336,7 +313,7 @@ def test_who_has_met_another_server_says_so_and_connects_anew(
     wrong: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     alter(wrong)
     wrong.bind(address)
-    outbox = opened(Outbox(address, hwm=1))
+    outbox = opened(hello_outbox(address))
     deadline = time.monotonic() + PATIENCE_S
     while not re.search(f"no access to {address}: .*{reason}", caplog.text):
         wait([], [outbox], 0.05)
@@ -354,7 +331,7 @@ def test_who_has_met_another_server_says_so_and_connects_anew(
 def test_a_peer_that_takes_nothing_for_a_minute_costs_a_patient_sender_nothing(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address()
     inbox = opened(hello_inbox(address))
-    outbox = opened(Outbox(address, hwm=4, patient=True))
+    outbox = opened(links_of(experience=address).connect("experience"))
     await_ready(outbox)
     sent = 0
     while outbox.ready:  # until every buffer on the way is full

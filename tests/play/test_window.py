@@ -93,12 +93,12 @@ def test_a_lane_is_shown_until_its_window_is_closed(monkeypatch: pytest.MonkeyPa
     assert surface is not None
     for number in range(2):
         step = lanes.step(1, 0)
-        shown.show(observation, q, 0, step.reward, step.progress, 0.01)
+        shown.show(observation, q, 0, step.reward, 0.01, step.stage, step.info)
         pixels = pygame.surfarray.array3d(surface).transpose(1, 0, 2)
         np.testing.assert_array_equal(pixels[:448:2, :480:2], lanes.render(1), err_msg=str(number))
     pygame.event.post(pygame.event.Event(pygame.QUIT))
     for _ in range(2):
-        shown.show(observation, q, 0, 0.0, None, 0.01)
+        shown.show(observation, q, 0, 0.0, 0.01, "", {})
         assert not pygame.display.get_init()
     shown.close()
     lanes.close()

@@ -13,12 +13,13 @@ import pytest
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config, batch_addresses
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles import replay
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.watch.metrics import unknown
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import frame_crc
 from apex_zmq.wire.codec import Kind
@@ -54,12 +55,13 @@ class Peers:
         )
         self.frame = FrameSpec((values,), "float32", 1)
         n_step = self.config.agent.n_step
+        links = Links(self.config)
         self._batches: list[Inbox[Batch]] = [
-            Inbox.bind(address, {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step)}, hwm=100)
-            for address in batch_addresses(self.config.addresses)
+            links.bind("batches", {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step)}, rank)
+            for rank in range(len(batch_addresses(self.config.addresses)))
         ]
-        self.statuses: Inbox[Status] = Inbox.bind(paths["status"], {Kind.STATUS: decode_status}, hwm=1000)
-        self._actor, self._learner = Outbox(paths["experience"], hwm=4), Outbox(paths["priorities"], hwm=64)
+        self.statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
+        self._actor, self._learner = links.connect("experience"), links.connect("priorities")
         self._builder = SegmentBuilder(self.frame, n_step, 0.9, LENGTH)
         self._builder.reset(np.zeros(values, np.float32))
         self._sent = 0
@@ -130,6 +132,7 @@ class Peers:
         while (status := self.statuses.receive(PATIENCE_S)) is not None and "inserts" not in status.metrics:
             pass
         assert status is not None
+        assert not unknown("replay", status.metrics)
         return status
 
     def status_when(self, met: Callable[[dict[str, float]], bool]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from apex_zmq.watch import view
 from apex_zmq.watch.top import Listener
 from apex_zmq.watch.verdict import judge
 
+from ..channels import links_of
 from ..conftest import ROOT, Program, StartProgram
 from ..proxy import Proxy
 
@@ -41,7 +42,7 @@ def slowly(store, batch_size):
 
 
 Store.sample = slowly
-sys.exit(cli.PROGRAMS["replay"](sys.argv[1:]))
+sys.exit(cli.replay(sys.argv[1:]))
 """
 
 
@@ -64,7 +65,7 @@ class Run:
         self._common = ["--config", CARTPOLE, *flags, *_set(quick)]
         self._start = start
         self.addresses = addresses
-        self.listener: Listener = opened(Listener(addresses["parameters"], None))
+        self.listener: Listener = opened(Listener(links_of(parameters=addresses["parameters"])))
         self.shards: dict[int, Program] = {}
         self.learner = start("learner", *self._common, *_set(settings), "--run-dir", "run")
         self.actor = start("actor", *self._common, *_set(settings))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apex_zmq.rundir.checkpoint import load
 
@@ -50,16 +51,21 @@ def test_the_layout_names_what_is_there() -> None:
     assert packages <= named
 
 
-def test_an_environment_is_added(tmp_path: Path) -> None:
+def test_an_environment_is_added_and_learned(tmp_path: Path) -> None:
     (module,), (settings,), (commands,) = (blocks("Add an environment", each) for each in ("python", "yaml", "sh"))
     (tmp_path / "corridor.py").write_text(module)
     (tmp_path / "corridor.yaml").write_text(settings)
     (tmp_path / "bin").symlink_to(ROOT / "bin")
     output = succeed("bash", "-euc", commands, directory=tmp_path)
     assert json.loads(output.splitlines()[-1])["episodes"] == 3
-    checkpoint = load(tmp_path / "checkpoints" / "corridor")
-    assert checkpoint.counters["updates"] == 100
+    run = tmp_path / "checkpoints" / "corridor"
+    checkpoint = load(run)
+    assert checkpoint.counters["updates"] == 2000
     assert checkpoint.config["env"]["id"] == "corridor:Corridor-v0"
+    curves = EventAccumulator(str(run))
+    curves.Reload()
+    # 8 steps to the end earn 0.93, a detour of one 0.91, never to arrive -0.5.
+    assert max(event.value for event in curves.Scalars("rollout/low_epsilon/ep_rew_mean")) > 0.9
 
 
 @pytest.mark.parametrize("heading", ["Add a network", "Add a message kind"])

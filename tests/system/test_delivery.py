@@ -14,13 +14,14 @@ import pytest
 from apex_zmq.cli.launch import free_ports
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.net.sockets import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES
+from apex_zmq.net.links import LINKS
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.actor.shipper import Shipper
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.signature import experience_signature
 from apex_zmq.types import FrameSpec, Segment
 
+from ..channels import links_of
 from ..proxy import Proxy
 
 
@@ -77,7 +78,7 @@ def test_what_is_lost_is_counted_and_never_more_than_was_on_the_way(
 ) -> None:
     server, stored, config = shard
     proxy: Proxy = opened(Proxy(config.addresses.experience[0]))
-    shipper = opened(Shipper((proxy.address,), experience_signature(config), drop_oldest=False))
+    shipper = opened(Shipper(links_of(experience=proxy.address), 1, experience_signature(config), drop_oldest=False))
     segment = large_segment()
 
     def ship() -> None:
@@ -108,7 +109,10 @@ def test_what_is_lost_is_counted_and_never_more_than_was_on_the_way(
     assert (totals.duplicate, totals.refused) == (0, 0)
     # Queues of both ends, what the kernel holds at each end of both connections (Linux gives twice what it is asked
     # for), what the proxy has in hand, and one being written at each end.
-    kernel = 2 * 2 * 2 * EXPERIENCE_KERNEL_BYTES // len(segment.frames) + 1
-    bound = 2 * EXPERIENCE_HWM + kernel + 1 + 2
+    link = LINKS["experience"]
+    assert link.kernel_bytes is not None
+    assert isinstance(link.connected_queue, int)
+    kernel = 2 * 2 * 2 * link.kernel_bytes // len(segment.frames) + 1
+    bound = link.bound_queue + link.connected_queue + kernel + 1 + 2
     assert totals.lost <= cuts * bound
     assert (totals.lost > 0) == (cuts > 0)

@@ -17,9 +17,9 @@ import pytest
 
 from apex_zmq.cli.launch import free_ports
 from apex_zmq.net.sockets import Inbox
-from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_relayed_status
+from apex_zmq.wire.messages import Status
 
+from ..channels import relayed_statuses
 from ..conftest import ROOT, StartProgram
 
 CARTPOLE = str(ROOT / "configs" / "cartpole.yaml")
@@ -57,9 +57,7 @@ class Run:
             "actor-1": ["actor", *common, "--parameters", forwarded, "--actor-index", "1", "--num-lanes", "16"],
         }
         self._start = start
-        self._inbox: Inbox[Status] = opened(
-            Inbox.subscribe(addresses["parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
-        )
+        self._inbox: Inbox[Status] = opened(relayed_statuses(addresses["parameters"]))
         self.metrics: dict[str, dict[int, Metrics]] = {name: {} for name in self._commands}
         self.programs = {name: start(*command) for name, command in self._commands.items()}
 

@@ -20,9 +20,9 @@ from zmq.auth import load_certificate
 from apex_zmq.agent.networks import to_arrays
 from apex_zmq.cli import tools
 from apex_zmq.config import loading
+from apex_zmq.errors import MismatchError
 from apex_zmq.net.keys import make_client, make_servers
-from apex_zmq.net.parameters import MismatchError
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.play import evaluator
 from apex_zmq.play.player import Player
 from apex_zmq.roles.learner.journal import Journal, Origin, StepReport
@@ -88,7 +88,7 @@ class Run:
         intervals = {"telemetry.log_interval_s": 0.1, "telemetry.status_interval_s": 0.1}
         self.config = loading.replace(CARTPOLE, {**addresses, **intervals, **settings})
         self.checkpoint = untrained(self.config)
-        self._publisher = Publisher(self.config.addresses)
+        self._publisher = Publisher(Links(self.config))
         begin = StepReport(update=0, progress_time=time.time(), rank_waited_s=np.zeros(1))
         self._journal = Journal(self.config, directory, Origin.of(None), begin, self._publisher)
         self._publisher.start()
@@ -102,10 +102,11 @@ class Run:
 
     def tell(self, decisions: int) -> None:
         """An actor's decisions so far, once the learner's own status counts them."""
-        addresses, now = self.config.addresses, time.time()
+        now = time.time()
         actor = Status("actor", "actor", "host", 1, 1, now, now, now, {"decisions": decisions})
-        relayed: Inbox[Status] = Inbox.subscribe(addresses.parameters, {Kind.RELAYED_STATUS: decode_relayed_status})
-        with contextlib.closing(relayed), contextlib.closing(Outbox(addresses.status, hwm=16)) as statuses:
+        links = Links(self.config)
+        relayed: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
+        with contextlib.closing(relayed), contextlib.closing(links.connect("status")) as statuses:
             wait([], [statuses], PATIENCE_S)
             assert statuses.send(encode(Kind.STATUS, actor))
             while (status := relayed.receive(PATIENCE_S)) is not None:
@@ -216,7 +217,10 @@ def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
     run = begin(addresses__keys=str(keys / "learner"))
     checkpoint.save(tmp_path / "latest.safetensors", run.checkpoint)
     follow = ["--checkpoint", str(tmp_path), "--follow"]
-    for arguments, reason in (([], "give those of an evaluator with --keys"), (["--keys", "nowhere"], "nowhere")):
+    for arguments, reason in (
+        ([], "pass the directory of an evaluator's keys with --keys"),
+        (["--keys", "nowhere"], "nowhere"),
+    ):
         assert tools.evaluate([*follow, *arguments]) == 2
         assert reason in capsys.readouterr().err
     judge = make_client(keys, "judge", "evaluator")
@@ -262,4 +266,4 @@ def test_following_takes_a_run(tmp_path: Path, wrong: list[str], capsys: pytest.
 
 def test_every_goes_with_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
-    assert "--every and --keys go with --follow" in capsys.readouterr().err
+    assert "--every and --keys need --follow" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_heartbeat, decode_status, make_tensors
 
+from ..channels import links_of, publisher_of
 from ..conftest import Program, StartProgram, free_tcp_address
 
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -37,8 +38,8 @@ class Chain:
 
     def __init__(self, start: StartProgram, opened: Callable[[Any], Any]) -> None:
         self.upstream, self.downstream, status = (free_tcp_address() for _ in range(3))
-        self.learner: ParameterPublisher = opened(ParameterPublisher(self.upstream, insecure=False))
-        self.statuses: Inbox[Status] = opened(Inbox.bind(status, {Kind.STATUS: decode_status}, hwm=100))
+        self.learner: ParameterPublisher = opened(publisher_of(self.upstream))
+        self.statuses: Inbox[Status] = opened(links_of(status=status).bind("status", {Kind.STATUS: decode_status}))
         self.forwarder: Program = start(
             "forwarder", "--parameters", self.upstream, "--bind", self.downstream, "--status", status,
             "--set", "telemetry.status_interval_s=0.1",
@@ -61,14 +62,16 @@ def test_parameters_reach_early_and_late_actors_and_outlive_the_learner(
     start: StartProgram, opened: Callable[[Any], Any]
 ) -> None:
     chain = Chain(start, opened)
-    early = opened(ParameterFollower(chain.downstream, NETWORK, EXPERIENCE))
+    early = opened(ParameterFollower(links_of(parameters=chain.downstream), NETWORK, EXPERIENCE))
     for version in (1, 2):
         chain.learner.publish(parameters(version))
         chain.hear(early, version, served=(chain.learner,))
     chain.learner.close()
-    late = opened(ParameterFollower(chain.downstream, NETWORK, EXPERIENCE))
+    late = opened(ParameterFollower(links_of(parameters=chain.downstream), NETWORK, EXPERIENCE))
     chain.hear(late, 2, served=())
-    heartbeats: Inbox[Heartbeat] = opened(Inbox.subscribe(chain.downstream, {Kind.HEARTBEAT: decode_heartbeat}))
+    heartbeats: Inbox[Heartbeat] = opened(
+        links_of(parameters=chain.downstream).subscribe("parameters", {Kind.HEARTBEAT: decode_heartbeat})
+    )
     assert heartbeats.receive(timeout_s=60) == Heartbeat(run="run", learner_incarnation=7, version=2, update=20)
     while (status := chain.statuses.receive(timeout_s=60)) is not None:
         if status.metrics.get("forwarded") == 2:

@@ -15,22 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
-import apex_zmq
+import apex_zmq.__main__
 from apex_zmq.config import settings
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = (
-    "apex-actor",
-    "apex-replay",
-    "apex-learner",
-    "apex-forwarder",
-    "apex-train",
-    "apex-eval",
-    "apex-play",
-    "apex-keys",
-    "apex-doctor",
-    "apex-top",
-)
+PROGRAMS = [f"apex-{name}" for name in apex_zmq.__main__.PROGRAMS]
 CARTPOLE = f"--config {ROOT}/configs/cartpole.yaml"
 SMALL_REPLAY = "--set replay.arena_bytes=2_000_000 --set replay.capacity=10_000 --set replay.min_size=1000"
 
@@ -46,14 +35,16 @@ class Case(NamedTuple):
 # {...} is filled in from the `World`.
 BAD = {
     "unknown key": Case("apex-train --config {typo}", "learner.batchsize", "did you mean learner.batch_size?"),
-    "unknown key in --set": Case("apex-actor --set env.rewards.death=1", "env.rewards", "did you mean env.reward?"),
-    "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: Expected `int`", "--help"),
+    "unknown key in --set": Case(
+        "apex-actor --set env.rewards.death=1", "env.rewards", "did you mean env.reward.death?"
+    ),
+    "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: wanted int", 'got "many"'),
     "missing config": Case("apex-replay --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"),
     "a checkpoint as config": Case("apex-train --config {foreign}", "{foreign}", "not valid YAML"),
     "unknown stage": Case(
         "apex-actor --set env.stages=[1-1,9-3]", "env.stages: no stage '9-3' in SuperMarioBros;", "1-1 to 8-4"
     ),
-    "unknown action set": Case("apex-train --set env.actions=FLY", "env.actions", "'FLY'; see --help"),
+    "unknown action set": Case("apex-train --set env.actions=FLY", "env.actions: wanted RIGHT_ONLY or", 'got "FLY"'),
     "unknown button": Case("apex-train --set env.actions=[[jump]]", "env.actions: ['jump']", "buttons are A B NOOP"),
     "n above segment length": Case(
         "apex-actor --set agent.n_step=40", "agent.n_step 40 exceeds actor.segment_length 32", "lengthen segments"
@@ -79,7 +70,9 @@ BAD = {
         f"apex-replay {SMALL_REPLAY} --experience tcp://0.0.0.0:{{free}}", "tcp://0.0.0.0:{free}", "--insecure"
     ),
     "keys and no keys": Case(
-        f"apex-replay {SMALL_REPLAY} --insecure --keys {{nowhere}}", "--insecure lets everybody in", "give one of them"
+        f"apex-replay {SMALL_REPLAY} --insecure --keys {{nowhere}}",
+        "addresses.insecure disables authentication",
+        "set only one of them",
     ),
     "keys that are not there": Case(
         f"apex-replay {SMALL_REPLAY} --keys {{nowhere}}", "{nowhere}/identity.key_secret", "apex-keys has made"
@@ -150,8 +143,8 @@ BAD = {
     "video in no directory": Case(
         "apex-play --checkpoint {nowhere} --video {nowhere}/out.gif", "no directory {nowhere}", "make it first"
     ),
-    "watching without a terminal": Case("apex-top", "standard output is no terminal", "give --once"),
-    "an object without end": Case("apex-top --json", "--json and --timeout go with --once", "give it too"),
+    "watching without a terminal": Case("apex-top", "standard output is not a terminal", "give --once"),
+    "an object without end": Case("apex-top --json", "--json and --timeout need --once", "add it"),
     "no address to watch": Case("apex-top --once --parameters host:1", "address host:1", "write tcp://host:port"),
 }
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")

@@ -24,7 +24,7 @@ from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import EnvSpec
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.loop import Learner
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.types import Batch, Float32s, FrameSpec, PriorityUpdate, Sample
@@ -65,16 +65,12 @@ class Shard:
             "addresses.parameters": f"ipc://{directory}/parameters",
             "addresses.status": f"ipc://{directory}/status",
         }
-        self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
-            self.addresses["addresses.priorities"][0],
-            {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello},
-            hwm=256,
+        links = Links(loading.replace(Config(), self.addresses))
+        self._priorities: Inbox[PriorityUpdate | Hello] = links.bind(
+            "priorities", {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello}
         )
-        self._batches = [Outbox(address, hwm=4) for address in self.addresses["addresses.batches"]]
-        self._statuses: Inbox[Status] = Inbox.subscribe(
-            self.addresses["addresses.parameters"],
-            {Kind.RELAYED_STATUS: decode_relayed_status},
-        )
+        self._batches = [links.connect("batches", rank) for rank in range(RANKS)]
+        self._statuses: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
         self._number = 0
 
     def meet(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from apex_zmq.config import loading
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.rundir import checkpoint
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Status, decode_relayed_status
@@ -117,7 +117,7 @@ def test_a_run_is_shown_and_goes_on_without_window_or_display(
     train.wait_for("actor-0 ended with code")
     theirs.close_windows()
     actor.wait_for("window closed; training continues$")
-    statuses: Inbox[Status] = Inbox.subscribe(config.addresses.parameters, {Kind.RELAYED_STATUS: decode_relayed_status})
+    statuses: Inbox[Status] = Links(config).subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
     name = f"actor-{socket.gethostname()[:40]}"
     before = decisions(statuses, name)
     while decisions(statuses, name) <= before:

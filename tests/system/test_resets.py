@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from apex_zmq.net import access
 from apex_zmq.net.keys import make_client, make_servers
 
 from ..conftest import ROOT, StartProgram, free_tcp_address
@@ -25,33 +23,6 @@ PORTS = {
 }
 THREADS = 4
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST
-
-
-class ReusedSocket(socket.socket):
-    """A socket whose number is taken by somebody else as soon as it is closed."""
-
-    others: list[int] = []  # noqa: RUF012 (emptied by its test)
-
-    def close(self) -> None:
-        super().close()
-        self.others.append(os.open(os.devnull, os.O_RDONLY))
-
-
-def test_the_duplicate_of_a_descriptor_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apex_zmq.net.access.sockets.socket", ReusedSocket)
-    ReusedSocket.others.clear()
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as unconnected:
-        assert access._peer_of(unconnected.fileno()) == access.GONE
-    for descriptor in ReusedSocket.others:
-        os.close(descriptor)  # raises where somebody has closed it
-
-
-def test_a_descriptor_that_is_no_socket_is_left_open_and_its_duplicate_closed(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w") as file:
-        before = os.listdir("/proc/self/fd")
-        assert access._peer_of(file.fileno()) == access.GONE
-        assert os.listdir("/proc/self/fd") == before
-        os.fstat(file.fileno())
 
 
 def reset(address: str, count: int) -> int:

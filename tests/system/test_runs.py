@@ -24,9 +24,9 @@ from apex_zmq.replay.disk.snapshot import Snapshot
 from apex_zmq.roles.learner.loop import Learner
 from apex_zmq.rundir.checkpoint import BEST, load, save
 from apex_zmq.rundir.episodes import EPISODES
-from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Status, decode_relayed_status
+from apex_zmq.wire.messages import Status
 
+from ..channels import relayed_statuses
 from ..conftest import ROOT, StartProgram
 
 CARTPOLE = str(ROOT / "configs" / "cartpole.yaml")
@@ -153,7 +153,7 @@ def test_two_shards_share_experience_and_batches(start: StartProgram) -> None:
     flags = addresses(iter(free_ports(7)), shards=2)
     common = ["--config", CARTPOLE, *itertools.chain.from_iterable(flags.items()), "--set", "replay.shards=2"]
     common += ["--set", "replay.min_size=400"]
-    inbox: Inbox[Status] = Inbox.subscribe(flags["--parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
+    inbox: Inbox[Status] = relayed_statuses(flags["--parameters"])
     learner = start("learner", *common, "--run-dir", "run")
     for shard in "01":
         start("replay", *common, "--shard", shard)
@@ -246,6 +246,7 @@ def test_an_atari_game_is_trained_on_by_all_roles(start: StartProgram, tmp_path:
     assert figures["mean_length"] > 500
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # a hang, not a bar: six processes on two cores
 def test_cartpole_is_learned_over_the_real_processes(start: StartProgram, tmp_path: Path) -> None:
     """Mean return of 400 over the last 20 low-epsilon episodes within 30,000 updates, on two seeds at once."""

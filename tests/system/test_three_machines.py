@@ -1,6 +1,6 @@
 """docs/SEVERAL_MACHINES.md tried: three hosts, which are network namespaces of this machine, and the page's commands.
 
-A stranger knocks in between.
+A stranger tries to connect in between.
 
 The hosts have addresses of their own and hang on a bridge that stands in a fourth namespace: nothing leaves them.
 Each has a working directory of its own, so that files cannot stand in for messages.
@@ -40,13 +40,13 @@ while (answer := urllib.request.build_opener(urllib.request.ProxyHandler({})).op
 print(answer.decode())
 """
 
-# Knocks at an address with keys that its server does not list, until it has been refused.
-KNOCK = """
+# Connects to an address with keys that its server does not list, until it has been refused.
+STRANGER = """
 import sys, time
-from apex_zmq.net import access, keys
-from apex_zmq.config.settings import Addresses
-from apex_zmq.net.sockets import Outbox
-stranger = Outbox(sys.argv[2], hwm=4, keys=keys.client_keys(Addresses(keys=sys.argv[1]), "status"))
+from apex_zmq.net import access
+from apex_zmq.config.settings import Addresses, Config
+from apex_zmq.net.sockets import Links
+stranger = Links(Config(addresses=Addresses(keys=sys.argv[1], status=sys.argv[2]))).connect("status")
 while not access.counts["failed_handshakes"]:
     time.sleep(0.05)
 """
@@ -176,7 +176,7 @@ def test_the_walk_through_trains_on_three_hosts(hosts: dict[str, Host], tmp_path
     actors = hosts["actors"].terminal(every + commands("5. The actor host"))
 
     stranger = make_stranger(hosts, tmp_path / "another run")
-    hosts["actors"].ask(sys.executable, "-c", KNOCK, str(stranger), f"tcp://{ADDRESSES['learner']}:5555")
+    hosts["actors"].ask(sys.executable, "-c", STRANGER, str(stranger), f"tcp://{ADDRESSES['learner']}:5555")
     learner.wait_for(f"refused a connection from {ADDRESSES['actors']}: .*does not name its key")
 
     assert learner.wait() == 0, "".join(host.output for host in (learner, replay, actors))

@@ -16,7 +16,7 @@ from apex_zmq.cli.launch import free_ports
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config, Telemetry
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.net.sockets import Links
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.watch.prometheus import Endpoint, families, serve
 from apex_zmq.wire.codec import Kind
@@ -49,6 +49,7 @@ def test_a_status_has_names_labels_and_types() -> None:
     (inserts,) = found["apex_replay_inserts"].samples
     assert (inserts.name, inserts.value) == ("apex_replay_inserts_total", 12)
     assert inserts.labels == {"name": "replay-1", "shard": "1"}
+    assert found["apex_replay_inserts"].documentation == "transitions inserted (transitions)"
     types = {name.removeprefix("apex_replay_"): family.type for name, family in found.items()}
     assert types.pop("inserts") == "counter"
     assert types == dict.fromkeys(["size", "segments_lost", "start_time_s", "progress_time_s"], "gauge")  # lost shrinks
@@ -89,8 +90,10 @@ def test_a_role_serves_what_it_reports(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     address = f"ipc://{tmp_path}/status"
     changes = {"addresses.status": address, "telemetry.status_interval_s": 0.02, "telemetry.metrics_port": port}
-    with closing(Inbox.bind(address, {Kind.STATUS: decode_status}, hwm=10)) as inbox:
-        reporter = StatusReporter("actor", "actor-7", 1, loading.replace(Config(), changes))
+    config = loading.replace(Config(), changes)
+    links = Links(config)
+    with closing(links.bind("status", {Kind.STATUS: decode_status})) as inbox:
+        reporter = StatusReporter("actor", "actor-7", 1, config, links)
         reporter.metrics = {"decisions": 41.0}
         reporter.start()
         assert inbox.receive(30) is not None

@@ -45,13 +45,16 @@ def episode(
     value: float,
     epsilon: float = 0.5,
     length: int = 10,
-    max_x: int = 0,
+    max_x: float | None = None,
     cleared: bool = False,
-    stage: str = "",
+    stage: str = "1-1",
     stages_cleared: int = 0,
 ) -> Episode:
-    stage = stage or ("1-1" if max_x else "")
-    return Episode(value, length, epsilon, stage, max_x, cleared, stages_cleared)
+    """max_x: of Mario; None: of an environment that tells nothing."""
+    if max_x is None:
+        return Episode(value, length, epsilon)
+    info = {"max_x": max_x, "cleared": float(cleared), "stages_cleared": float(stages_cleared)}
+    return Episode(value, length, epsilon, stage, info)
 
 
 def started(now: float = 0.0) -> RunStats:
@@ -183,7 +186,7 @@ def test_summary_without_anybody_or_any_episode_has_no_made_up_numbers() -> None
 
 
 def test_episodes_are_counted_and_averaged_over_the_last_ones() -> None:
-    stats = RunStats(episodes=7, clears=2, best_x=500)
+    stats = RunStats(episodes=7, info={"clears": 2, "best_x": 500})
     many = EPISODE_WINDOW + 20
     for value in range(many):
         stats.hear(status(episodes=(episode(float(value), length=value),)), float(value))

@@ -21,10 +21,7 @@ import pytest
 from rich.console import Console
 
 from apex_zmq.cli import tools
-from apex_zmq.config import loading
-from apex_zmq.config.settings import Config
-from apex_zmq.net.keys import make_client, make_servers, server_keys
-from apex_zmq.net.sockets import Publisher
+from apex_zmq.net.keys import make_client, make_servers
 from apex_zmq.watch import top
 from apex_zmq.watch.stats import AWAY_S
 from apex_zmq.watch.verdict import Verdict, judge
@@ -32,6 +29,7 @@ from apex_zmq.watch.view import FORGET_S, WINDOW_S, Process, View, Watch
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 
+from ..channels import publisher_of
 from ..conftest import ROOT, environment, free_tcp_address
 from ..statuses import ACTOR, BALANCED, BEFORE, LEARNER, NOW, REPLAY, SECONDS, changed, status, view, watch, words
 
@@ -217,8 +215,7 @@ class Relay:
 
     def __init__(self, address: str, keys: str | None = None) -> None:
         self.address = address
-        addresses = loading.replace(Config(), {"addresses.keys": keys}).addresses
-        self._publisher = Publisher(address, keys=server_keys(addresses, "parameters"))
+        self._publisher = publisher_of(address, Path(keys) if keys else None)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

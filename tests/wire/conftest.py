@@ -120,7 +120,7 @@ def bodies() -> dict[Kind, Body]:
         time=1_700_000_000.5,
         progress_time=1_700_000_000.25,
         metrics={"decisions": 4096.0, "blocked_s": 0.5},
-        episodes=(Episode(12.5, 300, 0.01, "1-1", 3161, True), Episode(-3.0, 17, 0.4)),
+        episodes=(Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4)),
     )
     return {
         Kind.HELLO: Hello("run-1", 2**60, 0, SIGNATURE),

@@ -23,9 +23,11 @@ from apex_zmq.wire.codec import (
     unpack,
 )
 
+MAJOR, MINOR = PROTOCOL_VERSION
 
-def header(kind: int, raw_size: int, *, version: int = PROTOCOL_VERSION, flags: int = 0, reserved: int = 0) -> bytes:
-    return struct.pack("<BBBBI", kind, version, flags, reserved, raw_size)
+
+def header(kind: int, raw_size: int, *, major: int = MAJOR, flags: int = 0, minor: int = MINOR) -> bytes:
+    return struct.pack("<BBBBI", kind, major, flags, minor, raw_size)
 
 
 @given(st.sampled_from(Kind), st.binary(max_size=300), st.integers(1, 30))
@@ -56,13 +58,14 @@ def test_parameters_may_arrive_compressed() -> None:
     [
         (b"", "shorter than its prelude"),
         (header(Kind.HELLO, 0)[:-1], "shorter than its prelude"),
-        (header(Kind.HELLO, 0, version=PROTOCOL_VERSION + 1), "protocol version"),
+        (header(Kind.HELLO, 0, major=MAJOR + 1, minor=2), rf"protocol version {MAJOR + 1}\.2, this program has"),
+        (bytes([Kind.HELLO, MAJOR - 1, 0, 0]), rf"protocol version {MAJOR - 1}\.0, this program has"),
+        (bytes([200, MAJOR + 1, 255, 7]), rf"protocol version {MAJOR + 1}\.7, this program has"),
         (header(0, 0), "unknown message kind 0"),
         (header(10, 0), "unknown message kind 10"),
         (header(255, 0), "unknown message kind 255"),
         (header(Kind.HELLO, 1, flags=2) + b"a", "unknown flags"),
         (header(Kind.HELLO, 1, flags=0x80 | FLAG_LZ4) + b"a", "unknown flags"),
-        (header(Kind.HELLO, 1, reserved=1) + b"a", "unknown flags"),
         (header(Kind.HELLO, 2) + b"a", "1 bytes, 2 declared"),
         (header(Kind.HELLO, 0) + b"a", "1 bytes, 0 declared"),
         (header(Kind.HELLO, 4097) + bytes(4097), "exceeds the 4096 of HELLO"),
@@ -75,6 +78,10 @@ def test_parameters_may_arrive_compressed() -> None:
 def test_bad_header_parts_are_refused_with_a_reason(part: bytes, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         unpack(part)
+
+
+def test_a_message_of_another_minor_version_is_read() -> None:
+    assert unpack(header(Kind.HELLO, 1, minor=MINOR + 1) + b"a") == (Kind.HELLO, b"a")
 
 
 @pytest.mark.parametrize("declared", [999, 1001])

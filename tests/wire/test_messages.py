@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,8 +19,9 @@ from apex_zmq.wire.body import Body, Parts, encode
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of, pack, unpack
 from apex_zmq.wire.experience import encode_segment
 from apex_zmq.wire.frames import decode_windows
-from apex_zmq.wire.messages import decode_hello
+from apex_zmq.wire.messages import Episode, Heartbeat, Status, decode_hello
 
+OPEN = ("HEARTBEAT", "STATUS", "RELAYED_STATUS")  # bodies whose unknown fields are ignored
 Message = list[bytes]
 Decoders = dict[str, Callable[[Parts], Any]]
 NAMES = ("SEGMENT", "SEGMENT/raw", "BATCH", "BATCH/raw", *(kind.name for kind in Kind if kind > Kind.BATCH))
@@ -218,7 +220,13 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("STATUS", "episodes.0.episode_return", NAN, "not finite"),
     ("STATUS", "episodes.0.epsilon", 1.5, "<= 1"),
     ("STATUS", "episodes.0.epsilon", NAN, "epsilon"),
-    ("STATUS", "episodes.0.stage", "1" * 17, "length"),
+    ("STATUS", "episodes.0.stage", "1" * 33, "length"),
+    ("STATUS", "episodes.0.info", {"max_x": NAN}, "not finite"),
+    ("STATUS", "episodes.1.info", {"max_x": INF}, "not finite"),
+    ("STATUS", "episodes.0.info", {"": 1.0}, "length"),
+    ("STATUS", "episodes.0.info", {"x" * 33: 1.0}, "length"),
+    ("STATUS", "episodes.0.info", {str(i): 1.0 for i in range(17)}, "length"),
+    ("STATUS", "episodes.0.info", {"max_x": "far"}, "float"),
     ("RELAYED_STATUS", "time", NAN, "not finite"),
 ]
 
@@ -301,11 +309,41 @@ def test_a_message_of_another_kind_is_refused(name: str, valid: dict[str, Messag
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_and_missing_fields_are_refused(name: str, valid: dict[str, Message], decoders: Decoders) -> None:
     body = body_of(valid[name])
-    with pytest.raises(WireError, match="unknown field `surplus`"):
-        decoders[name](with_body(valid[name], body | {"surplus": 1}))
+    if name not in OPEN:
+        with pytest.raises(WireError, match="unknown field `surplus`"):
+            decoders[name](with_body(valid[name], body | {"surplus": 1}))
     for field in body.keys() - {"episodes"}:  # which has a default
         with pytest.raises(WireError, match=f"missing required field `{field}`"):
             decoders[name](with_body(valid[name], {key: value for key, value in body.items() if key != field}))
+
+
+class LaterEpisode(Episode, frozen=True):
+    surplus: int = 1
+
+
+class LaterStatus(Status, frozen=True):
+    surplus: tuple[str, ...] = ("of", "a", "later", "minor", "version")
+
+
+class LaterHeartbeat(Heartbeat, frozen=True):
+    surplus: float = 0.5
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_fields_of_a_later_minor_version_are_ignored(
+    name: str, valid: dict[str, Message], decoders: Decoders, bodies: dict[Kind, Body]
+) -> None:
+    kind = Kind[name]
+    body = bodies[kind]
+    if isinstance(body, Status):
+        episodes = tuple(LaterEpisode(**msgspec.structs.asdict(episode)) for episode in body.episodes)
+        assert episodes
+        later: Body = LaterStatus(**{**msgspec.structs.asdict(body), "episodes": episodes})
+    else:
+        later = LaterHeartbeat(**msgspec.structs.asdict(body))
+    parts = encode(kind, later)
+    assert b"surplus" in bytes(unpack(parts[0])[1])
+    assert decoders[name](parts) == body == decoders[name](valid[name])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,12 +24,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from apex_zmq.agent.nstep import n_step_columns
 from apex_zmq.config import loading, settings
 from apex_zmq.envs.emulators import ROM_SHA256
+from apex_zmq.envs.games import MARIO
 from apex_zmq.envs.mario import RULES_VERSION
+from apex_zmq.net.links import LINKS
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
 from apex_zmq.wire import experience, messages
 from apex_zmq.wire.body import Body, encode
-from apex_zmq.wire.codec import LIMITS, PROTOCOL_VERSION, Kind
+from apex_zmq.wire.codec import LIMITS, PROTOCOL_VERSION, Kind, version_text
 from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
@@ -124,13 +126,28 @@ def span(low: int | None, high: int | None) -> str:
 
 
 def test_protocol_version() -> None:
-    assert re.findall(r"^Protocol version: \*\*(\d+)\*\*$", TEXT, re.MULTILINE) == [str(PROTOCOL_VERSION)]
+    assert re.findall(r"^Protocol version: \*\*([\d.]+)\*\*$", TEXT, re.MULTILINE) == [version_text()]
+
+
+def test_every_link_is_in_the_table() -> None:
+    (rows,) = tables("1. Links")
+    assert [row["link"] for row in rows] == list(LINKS)
+    for row in rows:
+        link = LINKS[row["link"]]
+        assert row["pattern"] == {"push": "PUSH to PULL", "publish": "XPUB to SUB"}[link.pattern]
+        assert (row["binds"], row["connects"]) == (", ".join(link.binds), ", ".join(link.connects))
+        assert row["queue of what binds"] == str(link.bound_queue)
+        assert row["queue of what connects"].strip("`") == str(link.connected_queue)
+        assert row["addresses"] == (f"one per {link.one_per}" if link.one_per else "one")
+        assert row["kinds"] == ", ".join(kind.name for kind in link.kinds)
+        assert row["kernel buffer"] == ("" if link.kernel_bytes is None else str(link.kernel_bytes))
+        assert row["linger"] == str(round(1000 * link.linger_s))
 
 
 def test_every_kind_has_its_number_limits_and_section() -> None:
     documented = {
         (row["kind"], int(row["number"])): (int(row["body before compression"]), int(row["buffer part"]))
-        for row in tables("2. Messages")[1]
+        for row in tables("Limits")[0]
     }
     assert documented == {(kind.name, kind.value): LIMITS[kind] for kind in Kind}
     headings = re.findall(r"^### (\w+ \(\d+\))$", TEXT, re.MULTILINE)
@@ -149,9 +166,7 @@ def test_every_field_is_documented_with_its_type_and_range(heading: str) -> None
             continue
         kind, values = described(field.type)
         if not field.required:
-            default = json.dumps(
-                field.default if field.default is not msgspec.NODEFAULT else list(field.default_factory())
-            )
+            default = json.dumps(field.default if field.default is not msgspec.NODEFAULT else field.default_factory())
             values = f"{values}; default {default}" if values else f"default {default}"
         assert (row["type"], row["values"]) == (kind, values), field.encode_name
 
@@ -160,13 +175,13 @@ def test_every_field_is_documented_with_its_type_and_range(heading: str) -> None
 
 
 def read_by_document(parts: list[bytes]) -> tuple[str, dict[str, Any]]:
-    kind, version, flags, reserved, raw_size = struct.unpack_from("<BBBBI", parts[0])
-    assert (version, reserved) == (PROTOCOL_VERSION, 0)
+    kind, major, flags, minor, raw_size = struct.unpack_from("<BBBBI", parts[0])
+    assert (major, minor) == PROTOCOL_VERSION
     body = parts[0][8:]
     if flags & 1:
         body = lz4.block.decompress(body, uncompressed_size=raw_size)
     assert len(body) == raw_size
-    (row,) = [row for row in tables("2. Messages")[1] if int(row["number"]) == kind]
+    (row,) = [row for row in tables("Limits")[0] if int(row["number"]) == kind]
     assert len(parts) - 1 == int(row["buffer parts"])
     return row["kind"], read_fields(f"{row['kind']} ({kind})", msgpack.unpackb(body))
 
@@ -285,7 +300,7 @@ def test_parameters_are_read_by_the_document(bodies: dict[Kind, Body], valid: di
 
 
 def test_the_heartbeat_in_hex() -> None:
-    message = bytes.fromhex(code("2. Messages", "hex"))
+    message = bytes.fromhex(code("Limits", "hex"))
     heartbeat = Heartbeat(run="a1b2", learner_incarnation=7, version=3, update=150)
     assert decode_heartbeat([message]) == heartbeat
     assert encode(Kind.HEARTBEAT, heartbeat) == [message]
@@ -317,7 +332,7 @@ def test_the_experience_signature_example() -> None:
     assert f"has the experience signature `{digest}`" in section("Experience signature")
     meaning = json.loads(text)
     assert json.dumps(meaning, sort_keys=True, separators=(",", ":")) == text
-    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256[settings.MARIO], RULES_VERSION)
+    assert (meaning["rom"], meaning["rules"]) == (ROM_SHA256[MARIO], RULES_VERSION)
     agent = {"n_step": meaning["n_step"], "gamma": meaning["gamma"]}
     for left_out in ({}, {"emulator": "nes-py", "stages": ["8-4"]}):
         config = loading.from_tree({"env": meaning["env"] | left_out, "agent": agent}, "PROTOCOL.md")

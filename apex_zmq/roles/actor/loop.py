@@ -17,8 +17,8 @@ from apex_zmq.agent.exploration import Explorer, elastic_epsilon, ladder
 from apex_zmq.agent.networks import load_arrays, make_network, to_arrays
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import EnvError, Lanes, Step, make_lanes
-from apex_zmq.net.keys import client_keys
 from apex_zmq.net.parameters import ParameterFollower
+from apex_zmq.net.sockets import Links
 from apex_zmq.play.viewer import LaneWindow
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.actor.shipper import Shipper
@@ -95,17 +95,13 @@ class Actor:
         spec = self._lanes.spec
         self._network = make_network(config.agent, spec.frame, spec.num_actions).eval()
         self._signature = experience_signature(config)
-        self._parameters = ParameterFollower(
-            config.addresses.parameters,
-            network_signature(to_arrays(self._network)),
-            self._signature,
-            client_keys(config.addresses, "parameters"),
-        )
+        links = Links(config)
+        self._parameters = ParameterFollower(links, network_signature(to_arrays(self._network)), self._signature)
         self._shipper = Shipper(
-            config.addresses.experience,
+            links,
+            len(config.addresses.experience),
             self._signature,
             drop_oldest=config.actor.when_blocked == "drop_oldest",
-            keys=client_keys(config.addresses, "experience"),
         )
         self._explorer = Explorer(count, spec.num_actions, config.actor.repeat_zeta, config.actor.repeat_max, self._rng)
         self._ladder: list[float] | None = None
@@ -123,7 +119,7 @@ class Actor:
         self._returns = np.zeros(count)
         self._lengths = np.zeros(count, np.int64)
         self._decisions = 0
-        self._reporter = StatusReporter("actor", name, incarnation, config)
+        self._reporter = StatusReporter("actor", name, incarnation, config, links)
 
     def run(self, stop: threading.Event) -> None:
         """Play until told to stop.
@@ -220,7 +216,7 @@ class Actor:
         self._lengths[lane] += 1
         if self._window is not None and self._window.lane == lane:
             epsilon, episode_return = float(self._epsilon[lane]), float(self._returns[lane])
-            self._window.show(stack, q, action, episode_return, step.progress, epsilon)
+            self._window.show(stack, q, action, episode_return, epsilon, step.stage, step.info)
         return step
 
     def _final_values(self, steps: list[Step]) -> npt.NDArray[np.float64]:
@@ -251,16 +247,13 @@ class Actor:
             self._epsilon[lane] = elastic_epsilon(actor.epsilon, actor.epsilon_alpha, lane, actor.lanes, self._rng)
 
     def _finish_episode(self, lane: int, step: Step) -> None:
-        progress = step.progress
         self._reporter.episode(
             Episode(
                 episode_return=float(self._returns[lane]),
                 length=int(self._lengths[lane]),
                 epsilon=float(self._epsilon[lane]),
-                stage=progress.stage if progress else "",
-                max_x=progress.max_x if progress else 0,
-                cleared=progress.cleared if progress else False,
-                stages_cleared=progress.stages_cleared if progress else 0,
+                stage=step.stage,
+                info=dict(step.info),
             )
         )
 

@@ -6,8 +6,7 @@ import dataclasses
 import time
 from collections import deque
 
-from apex_zmq.net.keys import ClientKeys
-from apex_zmq.net.sockets import EXPERIENCE_HWM, EXPERIENCE_KERNEL_BYTES, Outbox, wait
+from apex_zmq.net.sockets import Links, wait
 from apex_zmq.types import Segment
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -16,33 +15,20 @@ from apex_zmq.wire.messages import Bye
 
 QUEUED_SEGMENTS = 64  # wait for a shard with actor.when_blocked=drop_oldest
 FAREWELL_S = 0.5
-LINGER_S = 1.0
 
 
 class Shipper:
     """Sends segments to any replay shard that can take one, in rotation.
 
-    drop_oldest: while none can, keep the newest `QUEUED_SEGMENTS` instead of waiting.
+    shards: their number. drop_oldest: while none can, keep the newest `QUEUED_SEGMENTS` instead of waiting.
     waited_s, sent, dropped: seconds spent waiting, segments sent and dropped so far.
     """
 
-    def __init__(
-        self, addresses: tuple[str, ...], signature: str, *, drop_oldest: bool, keys: ClientKeys | None = None
-    ) -> None:
+    def __init__(self, links: Links, shards: int, signature: str, *, drop_oldest: bool) -> None:
         self.waited_s = 0.0
         self.sent = self.dropped = 0
-        self._outboxes = [
-            Outbox(
-                address,
-                hwm=EXPERIENCE_HWM,
-                linger_s=LINGER_S,
-                patient=True,
-                kernel_bytes=EXPERIENCE_KERNEL_BYTES,
-                keys=keys,
-            )
-            for address in addresses
-        ]
-        self._sequences = [0] * len(addresses)
+        self._outboxes = [links.connect("experience", shard) for shard in range(shards)]
+        self._sequences = [0] * shards
         self._signature = signature
         self._drop_oldest = drop_oldest
         self._queue: deque[Segment] = deque()

@@ -18,15 +18,15 @@ KEPT = 10  # the newest of each rank
 
 
 def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s) -> None:
-    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: columns by the names of `Sample`, and the rest.
+    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: columns named as in `Sample`, and the rest.
 
-    A failure is logged and costs the file, not the run.
+    Only the newest `KEPT` files of a rank stay. If the file cannot be written, an error is logged.
 
     Args:
-        directory: the run's.
-        update: gradient steps taken before.
-        decoded: the batch.
-        weights: [B] importance weights.
+        directory: the run directory.
+        update: gradient steps of the run before the failed one.
+        decoded: the batch, with its windows.
+        weights: float32 [B], importance weights.
     """
     batch, sample = decoded.batch, decoded.batch.sample
     name = f"update-{update:09d}-rank-{batch.rank}-shard-{batch.shard}-{batch.number}.npz"
@@ -47,7 +47,7 @@ def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s)
                 weights=weights,
             )
         own = path.parent.glob(f"*-rank-{batch.rank}-*.npz")
-        for old in sorted(own, key=lambda found: found.stat().st_mtime_ns)[:-KEPT]:
+        for old in sorted(own, key=lambda found: (found.stat().st_mtime_ns, found.name))[:-KEPT]:
             old.unlink()
     except OSError as error:
         log.error("%s not saved, training goes on: %s", path, error)

@@ -13,21 +13,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from apex_zmq.config.settings import Config, batch_addresses
-from apex_zmq.net.keys import server_keys
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.config.settings import Config
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.types import Batch, FrameSpec, Sample
+from apex_zmq.wire.body import Parts
 from apex_zmq.wire.checksums import corrupted_windows
-from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.codec import Kind, WireError
 from apex_zmq.wire.experience import decode_batch
 from apex_zmq.wire.frames import decode_windows
 
 log = logging.getLogger(__name__)
 
 DECODED_AHEAD = 2
-RECEIVE_HWM = 4
 IDLE_S = 0.1
 FOREIGN_PER_LINE = 100  # batches of another learner between two lines of the log
+
+
+def decode_known_batch(parts: Parts, frame: FrameSpec, n_step: int, num_shards: int) -> Batch:
+    """A batch of one of the run's shards.
+
+    Raises:
+        WireError: as `decode_batch`; a shard number that `addresses.priorities` has no address for.
+    """
+    batch = decode_batch(parts, frame, n_step)
+    if batch.shard >= num_shards:
+        raise WireError(f"shard {batch.shard}, but addresses.priorities lists {num_shards}; list one address per shard")
+    return batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +50,15 @@ class DecodedBatch:
     broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, are not what their actor sent, or of no action
 
 
-def bind_batches(config: Config, rank: int, frame: FrameSpec) -> Inbox[Batch]:
+def bind_batches(links: Links, config: Config, rank: int, frame: FrameSpec) -> Inbox[Batch]:
     """The socket on which a rank of the learner receives its batches, of such frames.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
-    return Inbox.bind(
-        batch_addresses(config.addresses)[rank],
-        {Kind.BATCH: lambda parts: decode_batch(parts, frame, config.agent.n_step)},
-        hwm=RECEIVE_HWM,
-        insecure=config.addresses.insecure,
-        keys=server_keys(config.addresses, "batches"),
+    num_shards = len(config.addresses.priorities)
+    return links.bind(
+        "batches", {Kind.BATCH: lambda parts: decode_known_batch(parts, frame, config.agent.n_step, num_shards)}, rank
     )
 
 
@@ -93,6 +101,14 @@ class Feeder(threading.Thread):
     def decoded(self) -> int:
         """Batches that are ready."""
         return self._decoded.qsize()
+
+    def check_version(self) -> None:
+        """End this process if the shards speak another major version of the protocol.
+
+        Raises:
+            MismatchError: they do.
+        """
+        self._inbox.check_version("replay")
 
     @property
     def refused(self) -> int:

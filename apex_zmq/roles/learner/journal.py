@@ -20,6 +20,7 @@ import numpy.typing as npt
 from apex_zmq.agent.trainer import Trainer
 from apex_zmq.config.loading import to_yaml
 from apex_zmq.config.settings import Config, Run, to_tree
+from apex_zmq.envs.info import columns_of
 from apex_zmq.errors import CheckpointError
 from apex_zmq.roles.learner.publisher import HEARD_AHEAD, Publisher
 from apex_zmq.roles.status import process_metrics
@@ -28,7 +29,8 @@ from apex_zmq.rundir.directory import keep_settings
 from apex_zmq.rundir.episodes import EpisodeLog
 from apex_zmq.types import Float64s
 from apex_zmq.watch import prometheus
-from apex_zmq.watch.stats import PROGRESS, ROLES, Meter, RunStats, progress_line
+from apex_zmq.watch.metrics import ROLES
+from apex_zmq.watch.stats import PROGRESS_LOG, TOTALS, Meter, RunStats, progress_line
 from apex_zmq.watch.tensorboard import Board
 from apex_zmq.wire.messages import Status
 
@@ -44,14 +46,13 @@ class Totals:
 
     episodes: int = 0
     decisions: int = 0
-    clears: int = 0
-    best_x: int = 0
+    info: Mapping[str, float] = field(default_factory=dict)  # totals of `envs.info`, by name
     low_epsilon_return: float | None = None  # mean of the last episodes; None while there are too few
 
     @classmethod
     def of(cls, stats: RunStats) -> Totals:
         """The totals of the statistics at this moment."""
-        return cls(stats.episodes, stats.decisions, stats.clears, stats.best_x, stats.low_epsilon_return)
+        return cls(stats.episodes, stats.decisions, dict(stats.info), stats.low_epsilon_return)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Origin:
 
     run_id: str
     learner_incarnation: int
-    totals: Totals = Totals()
+    totals: Totals = field(default_factory=Totals)
     elapsed_s: float = 0.0  # trained before
     best_score: float | None = None  # of the best checkpoint so far
 
@@ -74,7 +75,8 @@ class Origin:
         if checkpoint is None:
             return cls(secrets.token_hex(8), now)
         counters = checkpoint.counters
-        totals = Totals(**{name: int(counters[name]) for name in ("episodes", "decisions", "clears", "best_x")})
+        info = {name: counters[name] for name in TOTALS if counters.get(name)}
+        totals = Totals(int(counters["episodes"]), int(counters["decisions"]), info)
         return cls(
             checkpoint.run_id,
             max(now, checkpoint.learner_incarnation + 1),
@@ -130,8 +132,7 @@ class Journal(threading.Thread):
             since=time.monotonic(),
             episodes=totals.episodes,
             decisions=totals.decisions,
-            clears=totals.clears,
-            best_x=totals.best_x,
+            info=dict(totals.info),
         )
         self._start_time = time.time()
         self._incarnation = secrets.randbits(63)
@@ -160,7 +161,7 @@ class Journal(threading.Thread):
         """Hear statuses, write and report at their intervals, until closed; then once more."""
         keep_settings(self._directory, to_yaml(self._config))
         board = Board(self._directory, self._config, self.totals.decisions)
-        episodes = EpisodeLog(self._directory)
+        episodes = EpisodeLog(self._directory, columns_of(self._config.env))
         telemetry = self._config.telemetry
         next_status = time.monotonic()
         next_summary = next_status + min(telemetry.log_interval_s, FIRST_SUMMARY_S)
@@ -197,7 +198,7 @@ class Journal(threading.Thread):
         numbers = self._stats.summary(now, report.update) | self._meter.take() | self._rank_waits(report, now)
         board.write(numbers, {**report.histograms, **self._stats.ends()}, self.totals.decisions)
         self._summary = numbers | {"decisions": self.totals.decisions}
-        log.info("%s%s", PROGRESS, progress_line(numbers))
+        logging.getLogger(PROGRESS_LOG).info("progress  %s", progress_line(numbers))
 
     def _report_status(self, now: float) -> None:
         """Relay the learner's own status: the process, the newest summary, live roles, settings that apex-top shows."""
@@ -290,9 +291,8 @@ class Saver:
                 "updates": trainer.updates,
                 "decisions": totals.decisions,
                 "episodes": totals.episodes,
-                "clears": totals.clears,
-                "best_x": totals.best_x,
                 "elapsed_s": elapsed_s,
+                **totals.info,
             },
             config=to_tree(self._config),
             run_id=self._origin.run_id,

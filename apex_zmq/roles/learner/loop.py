@@ -19,8 +19,7 @@ from apex_zmq.agent.trainer import StepResult, Trainer
 from apex_zmq.config.settings import Config, batch_addresses
 from apex_zmq.envs.make import env_spec
 from apex_zmq.errors import CheckpointError, ConfigError, UserError
-from apex_zmq.net.keys import client_keys
-from apex_zmq.net.sockets import Outbox
+from apex_zmq.net.sockets import Links
 from apex_zmq.roles.learner import bad_batches, consensus
 from apex_zmq.roles.learner.consensus import Exchange
 from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
@@ -37,7 +36,6 @@ from apex_zmq.wire.messages import Hello, Parameters, make_tensors
 
 log = logging.getLogger(__name__)
 
-PRIORITY_HWM = 64
 HELLO_S = 1.0
 IDLE_S = 0.1
 
@@ -87,12 +85,13 @@ class Learner:
             self._trainer.initialize(self._load(to_play(init_from)).played)
         self._open = ExitStack()  # closed in reverse order
         self._open.callback(ranks.leave)
-        batches = bind_batches(config, ranks.rank, spec.frame)
+        links = Links(config)
+        batches = bind_batches(links, config, ranks.rank, spec.frame)
         # Only rank 0 has a publisher, and with it a journal (see `run`).
         self._publisher: Publisher | None = None
         if ranks.rank == 0:
             # Addresses before the directory, so that a run that cannot begin leaves none behind.
-            self._publisher = Publisher(config.addresses)
+            self._publisher = Publisher(links)
             self._open.callback(RunDirectory(directory).release)
             self._open.callback(self._publisher.close)
         self._origin = self._agree(self._restore() if resume else None)
@@ -103,8 +102,7 @@ class Learner:
             pin_memory=self._trainer.device.type == "cuda",
         )
         self._open.callback(self._feeder.close)
-        keys = client_keys(config.addresses, "priorities")
-        self._shards = [Outbox(address, hwm=PRIORITY_HWM, keys=keys) for address in config.addresses.priorities]
+        self._shards = [links.connect("priorities", shard) for shard in range(len(config.addresses.priorities))]
         for shard in self._shards:
             self._open.callback(shard.close)
         self._threads: list[threading.Thread] = []
@@ -126,6 +124,7 @@ class Learner:
         Raises:
             DivergenceError: too many steps in a row were skipped; the checkpoints are those from before.
             RankLostError: another rank has ended.
+            MismatchError: the shards speak another major version of the protocol.
             RuntimeError: one of the learner's threads has died.
         """
         with self._open:
@@ -252,8 +251,7 @@ class Learner:
         update = PriorityUpdate(
             batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, keys, td_error
         )
-        if batch.shard < len(self._shards):
-            self._shards[batch.shard].send(encode_priorities(update))
+        self._shards[batch.shard].send(encode_priorities(update))
 
     def _skip(self, decoded: DecodedBatch, weights: Float32s, reason: str) -> None:
         """Keep the batch on which a step failed.
@@ -306,6 +304,7 @@ class Learner:
         self._threads.append(thread)
 
     def _check_threads(self) -> None:
+        self._feeder.check_version()
         for thread in self._threads:
             if not thread.is_alive():
                 raise RuntimeError(f"the learner's {thread.name} has died")

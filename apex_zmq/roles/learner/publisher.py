@@ -5,17 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 
-from apex_zmq.config.settings import Addresses
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.keys import server_keys
 from apex_zmq.net.parameters import ParameterPublisher
-from apex_zmq.net.sockets import Inbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Parameters, Status, decode_status
 
 SERVE_S = 0.05  # a welcome leaves only while subscriptions are read: at least every 0.1 s
-STATUS_HWM = 1000
 HEARD_AHEAD = 100  # statuses, each with up to 4,096 episodes
 
 
@@ -30,19 +27,11 @@ class Publisher(threading.Thread):
         ConfigError: an address that cannot be bound.
     """
 
-    def __init__(self, addresses: Addresses) -> None:
+    def __init__(self, links: Links) -> None:
         super().__init__(name="publisher", daemon=True)
-        self._parameters = ParameterPublisher(
-            addresses.parameters, insecure=addresses.insecure, keys=server_keys(addresses, "parameters")
-        )
+        self._parameters = ParameterPublisher(links)
         try:
-            self._statuses: Inbox[Status] = Inbox.bind(
-                addresses.status,
-                {Kind.STATUS: decode_status},
-                hwm=STATUS_HWM,
-                insecure=addresses.insecure,
-                keys=server_keys(addresses, "status"),
-            )
+            self._statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
         except ConfigError:
             self._parameters.close()
             raise

@@ -9,11 +9,12 @@ from typing import Any
 import numpy.typing as npt
 import psutil
 
-from apex_zmq.config.settings import WORLDS, Config
+from apex_zmq.config.settings import Config
+from apex_zmq.envs.games import WORLDS
 from apex_zmq.errors import UserError
 from apex_zmq.signature import network_signature
 from apex_zmq.watch.doctor import links
-from apex_zmq.watch.doctor.addresses import check_keys, check_link
+from apex_zmq.watch.doctor.addresses import check_endpoint, check_keys
 from apex_zmq.watch.doctor.check import Check, failed
 from apex_zmq.watch.doctor.host import (
     check_disks,
@@ -53,8 +54,8 @@ def examine(config: Config, given: Sequence[str] = ()) -> Iterator[Check]:
     if "learner" in roles:
         yield check_gpu(config.learner.device)
     bound = [] if TRAIN in given else links.bound_here(config, roles)
-    holders = {link: links.find_holder(link.address) for link in bound if links.resolves(link.address)}
-    shards = config.replay.shards if TRAIN in given else len({link.number for link in bound if link.server == "replay"})
+    holders = {each: links.find_holder(each.address) for each in bound if links.resolves(each.address)}
+    shards = config.replay.shards if TRAIN in given else len({each.number for each in bound if each.server == "replay"})
     if "replay" in roles:
         yield check_memory(config, shards, _resident_bytes(holders.values()))
     network_bytes = sum(array.nbytes for array in network.values())
@@ -64,8 +65,8 @@ def examine(config: Config, given: Sequence[str] = ()) -> Iterator[Check]:
         return
     yield check_keys(config, roles, bound)
     opened = links.opened_here(config, roles)
-    for link in [*bound, *(link for link in opened if link not in bound)]:
-        yield check_link(config, link, holders.get(link), here=link in bound, opens=link in opened)
+    for each in [*bound, *(each for each in opened if each not in bound)]:
+        yield check_endpoint(config, each, holders.get(each), here=each in bound, opens=each in opened)
     yield from check_run(config, network_signature(network) if network else None)
 
 

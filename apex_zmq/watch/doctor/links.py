@@ -1,4 +1,4 @@
-"""Facts about the addresses of a run, as seen from one host: whose they are, who has bound them, who answers."""
+"""Facts about the addresses of a run, as seen from one host: which role binds them, which process holds them."""
 
 from __future__ import annotations
 
@@ -12,44 +12,49 @@ from typing import NamedTuple
 import psutil
 
 from apex_zmq.config.settings import Addresses, Config, all_addresses, batch_addresses
-from apex_zmq.net.keys import OPENS, SERVERS, SERVES, role_of
+from apex_zmq.net.keys import role_of
+from apex_zmq.net.links import LINKS, Link, addresses_of
 from apex_zmq.net.sockets import is_local
 
-ANYWHERE = ("", "*", "0.0.0.0", "::")  # hosts of an address that stand for all of this machine's
+WILDCARDS = ("", "*", "0.0.0.0", "::")  # hosts that stand for all of this machine's interfaces
 REACH_S = 3.0
 
 
-class Link(NamedTuple):
-    """One address of a run and the role that binds it. number: of the shard or the rank; None: the only one."""
+class Endpoint(NamedTuple):
+    """One address of a link. number: of the shard or rank; None: the link has one address."""
 
-    channel: str
+    link: Link
     number: int | None
     address: str
-    server: str
 
     @property
     def name(self) -> str:
-        """As a line calls it."""
-        return self.channel if self.number is None else f"{self.channel} {self.number}"
+        """Link and number, as a check shows them."""
+        return self.link.name if self.number is None else f"{self.link.name} {self.number}"
+
+    @property
+    def server(self) -> str:
+        """Role that binds the address."""
+        return self.link.binds[0]
 
 
 class Holder(NamedTuple):
-    """A process that has bound an address. pid: None where this user may not know. role: of this program's, if any."""
+    """A process that has bound an address.
+
+    pid: None if this user may not know it. command: its command line. role: of this package, that the command starts.
+    """
 
     pid: int | None
     command: str
     role: str | None
 
 
-def links(addresses: Addresses) -> Iterator[Link]:
-    """Every link of a run."""
-    for server in SERVERS:
-        for channel in SERVES[server]:
-            found = getattr(addresses, channel)
-            if isinstance(found, str):
-                yield Link(channel, None, found, server)
-            else:
-                yield from (Link(channel, number, address, server) for number, address in enumerate(found))
+def endpoints(addresses: Addresses) -> Iterator[Endpoint]:
+    """Every address of a run."""
+    for link in LINKS.values():
+        found = addresses_of(addresses, link.name)
+        numbered = not isinstance(getattr(addresses, link.name), str)
+        yield from (Endpoint(link, number if numbered else None, address) for number, address in enumerate(found))
 
 
 def host_of(address: str) -> str:
@@ -63,24 +68,24 @@ def port_of(address: str) -> int:
 
 
 def resolve(host: str) -> str:
-    """The IPv4 address of a host or of one of this machine's interfaces; libzmq looks for no other.
+    """The IPv4 address of a host name or of one of this machine's interfaces; libzmq resolves no other.
 
     Raises:
-        OSError: there is none.
+        OSError: it has none.
     """
     for each in psutil.net_if_addrs().get(host, ()):
         if each.family == socket.AF_INET:
             return each.address
-    if host in ANYWHERE:
+    if host in WILDCARDS:
         return "0.0.0.0"
     try:
         return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-    except UnicodeError as error:  # a name that none can have
+    except UnicodeError as error:  # a name that no host can have
         raise OSError(str(error)) from None
 
 
 def resolves(address: str) -> bool:
-    """Whether the host of an address is known."""
+    """Whether the host of an address can be resolved."""
     if address.startswith("ipc://"):
         return True
     try:
@@ -91,10 +96,10 @@ def resolves(address: str) -> bool:
 
 
 def target(address: str) -> str:
-    """An address to connect to, where the given one may be to bind only.
+    """The address to connect to, for one that may be given as an address to bind (0.0.0.0).
 
     Raises:
-        OSError: its host is not known.
+        OSError: the host cannot be resolved.
     """
     if address.startswith("ipc://"):
         return address
@@ -115,7 +120,7 @@ def is_here(address: str) -> bool:
 
 
 def shards_here(addresses: Addresses) -> list[int]:
-    """Shards that this machine can bind; of several with one address the first."""
+    """Numbers of the shards that this machine can bind; of several with one address, the first."""
     first = {address: shard for shard, address in reversed(list(enumerate(addresses.experience)))}
     return sorted(
         shard for address, shard in first.items() if is_here(address) and is_here(addresses.priorities[shard])
@@ -123,9 +128,9 @@ def shards_here(addresses: Addresses) -> list[int]:
 
 
 def roles_here(config: Config) -> list[str]:
-    """The roles that belong on this machine: those of its keys, else those whose addresses are its own.
+    """The roles of this machine: the one of its keys, else those whose addresses it can bind.
 
-    An actor belongs where no other role does, and where all addresses are out of other machines' reach.
+    An actor is one of them if no other role is, or if no other machine can reach the run's addresses.
     """
     addresses = config.addresses
     if addresses.keys is not None and (role := role_of(Path(addresses.keys))) is not None:
@@ -139,25 +144,24 @@ def roles_here(config: Config) -> list[str]:
     return roles
 
 
-def bound_here(config: Config, roles: Sequence[str]) -> list[Link]:
-    """The links that these roles bind on this machine."""
+def bound_here(config: Config, roles: Sequence[str]) -> list[Endpoint]:
+    """The addresses that these roles bind on this machine."""
     shards = shards_here(config.addresses) or list(range(config.replay.shards))
     return [
-        link
-        for link in links(config.addresses)
-        if link.server in roles
-        and (link.number is None or (link.number in shards if link.server == "replay" else is_here(link.address)))
+        each
+        for each in endpoints(config.addresses)
+        if each.server in roles
+        and (each.number is None or (each.number in shards if each.server == "replay" else is_here(each.address)))
     ]
 
 
-def opened_here(config: Config, roles: Sequence[str]) -> list[Link]:
-    """The links that these roles connect to."""
-    channels = {channel for role in roles for channel in OPENS[role]}
-    return [link for link in links(config.addresses) if link.channel in channels]
+def opened_here(config: Config, roles: Sequence[str]) -> list[Endpoint]:
+    """The addresses that these roles connect to."""
+    return [each for each in endpoints(config.addresses) if {*roles} & {*each.link.connects}]
 
 
 def find_holder(address: str) -> Holder | None:
-    """Who has bound an address on this machine; None: nobody."""
+    """The process that has bound an address on this machine; None: there is none."""
     if address.startswith("ipc://"):
         path = address.removeprefix("ipc://")
         pids = [each.pid for each in psutil.net_connections("unix") if str(each.laddr) == path]
@@ -169,7 +173,7 @@ def find_holder(address: str) -> Holder | None:
             if each.status == psutil.CONN_LISTEN
             and each.laddr
             and each.laddr.port == port
-            and (each.laddr.ip == host or host in ANYWHERE or each.laddr.ip in ANYWHERE)
+            and (each.laddr.ip == host or host in WILDCARDS or each.laddr.ip in WILDCARDS)
         ]
     return _holder(pids[0]) if pids else None
 
@@ -183,7 +187,7 @@ def _holder(pid: int | None) -> Holder:
 
 
 def role_of_command(command: Sequence[str]) -> str | None:
-    """The role that a command line starts, by this package's module or one of its programs."""
+    """The role that a command line starts, as this package's module or one of its programs."""
     for before, word in itertools.pairwise(command):
         if before == "apex_zmq":
             return word
@@ -192,13 +196,13 @@ def role_of_command(command: Sequence[str]) -> str | None:
 
 
 def why_not_bound(address: str) -> str:
-    """Why this machine cannot bind an address that nobody holds; empty where it can.
+    """Why this machine cannot bind a free address; empty if it can.
 
-    A port is tried without listening on it, so that nobody connects, and a role that starts meanwhile has it.
+    The port is bound without listening: no client can connect, and a role that starts meanwhile can bind it.
     """
     if address.startswith("ipc://"):
         directory = Path(address.removeprefix("ipc://")).parent
-        return "" if os.access(directory, os.W_OK | os.X_OK) else f"{directory} is no directory that can be written"
+        return "" if os.access(directory, os.W_OK | os.X_OK) else f"{directory} is not a writable directory"
     with socket.socket() as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -209,7 +213,7 @@ def why_not_bound(address: str) -> str:
 
 
 def why_not_reached(address: str) -> OSError:
-    """The error of connecting to an address where nobody answers."""
+    """The error of connecting to an address where no server answers."""
     try:
         if address.startswith("ipc://"):
             with socket.socket(socket.AF_UNIX) as attempt:
@@ -218,4 +222,4 @@ def why_not_reached(address: str) -> OSError:
             socket.create_connection((resolve(host_of(address)), port_of(address)), REACH_S).close()
     except OSError as error:
         return error
-    return ConnectionRefusedError("it has come up since")
+    return ConnectionRefusedError("a server has started there since")

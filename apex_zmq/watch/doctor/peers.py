@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
+from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.access import knock
-from apex_zmq.net.keys import ClientKeys, client_keys
-from apex_zmq.net.sockets import Inbox
+from apex_zmq.net.access import probe
+from apex_zmq.net.keys import client_keys
+from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.watch.doctor import links
 from apex_zmq.watch.doctor.addresses import HANDSHAKE_S
 from apex_zmq.watch.doctor.check import Check, Level
-from apex_zmq.wire.codec import PROTOCOL_VERSION, Kind
+from apex_zmq.watch.metrics import REFUSALS
+from apex_zmq.wire.codec import Kind, version_text
 from apex_zmq.wire.messages import (
     Heartbeat,
     Parameters,
@@ -33,13 +35,9 @@ SILENT_S = 3.0  # a learner that publishes at all is heard every second
 TURN_S = 0.1
 ROUNDS = 2.5  # of statuses, so that everybody is heard twice
 OFFSET_S, OFFSET_MAX_S = 1.0, 10.0  # between clocks: what delays may feign, and what makes times of a run worthless
-# Counters of a status that grow while peers do not fit, and what that means.
-FAULTS = {
-    "refused_messages": "refuses messages",
-    "refused_statuses": "refuses statuses",
-    "refused_batches": "refuses batches",
-    "refused_peers": "refuses peers",
-    "failed_handshakes": "is refused by its server",
+# Counters of a status that grow while peers do not fit, and what they mean.
+FAULTS = {name: f"refuses {what}" for name, what in REFUSALS.items()} | {
+    "failed_handshakes": "is refused by its server"
 }
 
 
@@ -71,12 +69,12 @@ def check_run(config: Config, network: str | None) -> Iterator[Check]:
         found = f"{mine}; these keys do not open the learner's parameters, to compare with"
         yield Check("signatures", "warn", found, "ask with those of an actor or an evaluator")
         return
-    up = links.resolves(address) and knock(links.target(address), keys, publishes=True, timeout_s=HANDSHAKE_S) is None
+    up = links.resolves(address) and probe(links.target(address), keys, publishes=True, timeout_s=HANDSHAKE_S) is None
     if not up:
         found = f"{mine}; no learner is up to compare with"
         yield Check("signatures", "warn", found, "ask again once it is, for protocol and clocks too")
         return
-    heard = listen(links.target(address), keys, config)
+    heard = listen(loading.replace(config, {"addresses.parameters": links.target(address)}))
     yield check_protocol(heard)
     if heard.parameters is not None:
         yield check_signatures(heard.parameters, heard.network, experience, network)
@@ -85,7 +83,7 @@ def check_run(config: Config, network: str | None) -> Iterator[Check]:
         yield check_peers(heard, config.replay.shards)
 
 
-def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
+def listen(config: Config) -> Heard:
     """Listen to the learner until all roles have told how they are, or what is missing has had its time."""
     interval_s = config.telemetry.status_interval_s
     parameters, network = None, ""
@@ -93,14 +91,13 @@ def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
     behind_s: dict[int, float] = {}
     started = time.monotonic()
     deadline = started + SILENT_S
-    inbox: Inbox[tuple[Parameters, dict[str, npt.NDArray[Any]]] | Heartbeat | Status] = Inbox.subscribe(
-        address,
+    inbox: Inbox[tuple[Parameters, dict[str, npt.NDArray[Any]]] | Heartbeat | Status] = Links(config).subscribe(
+        "parameters",
         {
             Kind.PARAMETERS: decode_parameters,
             Kind.HEARTBEAT: decode_heartbeat,
             Kind.RELAYED_STATUS: decode_relayed_status,
         },
-        keys=keys,
     )
     with closing(inbox):
         while (now := time.monotonic()) < deadline:
@@ -118,7 +115,7 @@ def listen(address: str, keys: ClientKeys | None, config: Config) -> Heard:
                 behind_s[message.incarnation] = min(age_s, behind_s.get(message.incarnation, age_s))
             elif not isinstance(message, Heartbeat):
                 parameters, network = message[0], network_signature(message[1])
-        return Heard(parameters, network, statuses, behind_s, inbox.complaint)
+        return Heard(parameters, network, statuses, behind_s, inbox.newest_refusal)
 
 
 def check_protocol(heard: Heard) -> Check:
@@ -128,7 +125,7 @@ def check_protocol(heard: Heard) -> Check:
         return Check("protocol", "fail", found, "install the same apex_zmq on all hosts")
     if heard.parameters is None:
         return Check("protocol", "warn", "the learner publishes no parameters", "it begins, or hangs: read its log")
-    return Check("protocol", "ok", f"version {PROTOCOL_VERSION}, as the learner of run {heard.parameters.run}")
+    return Check("protocol", "ok", f"version {version_text()}, as the learner of run {heard.parameters.run}")
 
 
 def check_signatures(parameters: Parameters, their_network: str, experience: str, network: str | None) -> Check:

@@ -15,13 +15,13 @@ from apex_zmq.agent.exploration import ladder
 from apex_zmq.agent.networks import make_network, to_arrays
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Agent, Config
-from apex_zmq.net.sockets import Inbox, Publisher, wait
+from apex_zmq.net.parameters import ParameterPublisher
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.actor import shipper
 from apex_zmq.roles.actor.loop import Actor
 from apex_zmq.roles.actor.shipper import QUEUED_SEGMENTS
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import FrameSpec, Segment
-from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_segment
 from apex_zmq.wire.messages import Bye, Episode, Parameters, Status, decode_bye, decode_status, make_tensors
@@ -87,13 +87,13 @@ class Peers:
             | changes,
         )
         signature, n_step = experience_signature(self.config), self.config.agent.n_step
-        self._segments: Inbox[Segment | Bye] = Inbox.bind(
-            addresses["experience"],
+        links = Links(self.config)
+        self._segments: Inbox[Segment | Bye] = links.bind(
+            "experience",
             {Kind.SEGMENT: lambda parts: decode_segment(parts, signature, n_step), Kind.BYE: decode_bye},
-            hwm=4,
         )
-        self._statuses: Inbox[Status] = Inbox.bind(addresses["status"], {Kind.STATUS: decode_status}, hwm=1000)
-        self._publisher = Publisher(addresses["parameters"])
+        self._statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
+        self._publisher = ParameterPublisher(links)
         arrays = to_arrays(make_network(Agent("mlp"), FrameSpec((2,), "float32", 1), ACTIONS, seed=0))
         parameters = Parameters(
             run="run",
@@ -104,8 +104,7 @@ class Peers:
             experience_signature=signature,
             tensors=make_tensors(arrays),
         )
-        (part,) = encode(Kind.PARAMETERS, parameters)
-        self._publisher.welcome(part)
+        self._publisher.publish(parameters)
         self.segments: list[Segment] = []
         self.statuses: list[Status] = []
         self.bye: Bye | None = None

@@ -17,12 +17,12 @@ import torch
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner.loop import DivergenceError, Learner
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Sample
-from apex_zmq.watch.stats import PROGRESS
+from apex_zmq.watch.stats import PROGRESS_LOG
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import window_crcs
 from apex_zmq.wire.codec import Kind
@@ -64,14 +64,15 @@ class Peers:
             | changes,
         )
         self.directory = directory / "run"
-        self._priorities: Inbox[PriorityUpdate | Hello] = Inbox.bind(
-            paths["priorities"], {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello}, hwm=256
+        links = Links(self.config)
+        self._priorities: Inbox[PriorityUpdate | Hello] = links.bind(
+            "priorities", {Kind.PRIORITIES: decode_priorities, Kind.HELLO: decode_hello}
         )
         self.learner = Learner(self.config, self.directory)
         self.failure: Exception | None = None
-        self._batches, self._statuses = Outbox(paths["batches"], hwm=4), Outbox(paths["status"], hwm=16)
-        self._parameters: Inbox[Any] = Inbox.subscribe(paths["parameters"], {Kind.PARAMETERS: decode_parameters})
-        self.relayed: Inbox[Status] = Inbox.subscribe(paths["parameters"], {Kind.RELAYED_STATUS: decode_relayed_status})
+        self._batches, self._statuses = links.connect("batches"), links.connect("status")
+        self._parameters: Inbox[Any] = links.subscribe("parameters", {Kind.PARAMETERS: decode_parameters})
+        self.relayed: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -138,7 +139,7 @@ class Peers:
         return parameters
 
     def tell(self, decisions: int, episodes: int, epsilon: float = 0.5) -> None:
-        """An actor's status, once the learner has taken it in."""
+        """Send an actor's status and wait until the learner has relayed it."""
         now = time.time()
         wait([], [self._statuses], PATIENCE_S)
         status = Status(
@@ -195,21 +196,6 @@ def test_parameters_and_checkpoints_come_as_often_as_told(make: MakePeers) -> No
     ]
 
 
-def test_a_best_that_could_not_be_written_is_not_the_one_to_beat(make: MakePeers) -> None:
-    peers = make(learner__save_every=1)
-    peers.published()  # it listens by now
-    peers.tell(decisions=20, episodes=20, epsilon=0.0)
-    in_the_way = peers.directory / ".best.safetensors.tmp"
-    in_the_way.mkdir()
-    peers.learn()
-    peers.learn()  # the first of them has been saved by now, but for the best
-    assert load(peers.directory).best_score is None
-    in_the_way.rmdir()
-    peers.learn()
-    peers.learn()
-    assert load(peers.directory / "best.safetensors").best_score == load(peers.directory).best_score == 1.0
-
-
 @pytest.mark.parametrize(
     ("name", "budget", "spend", "spent"),
     [
@@ -241,7 +227,7 @@ def test_the_learner_reports_as_often_as_told(make: MakePeers, caplog: pytest.Lo
     peers = make(telemetry__log_interval_s=0.05, telemetry__status_interval_s=0.05)
     statuses = [heard(peers).time for _ in range(20)]
     assert min(np.diff(statuses)) < 0.5  # a second by default
-    lines = [record.created for record in caplog.records if record.getMessage().startswith(PROGRESS)]
+    lines = [record.created for record in caplog.records if record.name == PROGRESS_LOG]
     assert min(np.diff(lines)) < 5  # ten by default
 
 

@@ -18,12 +18,13 @@ from apex_zmq.net import keys
 from apex_zmq.net.keys import make_client, make_servers
 from apex_zmq.net.sockets import Inbox
 from apex_zmq.watch.doctor import addresses, links
-from apex_zmq.watch.doctor.addresses import check_keys, check_link
+from apex_zmq.watch.doctor.addresses import check_endpoint, check_keys
 from apex_zmq.watch.doctor.check import Check
-from apex_zmq.watch.doctor.links import Holder, Link
+from apex_zmq.watch.doctor.links import Endpoint, Holder
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import decode_hello
 
+from ...channels import links_of
 from ...conftest import free_tcp_address
 
 Opened = Callable[[Any], Any]
@@ -58,21 +59,21 @@ def settings(**given: object) -> Config:
     return loading.replace(Config(), {f"addresses.{name}": value for name, value in given.items()})
 
 
-def link(address: str, channel: str = "experience") -> Link:
-    return next(each for each in links.links(Addresses()) if each.channel == channel)._replace(address=address)
+def endpoint(address: str, name: str = "experience") -> Endpoint:
+    return next(each for each in links.endpoints(Addresses()) if each.link.name == name)._replace(address=address)
 
 
 def check(address: str, *, here: bool = False, directory: Path | None = None) -> Check:
     """An experience address as the replay's host, or an actor's, sees it."""
     config = settings(keys=str(directory) if directory is not None else None)
     holder = links.find_holder(address) if here else None
-    return check_link(config, link(address), holder, here=here, opens=not here)
+    return check_endpoint(config, endpoint(address), holder, here=here, opens=not here)
 
 
 def bind(address: str, directory: Path | None = None, *, insecure: bool = False) -> Inbox[Any]:
     """What a replay binds."""
-    server = keys.server_keys(Addresses(keys=str(directory) if directory is not None else None), "experience")
-    return Inbox.bind(address, {Kind.HELLO: decode_hello}, hwm=4, keys=server, insecure=insecure)
+    opener = links_of(experience=address, keys=directory, insecure=insecure)
+    return opener.bind("experience", {Kind.HELLO: decode_hello})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_keys_that_are_not_safe_or_another_roles_are_refused(root: Path) -> None
 
 
 def test_who_binds_for_others_needs_keys_or_says_that_it_wants_none() -> None:
-    bound = [link("tcp://127.0.0.1:1"), link("tcp://0.0.0.0:1")]
+    bound = [endpoint("tcp://127.0.0.1:1"), endpoint("tcp://0.0.0.0:1")]
     assert check_keys(settings(), ["replay"], bound[:1]).level == "ok"
     found = check_keys(settings(), ["replay"], bound)
     assert (found.level, "other hosts can reach tcp://0.0.0.0:1" in found.found) == ("fail", True)
@@ -185,7 +186,7 @@ def test_who_binds_for_others_needs_keys_or_says_that_it_wants_none() -> None:
 
 def test_a_free_address_can_be_bound(address: str) -> None:
     found = check(address, here=True)
-    assert found == Check("experience 0", "ok", f"{address} is free; no replay is up")
+    assert found == Check("experience 0", "ok", f"{address} is free; no replay is running")
     bind(address).close()  # nothing was left in the way
 
 
@@ -220,9 +221,9 @@ def test_a_role_may_hold_its_own_address_alone(address: str, opened: Opened) -> 
     config = settings()
     for role, level in (("replay", "ok"), ("learner", "fail")):
         holder = Holder(os.getpid(), f"apex-{role}", role)
-        assert check_link(config, link(address), holder, here=True, opens=True).level == level
+        assert check_endpoint(config, endpoint(address), holder, here=True, opens=True).level == level
     hidden = Holder(None, "", None)  # of another user: it is asked instead
-    found = check_link(config, link(address), hidden, here=True, opens=False)
+    found = check_endpoint(config, endpoint(address), hidden, here=True, opens=False)
     assert (found.level, "of another user" in found.found) == ("ok", True)
 
 
@@ -230,9 +231,9 @@ def test_a_role_may_hold_its_own_address_alone(address: str, opened: Opened) -> 
     ("address", "thing", "remedy"),
     [
         (f"{ELSEWHERE}:5551", "Cannot assign requested address", "tcp://0.0.0.0:5551"),
-        ("ipc:///no/such/place/socket", "/no/such/place is no directory", "make it"),
-        ("tcp://[::1]:5551", "no IPv4 address is known of ::1", "write its number"),
-        ("tcp://a..b:5551", "no IPv4 address is known of a..b", "/etc/hosts"),
+        ("ipc:///no/such/place/socket", "/no/such/place is not a writable directory", "make it"),
+        ("tcp://[::1]:5551", "::1 has no IPv4 address", "give its IPv4 address"),
+        ("tcp://a..b:5551", "a..b has no IPv4 address", "/etc/hosts"),
     ],
 )
 def test_what_cannot_be_bound_is_refused(address: str, thing: str, remedy: str) -> None:
@@ -245,13 +246,13 @@ def test_what_cannot_be_bound_is_refused(address: str, thing: str, remedy: str) 
 def test_a_name_that_is_loopback_here_is_no_place_for_others() -> None:
     address = free_tcp_address().replace("127.0.0.1", "127.1")  # as /etc/hosts has it for many a host's own name
     found = check(address, here=True)
-    assert (found.level, "but 127.0.0.1 here" in found.found) == ("warn", True)
+    assert (found.level, "resolves to 127.0.0.1 here" in found.found) == ("warn", True)
     bind(address, insecure=True).close()
 
 
 def test_who_is_not_up_yet_is_awaited_and_who_cannot_be_reached_is_not(address: str) -> None:
     found = check(address)
-    assert (found.level, found.found) == ("warn", f"{address}: no replay is up")
+    assert (found.level, found.found) == ("warn", f"{address}: no replay is running")
     assert "start apex-replay" in found.remedy
     found = check("tcp://255.255.255.255:5551")
     assert (found.level, "cannot be reached" in found.found) == ("fail", True)
@@ -264,9 +265,9 @@ def test_who_is_up_is_reached(address: str, opened: Opened, root: Path) -> None:
     assert inbox.receive() is None
     found = check(address, directory=root / "alice")
     assert found.level == "fail"
-    assert "does not speak CURVE" in found.found or "hung up" in found.found
-    found = check_link(settings(), link(address, "parameters"), None, here=False, opens=True)
-    assert (found.level, "as another link of the run does" in found.found) == ("fail", True)
+    assert "does not speak CURVE" in found.found or "does not match keys/servers" in found.found
+    found = check_endpoint(settings(), endpoint(address, "parameters"), None, here=False, opens=True)
+    assert (found.level, "another link of the run is bound there" in found.found) == ("fail", True)
 
 
 def test_keys_open_what_they_are_for(address: str, opened: Opened, root: Path, tmp_path: Path) -> None:
@@ -290,8 +291,8 @@ def test_keys_open_what_they_are_for(address: str, opened: Opened, root: Path, t
         "of another channel": "warn",
         "struck off": "fail",
     }
-    assert "it wants keys" in found["none"].found
-    assert "another than our list of servers says" in found["of another run"].found
+    assert "requires keys" in found["none"].found
+    assert "does not match keys/servers" in found["of another run"].found
     assert "allow-list does not name our key" in found["struck off"].found
     assert all(each.remedy for each in found.values())
 
@@ -299,4 +300,4 @@ def test_keys_open_what_they_are_for(address: str, opened: Opened, root: Path, t
 def test_who_answers_with_silence_is_no_server(stranger: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "HANDSHAKE_S", 0.3)
     found = check(stranger[1])
-    assert (found.level, "it says nothing" in found.found) == ("fail", True)
+    assert (found.level, "says nothing" in found.found) == ("fail", True)

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from apex_zmq.config import loading
-from apex_zmq.config.settings import MARIO, Config
+from apex_zmq.config.settings import Config
+from apex_zmq.envs.games import MARIO
 from apex_zmq.watch.doctor import host
 from apex_zmq.watch.doctor.check import Check
 

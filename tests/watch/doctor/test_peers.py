@@ -13,7 +13,6 @@ import pytest
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.net.parameters import ParameterPublisher
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Buffer
 from apex_zmq.watch.doctor import peers
@@ -23,6 +22,7 @@ from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Parameters, Role, Status, make_tensors
 
+from ...channels import publisher_of
 from ...conftest import free_tcp_address
 
 ARRAYS = {"weight": np.ones(3, np.float32)}
@@ -60,7 +60,7 @@ class Learner:
             )
 
     def serve(self, address: str, stop: threading.Event) -> None:
-        with closing(ParameterPublisher(address, insecure=False)) as publisher:
+        with closing(publisher_of(address)) as publisher:
             if self.publishes:
                 publisher.publish(Parameters("run", 1, 1, 1, NETWORK, self.experience, make_tensors(ARRAYS)))
             turn = 0
@@ -135,7 +135,7 @@ def test_a_learner_of_something_else_is_told_from_ours(ask: Ask) -> None:
 def test_another_version_of_the_protocol_is_named(ask: Ask) -> None:
     found = ask(Learner(version=9))
     assert found["protocol"].level == "fail"
-    assert "protocol version 9, ours is" in found["protocol"].found
+    assert "protocol version 9.0, this program has" in found["protocol"].found
     assert "same apex_zmq" in found["protocol"].remedy
 
 

@@ -1,4 +1,4 @@
-"""Rate-limited log lines about peers."""
+"""Log lines about peers, at a limited rate."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections import Counter
 
 log = logging.getLogger(__name__)
 
-COMPLAINT_INTERVAL_S = 10.0
-MAX_PEERS = 1000  # whose complaints are remembered
+INTERVAL_S = 10.0  # between two lines about one peer
+MAX_PEERS = 1000  # whose times of the next line are kept
 
 
-class Complaints:
-    """Counts complaints and logs those about each peer at a limited rate.
+class RateLimitedLog:
+    """Counts events and logs those of each peer at most once in `INTERVAL_S`.
 
-    what: how the line begins, up to the peer. newest: the reason of the last one; empty before the first.
+    event: how each line begins, up to the peer.
+    total: events so far. newest: reason of the newest event; empty before the first.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, event: str) -> None:
         self.total = 0
         self.newest = ""
-        self._what = what
+        self._event = event
         self._suppressed: Counter[str] = Counter()
         self._next_log: dict[str, float] = {}
 
     def add(self, peer: str, reason: str) -> None:
-        """One more, about this peer."""
+        """Count an event of this peer, and log it unless one was logged a moment ago."""
         self.total += 1
         self.newest = reason
         now = time.monotonic()
@@ -35,8 +36,8 @@ class Complaints:
             return
         more = self._suppressed.pop(peer, 0)
         # A reason may quote the message: as a repr and cut short, it cannot forge or flood the log.
-        log.warning("%s %s: %.300r%s", self._what, peer, reason, f" (and {more} more before)" if more else "")
+        log.warning("%s %s: %.300r%s", self._event, peer, reason, f" (and {more} more before)" if more else "")
         if len(self._next_log) > MAX_PEERS:
             self._next_log.clear()
             self._suppressed.clear()
-        self._next_log[peer] = now + COMPLAINT_INTERVAL_S
+        self._next_log[peer] = now + INTERVAL_S

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apex_zmq.config import loading, sources
+from apex_zmq.config.sources import Value
+
+from .conftest import refusal
+
+
+def test_each_value_of_a_file_knows_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("learner:\n  batch_size: 64\n\n  loss: l2\nenv: {reward: {death: -7},\n  stages: [1-1]}\n")
+    assert sources.from_file(path) == [
+        Value("learner.batch_size", 64, f"{path} line 2"),
+        Value("learner.loss", "l2", f"{path} line 4"),
+        Value("env.reward.death", -7, f"{path} line 5"),
+        Value("env.stages", ["1-1"], f"{path} line 6"),
+    ]
+
+
+def test_anchors_and_merge_keys_are_resolved(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("run: {seed: &seed 5}\nlearner: &pace {sync_every: 3, <<: {save_every: *seed}}\n")
+    values = {value.name: value.value for value in sources.from_file(path)}
+    assert values == {"run.seed": 5, "learner.sync_every": 3, "learner.save_every": 5}
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "null\n", "{}\n"])
+def test_an_empty_file_has_no_values(content: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text(content)
+    assert sources.from_file(tmp_path / "empty.yaml") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"- a\n- b\n", "must hold sections (run, env, agent, ...), not a list"),
+        (b"learner: [", "is not valid YAML"),
+        (b"\x80\x02 a pickle", "is not valid YAML"),
+        (b"\x00\x01\x02", "is not valid YAML"),
+        (b"learner: 5", " line 1: learner is a section; wanted its settings, such as learner.device, got 5"),
+        (b"learner:\n  batchsize: 5", " line 2: unknown setting learner.batchsize; did you mean learner.batch_size?"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    message = refusal(lambda: loading.load(path))
+    assert str(path) in message
+    assert expected in message
+
+
+def test_a_date_that_is_none_is_no_value() -> None:
+    message = refusal(lambda: sources.from_set("run.dir=2026-02-30"))
+    assert message == "--set: run.dir=2026-02-30: the value is not valid YAML"
+
+
+def test_a_missing_file_is_named_with_a_remedy(tmp_path: Path) -> None:
+    message = refusal(lambda: loading.load(tmp_path / "none.yaml"))
+    assert f"{tmp_path}/none.yaml: No such file" in message
+    assert "configs/ holds ready ones" in message
+    assert "Is a directory" in refusal(lambda: loading.load(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["=1", "run.dir", " = 1"])
+def test_an_override_without_name_or_value_is_refused(text: str) -> None:
+    assert refusal(lambda: sources.from_set(text)).endswith("write section.key=value")
+
+
+def test_an_override_is_yaml() -> None:
+    assert sources.from_set(" env.stages = [1-1, 1-2]") == Value("env.stages", ["1-1", "1-2"], "--set")
+    assert sources.from_set("run.max_minutes=null").value is None
+
+
+def test_a_flag_is_yaml_but_an_address_is_taken_literally() -> None:
+    assert sources.from_text("replay.capacity", "99_999", "--buffer-size").value == 99_999
+    assert sources.from_text("addresses.batches", "ipc:///tmp/a: {b} #c", "x").value == "ipc:///tmp/a: {b} #c"
+    assert sources.from_text("addresses.batches", "tcp://a:1,tcp://b:1", "x").value == ["tcp://a:1", "tcp://b:1"]
+    assert sources.from_text("addresses.experience", "tcp://a:1", "x").value == ["tcp://a:1"]
+
+
+def test_addresses_from_the_environment() -> None:
+    environ = {
+        "APEX_EXPERIENCE": "tcp://a:1,tcp://b:1",
+        "APEX_BATCHES": "tcp://c:3",
+        "APEX_PARAMETERS": "",
+        "APEX_STATUS": "tcp://not:asked",
+        "APEX_OTHER": "nonsense",
+    }
+    names = ["addresses.experience", "addresses.batches", "addresses.parameters"]
+    assert sources.from_environment(names, environ) == [
+        Value("addresses.experience", ["tcp://a:1", "tcp://b:1"], "APEX_EXPERIENCE"),
+        Value("addresses.batches", "tcp://c:3", "APEX_BATCHES"),
+    ]

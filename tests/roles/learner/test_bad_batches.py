@@ -1,0 +1,59 @@
+"""Batches on which a step failed, in the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apex_zmq.roles.learner import bad_batches
+from apex_zmq.roles.learner.bad_batches import DIRECTORY, KEPT
+from apex_zmq.roles.learner.feeder import DecodedBatch
+
+from .dealt import N_STEP, WIDTH, dealt
+
+ROWS = 3
+WEIGHTS = np.arange(ROWS, dtype=np.float32)
+
+
+def decoded(number: int = 0, rank: int = 0) -> DecodedBatch:
+    batch = dataclasses.replace(dealt(ROWS, incarnation=1, number=number), rank=rank)
+    windows = np.frombuffer(batch.sample.frames, "<f4").reshape(ROWS, 1 + N_STEP, WIDTH)
+    return DecodedBatch(batch, windows, np.arange(ROWS) == 1)
+
+
+def test_a_file_holds_all_that_the_step_was_given(tmp_path: Path) -> None:
+    kept = decoded(number=9)
+    bad_batches.save(tmp_path, 17, kept, WEIGHTS)
+    (path,) = (tmp_path / DIRECTORY).iterdir()
+    assert path.name == "update-000000017-rank-0-shard-0-9.npz"
+    sample = kept.batch.sample
+    columns = ("keys", "priority", "action", "reward", "discount", "steps")
+    expected = {name: getattr(sample, name) for name in columns} | {
+        "windows": kept.windows,
+        "broken": kept.broken,
+        "weights": WEIGHTS,
+    }
+    with np.load(path, allow_pickle=False) as file:
+        assert set(file) == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(file[name], array, strict=True)
+
+
+def test_the_newest_of_each_rank_stay(tmp_path: Path) -> None:
+    bad_batches.save(tmp_path, 0, decoded(rank=1), WEIGHTS)
+    for update in range(KEPT + 2):
+        bad_batches.save(tmp_path, update, decoded(number=update), WEIGHTS)
+    names = sorted(path.name for path in (tmp_path / DIRECTORY).iterdir())
+    own = [f"update-{update:09d}-rank-0-shard-0-{update}.npz" for update in range(2, KEPT + 2)]
+    assert names == sorted(["update-000000000-rank-1-shard-0-0.npz", *own])
+
+
+def test_a_file_that_cannot_be_written_is_logged_and_costs_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / DIRECTORY).write_text("in the way")
+    bad_batches.save(tmp_path, 3, decoded(), WEIGHTS)
+    assert "not saved, training goes on" in caplog.text

@@ -1,0 +1,166 @@
+"""The publisher's thread over real sockets: parameters out, statuses in, relays out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apex_zmq.config import loading
+from apex_zmq.config.settings import Addresses, Config
+from apex_zmq.errors import ConfigError
+from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.roles.learner.publisher import HEARD_AHEAD, Publisher
+from apex_zmq.wire.body import encode
+from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import (
+    Heartbeat,
+    Parameters,
+    Status,
+    decode_heartbeat,
+    decode_parameters,
+    decode_relayed_status,
+    make_tensors,
+)
+
+PATIENCE_S = 30.0
+Opened = Callable[[Any], Any]
+
+
+def parameters(version: int) -> Parameters:
+    tensors = make_tensors({"weight": np.full(3, version, np.float32)})
+    return Parameters("run", 1, version, 10 * version, "network", "experience", tensors)
+
+
+def status(number: int, name: str = "actor") -> Status:
+    now = time.time()
+    return Status("actor", name, "host", 1, 1, now, now, now, {"decisions": number})
+
+
+@pytest.fixture
+def addresses(directory: Path) -> Addresses:
+    names = ("parameters", "status")
+    config: Config = loading.replace(Config(), {f"addresses.{name}": f"ipc://{directory}/{name}" for name in names})
+    return config.addresses
+
+
+@pytest.fixture
+def publisher(addresses: Addresses) -> Iterator[Publisher]:
+    with closing(Publisher(addresses)) as publisher:
+        publisher.start()
+        yield publisher
+
+
+def subscribe(addresses: Addresses) -> Inbox[Any]:
+    return Inbox.subscribe(
+        addresses.parameters,
+        {
+            Kind.PARAMETERS: lambda parts: decode_parameters(parts)[0],
+            Kind.HEARTBEAT: decode_heartbeat,
+            Kind.RELAYED_STATUS: decode_relayed_status,
+        },
+    )
+
+
+def next_of(inbox: Inbox[Any], kind: type) -> Any:
+    """The next message of a kind; others are dropped."""
+    while (message := inbox.receive(PATIENCE_S)) is not None:
+        if isinstance(message, kind):
+            return message
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def test_subscribers_get_the_newest_parameters_and_its_heartbeats(
+    addresses: Addresses, publisher: Publisher, opened: Opened
+) -> None:
+    publisher.publish(parameters(1))
+    early = opened(subscribe(addresses))
+    assert next_of(early, Parameters) == parameters(1)
+    for version in (2, 3):
+        publisher.publish(parameters(version))
+    while (newest := next_of(early, Parameters)).version < 3:
+        assert newest.version == 2
+    late = opened(subscribe(addresses))
+    assert next_of(late, Parameters) == parameters(3)  # its welcome
+    heartbeat = next_of(late, Heartbeat)
+    assert (heartbeat.version, heartbeat.update) == (3, 30)
+
+
+def test_of_several_parameters_that_wait_only_the_newest_leave(addresses: Addresses, opened: Opened) -> None:
+    publisher = opened(Publisher(addresses))
+    subscriber = opened(subscribe(addresses))
+    for version in (1, 2, 3):
+        publisher.publish(parameters(version))
+    publisher.start()
+    assert next_of(subscriber, Parameters).version == 3
+
+
+def test_statuses_are_handed_over_and_relayed_in_their_order(
+    addresses: Addresses, publisher: Publisher, opened: Opened
+) -> None:
+    publisher.publish(parameters(1))
+    subscriber = opened(subscribe(addresses))
+    next_of(subscriber, Parameters)  # it is subscribed
+    actor = opened(Outbox(addresses.status, hwm=16))
+    sent = [status(number) for number in range(5)]
+    for each in sent:
+        wait([], [actor], PATIENCE_S)
+        assert actor.send(encode(Kind.STATUS, each))
+    assert [publisher.heard.get(timeout=PATIENCE_S) for _ in sent] == sent
+    assert [next_of(subscriber, Status) for _ in sent] == sent
+    own = status(7, "learner")
+    publisher.relay(own)
+    assert next_of(subscriber, Status) == own
+
+
+def test_a_journal_that_is_behind_delays_no_parameters_and_costs_no_status(
+    addresses: Addresses, publisher: Publisher, opened: Opened
+) -> None:
+    count = 3 * HEARD_AHEAD
+    actor = opened(Outbox(addresses.status, hwm=count))
+    wait([], [actor], PATIENCE_S)
+    for number in range(count):
+        assert actor.send(encode(Kind.STATUS, status(number)))
+    while not publisher.heard.full():
+        assert publisher.is_alive()
+    subscriber = opened(subscribe(addresses))
+    for version in (1, 2, 3):
+        publisher.publish(parameters(version))
+        while next_of(subscriber, Parameters).version < version:
+            pass
+    assert publisher.heard.full()
+    heard = [publisher.heard.get(timeout=PATIENCE_S).metrics["decisions"] for _ in range(count)]
+    assert heard == list(range(count))
+
+
+def test_a_message_that_breaks_the_protocol_is_counted(
+    addresses: Addresses, publisher: Publisher, opened: Opened
+) -> None:
+    actor = opened(Outbox(addresses.status, hwm=16))
+    wait([], [actor], PATIENCE_S)
+    assert actor.send(encode(Kind.RELAYED_STATUS, status(0)))
+    assert actor.send(encode(Kind.STATUS, status(1)))
+    assert publisher.heard.get(timeout=PATIENCE_S).metrics["decisions"] == 1
+    assert publisher.refused == 1
+
+
+def test_addresses_are_free_once_it_is_closed(addresses: Addresses) -> None:
+    for begin in (True, False, True):
+        publisher = Publisher(addresses)
+        if begin:
+            publisher.start()
+        publisher.close()
+        assert not publisher.is_alive()
+
+
+def test_who_cannot_bind_one_address_leaves_the_other_free(addresses: Addresses, opened: Opened) -> None:
+    statuses = opened(Inbox.bind(addresses.status, {Kind.STATUS: decode_relayed_status}, hwm=1))
+    with pytest.raises(ConfigError, match="is in use"):
+        Publisher(addresses)
+    statuses.close()
+    Publisher(addresses).close()
