@@ -37,7 +37,9 @@ class Recovery(NamedTuple):
     dropped: int
 
 
-def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_then: range, capacity: int) -> Recovery:
+def recover(
+    arena: UInt8s, written: Iterable[tuple[int, int]], log_id: int, stored_then: range, capacity: int
+) -> Recovery:
     """Verify the records of one log, and find room for tombstones of what is missing between them.
 
     The newest record that verifies tells which key was the oldest when it was written, so no index is needed that could
@@ -48,7 +50,7 @@ def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_
     stored_then: keys that were stored at some time, to tell how much is missing.
     capacity: transitions kept at most, the newest.
     """
-    found = sorted(_spans(arena, written, log), reverse=True)
+    found = sorted(_spans(arena, written, log_id), reverse=True)
     newest = next((place for place, span in enumerate(found) if _frames_valid(arena, span)), len(found))
     for span in found[:newest]:  # nothing to be found, and counted, once more
         arena[span.start : span.start + record.UNIT] = 0
@@ -86,13 +88,13 @@ def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_
     return Recovery(spans, _transitions(span for span in spans if not span.tombstone), dropped)
 
 
-def _spans(arena: UInt8s, written: Iterable[tuple[int, int]], log: int) -> Iterator[Span]:
-    """All records of a log whose header and columns verify."""
+def _spans(arena: UInt8s, written: Iterable[tuple[int, int]], log_id: int) -> Iterator[Span]:
+    """All records of a log whose CRC verifies."""
     headers = arena.view(record.HEADER)
     for start, stop in written:
         for unit in range(start // record.UNIT, stop // record.UNIT, CHUNK):
             chunk = headers[unit : min(unit + CHUNK, stop // record.UNIT)]
-            for found in np.flatnonzero((chunk["magic"] == record.MAGIC) & (chunk["log"] == log)).tolist():
+            for found in np.flatnonzero((chunk["magic"] == record.MAGIC) & (chunk["log_id"] == log_id)).tolist():
                 offset = (unit + found) * record.UNIT
                 stored = record.at(arena, offset)
                 if stored is not None:

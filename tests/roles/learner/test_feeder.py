@@ -34,15 +34,11 @@ class Shard:
     """Deals batches to a feeder that it has started."""
 
     def __init__(self, directory: Path) -> None:
-        address = f"ipc://{directory}/batches"
-        config: Config = loading.replace(Config(), {"addresses.batches": address, "agent.n_step": N_STEP})
+        settings = {"addresses.batches": f"ipc://{directory}/batches", "agent.n_step": N_STEP}
+        config: Config = loading.replace(Config(), settings)
         links = Links(config)
-        self.feeder = Feeder(
-            bind_batches(links, config, 0, FRAME),
-            learner_incarnation=INCARNATION,
-            num_actions=NUM_ACTIONS,
-            pin_memory=False,
-        )
+        inbox = bind_batches(links, config, 0, FRAME)
+        self.feeder = Feeder(inbox, learner_incarnation=INCARNATION, num_actions=NUM_ACTIONS, pin_memory=False)
         self.feeder.start()
         self._outbox = links.connect("batches")
 
@@ -86,7 +82,7 @@ def test_exactly_the_rows_that_nobody_can_learn_from_are_broken(
     assert decoded.batch.number == number
     assert set(np.flatnonzero(decoded.broken)) == nan | corrupted | unknown
     assert shard.feeder.corrupted - before == len(corrupted)
-    assert (decoded.batch.sample.action < NUM_ACTIONS).all()
+    assert (decoded.batch.sample.transitions["action"] < NUM_ACTIONS).all()
     whole = [row for row in range(ROWS) if row not in nan]
     np.testing.assert_array_equal(decoded.windows[whole], windows_of(batch)[whole])
     shard.feeder.recycle(decoded)

@@ -27,6 +27,7 @@ from apex_zmq.roles.learner.publisher import Publisher
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.directory import SETTINGS
 from apex_zmq.rundir.episodes import EPISODES
+from apex_zmq.watch.stats import TOTALS
 from apex_zmq.watch.tensorboard import Board
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -226,14 +227,15 @@ def saver_of(directory: Path, origin: Origin) -> tuple[Saver, Trainer]:
 
 def test_a_checkpoint_is_where_the_next_process_begins(tmp_path: Path) -> None:
     saver, trainer = saver_of(tmp_path, Origin.of(None))
-    totals = Totals(episodes=3, decisions=40, clears=1, best_x=500, low_epsilon_return=2.5)
+    info = dict.fromkeys(TOTALS, 5.0)
+    totals = Totals(episodes=3, decisions=40, info=info, low_epsilon_return=2.5)
     saver.save(trainer, totals, elapsed_s=12.5)
     saved = load(tmp_path)
     assert (saved.experience, saved.network, saved.counters["updates"]) == ("experience", "network", 0)
     origin = Origin.of(saved)
     assert (origin.run_id, origin.elapsed_s, origin.best_score) == (saved.run_id, 12.5, 2.5)
     assert origin.learner_incarnation > saved.learner_incarnation
-    assert origin.totals == Totals(episodes=3, decisions=40, clears=1, best_x=500)
+    assert origin.totals == Totals(episodes=3, decisions=40, info=info)
 
 
 def test_only_a_better_score_replaces_the_best(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_zmq.config import loading
-from apex_zmq.config.settings import Config
 from apex_zmq.errors import ConfigError
 from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.publisher import HEARD_AHEAD, Publisher
@@ -27,6 +25,8 @@ from apex_zmq.wire.messages import (
     decode_relayed_status,
     make_tensors,
 )
+
+from ...channels import links_of
 
 PATIENCE_S = 30.0
 Opened = Callable[[Any], Any]
@@ -44,9 +44,7 @@ def status(number: int, name: str = "actor") -> Status:
 
 @pytest.fixture
 def links(directory: Path) -> Links:
-    names = ("parameters", "status")
-    config: Config = loading.replace(Config(), {f"addresses.{name}": f"ipc://{directory}/{name}" for name in names})
-    return Links(config)
+    return links_of(parameters=f"ipc://{directory}/parameters", status=f"ipc://{directory}/status")
 
 
 @pytest.fixture
@@ -123,7 +121,7 @@ def test_a_journal_that_is_behind_delays_no_parameters_and_costs_no_status(
 ) -> None:
     count = 3 * HEARD_AHEAD
     actor = opened(links.connect("status"))
-    for number in range(count):
+    for number in range(count):  # more than its own queue holds: the publisher's socket keeps them
         wait([], [actor], PATIENCE_S)
         assert actor.send(encode(Kind.STATUS, status(number)))
     while not publisher.heard.full():
