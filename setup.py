@@ -24,6 +24,7 @@ setup(
     package_data={"apex_zmq.configs": ["*.yaml"]},
     install_requires=[
         "gymnasium>=1.0",
+        "isal>=1.7",
         "lz4>=4.3",
         "msgspec>=0.18",
         "numba>=0.60",

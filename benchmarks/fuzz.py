@@ -205,7 +205,7 @@ class Telemetry:
     def take(self, status: Status) -> None:
         """Take a status; compute the summary after each thousand."""
         self._heard += 1
-        self._stats.hear(status, float(self._heard))
+        self._stats.add(status, float(self._heard))
         assert abs(self._stats.decisions) < 1 << 63  # TensorBoard's axis
         if self._heard % 1000 == 0:
             self._stats.summary(float(self._heard), 1)

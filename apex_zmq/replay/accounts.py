@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 WINDOW = 1024  # sequence numbers that may arrive out of order, per actor process
 MAX_JUMP = 1 << 16  # no connection loses so many segments at once: a number so far ahead is made up
 MAX_ACCOUNTS = 4096
+MAX_REFUSED = 16  # actors whose refusals are remembered
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Accounts:
 
     def __init__(self, max_accounts: int = MAX_ACCOUNTS) -> None:
         self.totals = Counts()
+        self.refusals = Refusals()
         self._max_accounts = max_accounts
         self._accounts: OrderedDict[tuple[str, int], _Account] = OrderedDict()
 
@@ -65,6 +67,7 @@ class Accounts:
         account = self._find(actor, incarnation, sequence)
         if sequence - account.next > MAX_JUMP or account.first - sequence > MAX_JUMP:
             self._count(account, refused=1)
+            self.refusals.add(actor, f"sequence {sequence} is more than {MAX_JUMP} away from the others")
             return False
         if sequence >= account.next:
             self._count(account, received=1, lost=sequence - account.next)
@@ -83,9 +86,10 @@ class Accounts:
             self._count(account, received=1, lost=-1)
         return True
 
-    def refuse(self, actor: str, incarnation: int) -> None:
-        """A segment just taken could not be stored."""
+    def refuse(self, actor: str, incarnation: int, reason: str) -> None:
+        """Count a segment that was just taken as refused: it could not be stored."""
         self._count(self._accounts[actor, incarnation], received=-1, refused=1)
+        self.refusals.add(actor, reason)
 
     def goodbye(self, actor: str, incarnation: int, count: int) -> Counts | None:
         """The actor process ends, having sent `count` segments: what became of them; None: nothing of it ever came."""
@@ -110,3 +114,29 @@ class Accounts:
     def _count(self, account: _Account, **changes: int) -> None:
         account.counts.add(**changes)
         self.totals.add(**changes)
+
+
+@dataclass(slots=True)
+class Refused:
+    """Segments of one actor that a shard has refused, and the reason of the last one."""
+
+    segments: int
+    reason: str
+
+
+class Refusals:
+    """Refused segments by the name of their actor, over all its processes, the latest last.
+
+    Bounded: of more than `max_actors` those refused longest ago are forgotten.
+    """
+
+    def __init__(self, max_actors: int = MAX_REFUSED) -> None:
+        self.by_actor: OrderedDict[str, Refused] = OrderedDict()
+        self._max_actors = max_actors
+
+    def add(self, actor: str, reason: str) -> None:
+        """Count one more refused segment of an actor."""
+        before = self.by_actor.pop(actor, None)
+        self.by_actor[actor] = Refused(before.segments + 1 if before is not None else 1, reason)
+        if len(self.by_actor) > self._max_actors:
+            self.by_actor.popitem(last=False)

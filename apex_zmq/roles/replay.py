@@ -27,13 +27,13 @@ from apex_zmq.signature import experience_signature
 from apex_zmq.types import Batch, PriorityUpdate, Shipment
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.codec import Kind, WireError, pack
-from apex_zmq.wire.experience import decode_priorities, decode_segment, encode_batch
-from apex_zmq.wire.messages import Bye, Hello, decode_bye, decode_hello
+from apex_zmq.wire.experience import actor_of, decode_priorities, decode_segment, encode_batch
+from apex_zmq.wire.messages import REASON_LENGTH, Bye, Hello, Refusal, decode_bye, decode_hello
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
-SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
+SILENT_S = 10.0  # without HELLO, after which a learner gives way to any other
+SEGMENTS_PER_TURN = 8  # stored before the other sockets are polled again
 IDLE_S = 0.1
 
 
@@ -55,7 +55,7 @@ class ReplayServer:
         self._experience: Inbox[Shipment | Bye] = links.bind(
             "experience",
             {
-                Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step),
+                Kind.SEGMENT: lambda parts: self._decode_segment(parts, config.agent.n_step),
                 Kind.BYE: decode_bye,
             },
             shard,
@@ -131,7 +131,7 @@ class ReplayServer:
             for _ in range(LINKS["priorities"].bound_queue):
                 if (message := self._priorities.receive()) is None:
                     break
-                self._hear_learner(message)
+                self._handle_learner(message)
             self._check_version()
             if may_insert:
                 self._insert_waiting()
@@ -181,7 +181,16 @@ class ReplayServer:
             )
         return hello
 
-    def _hear_learner(self, message: PriorityUpdate | Hello) -> None:
+    def _decode_segment(self, parts: Parts, n_step: int) -> Shipment:
+        try:
+            return decode_segment(parts, self._signature, n_step)
+        except WireError as error:
+            actor = actor_of(parts)
+            if actor is not None:
+                self._accounts.refusals.add(actor, str(error))
+            raise
+
+    def _handle_learner(self, message: PriorityUpdate | Hello) -> None:
         if isinstance(message, Hello):
             self._greet(message, time.monotonic())
             return
@@ -220,7 +229,7 @@ class ReplayServer:
             current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
     def _may_insert(self) -> bool:
-        """As the pace allows; without anything to be dealt it would wait for ever."""
+        """Whether the governor allows an insert; always while nothing can be sampled, which would block forever."""
         return self._governor.may_insert() or self._store.mass <= 0
 
     def _insert_waiting(self) -> None:
@@ -228,11 +237,11 @@ class ReplayServer:
             if not self._may_insert() or (message := self._experience.receive()) is None:
                 return
             if isinstance(message, Bye):
-                self._judge(message)
+                self._handle_bye(message)
             else:
                 self._insert(message)
 
-    def _judge(self, bye: Bye) -> None:
+    def _handle_bye(self, bye: Bye) -> None:
         counts = self._accounts.goodbye(bye.actor, bye.incarnation, bye.count)
         if counts is not None:
             log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
@@ -244,14 +253,14 @@ class ReplayServer:
         try:
             self._store.append(shipment)
         except ValueError as error:
-            self._accounts.refuse(actor, incarnation)
+            self._accounts.refuse(actor, incarnation, str(error))
             self._refused.add(repr(actor), f"segment {sequence}: {error}")
             return
         self._governor.inserts += shipment.segment.num_transitions
         self._reporter.progress()
 
     def _ranks_to_deal_to(self) -> list[int]:
-        """Those with a credit left, the one with the fewest batches in flight first."""
+        """Ranks with a credit left, the one with the fewest batches in flight first."""
         if self._dealing is None or self._store.mass <= 0 or not self._governor.may_sample():
             return []
         credits, now = self._dealing.credits, time.monotonic()
@@ -277,7 +286,7 @@ class ReplayServer:
             self._reporter.progress()
 
     def _account_waiting(self, elapsed_s: float, may_insert: bool) -> None:
-        """Time in which the governor held one side back, the price of its ratio, or the learner took no batch."""
+        """Account for waiting: for the governor, on either side, or for a learner that took no batch."""
         self._wait_s["idle_s"] += elapsed_s
         if not may_insert:
             self._wait_s["insert_blocked_s"] += elapsed_s
@@ -286,6 +295,10 @@ class ReplayServer:
             self._wait_s[held_back_by] += elapsed_s
 
     def _report(self) -> None:
+        self._reporter.refusals = tuple(
+            Refusal(actor=actor, segments=refused.segments, reason=refused.reason[:REASON_LENGTH])
+            for actor, refused in self._accounts.refusals.by_actor.items()
+        )
         store, governor = self._store, self._governor
         credits = self._dealing.credits.values() if self._dealing is not None else ()
         self._reporter.metrics = {

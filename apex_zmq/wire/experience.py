@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from apex_zmq.types import (
     COLUMNS,
@@ -29,7 +30,7 @@ from apex_zmq.types import (
 )
 from apex_zmq.wire.body import Body, Name, Parts, UInt, decode_body, encode, require, require_finite
 from apex_zmq.wire.checksums import frame_crc, window_crcs
-from apex_zmq.wire.codec import LIMITS, Kind, from_bytes, to_bytes
+from apex_zmq.wire.codec import LIMITS, Kind, WireError, from_bytes, to_bytes, unpack
 
 MAX_TRANSITIONS = 1024  # per segment
 MAX_FRAMES = 1 << 16  # per segment: a u16 index reaches no further
@@ -157,6 +158,20 @@ def encode_segment(shipment: Shipment, signature: str) -> list[Buffer]:
         transitions=_to_columns(segment.transitions),
     )
     return encode(Kind.SEGMENT, body, segment.frames)
+
+
+class _Named(Struct):
+    """The field of a SEGMENT that names its sender, whatever else it holds."""
+
+    actor: Name
+
+
+def actor_of(parts: Parts) -> str | None:
+    """The actor that a SEGMENT refused by `decode_segment` names; None where it names none."""
+    try:
+        return msgspec.msgpack.decode(unpack(parts[0])[1], type=_Named).actor
+    except (WireError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def decode_segment(parts: Parts, signature: str, n_step: int) -> Shipment:

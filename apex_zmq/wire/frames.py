@@ -1,28 +1,29 @@
-"""Frames on the wire: each image is one lz4 block, each vector its raw bytes."""
+"""Frames on the wire: an image is one lz4 block, a vector its raw bytes."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import lz4.block
 import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
 from apex_zmq.types import Buffer, FrameSpec, UInt8s, UInt32s
+from apex_zmq.wire.native import exported
 
 log = logging.getLogger(__name__)
 Decoder = Callable[[UInt8s, UInt32s, UInt8s], npt.NDArray[np.bool_]]
 
 
 def encode_frame(frame: npt.NDArray[Any], codec: str) -> bytes:
-    """One frame as it travels."""
+    """Encode one frame.
+
+    codec: "lz4" (one block without a size) or "raw" (the bytes of the array).
+    """
     if codec == "raw":
         return frame.tobytes()
     encoded: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
@@ -30,24 +31,24 @@ def encode_frame(frame: npt.NDArray[Any], codec: str) -> bytes:
 
 
 def decode_windows(frames: Buffer, sizes: UInt32s, frame: FrameSpec, out: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Decode every frame of a batch straight into its place.
+    """Decode every frame of a batch into its place in `out`.
 
     Args:
         frames: encoded frames, concatenated row by row; its length is the sum of `sizes`.
-        sizes: [B, W] bytes of each; 0 leaves the place as it is.
-        frame: what one decoded frame is.
+        sizes: [B, W] bytes of each encoded frame; 0 leaves the place unchanged.
+        frame: shape, dtype and codec of a frame.
         out: [B, W, *frame.shape] of frame.dtype, C-contiguous.
 
     Returns:
-        [B] True where a frame of the row did not decode to exactly one frame (or is not finite:
-        such a row is zeroed).
+        bool [B], True where a frame of the row does not decode to exactly one frame, or is a vector with a value that
+        is not finite; rows of the latter kind are zeroed.
     """
     source = np.frombuffer(frames, np.uint8)
     places = out.reshape(*sizes.shape, -1).view(np.uint8)
     if frame.codec == "raw":
         bad = _copy_raw(source, sizes, places)
         bad |= ~np.isfinite(out).reshape(len(out), -1).all(axis=1)
-        out[bad] = 0  # a weight of 0 takes no NaN out of a loss
+        out[bad] = 0  # a weight of 0 does not remove a NaN from a loss
         return bad
     return _lz4_decoder()(source, sizes, places)
 
@@ -87,19 +88,15 @@ def _decode_lz4_in_python(source: UInt8s, sizes: UInt32s, places: UInt8s) -> npt
 
 
 def _compiled_decoder() -> Decoder:
-    """The decode loop over liblz4's own LZ4_decompress_safe, which the lz4 wheel's extension exports.
+    """The same as `_decode_lz4_in_python` with liblz4's own LZ4_decompress_safe, which the lz4 wheel exports.
 
     Raises:
-        OSError, AttributeError: the symbol is not to be had.
+        OSError, AttributeError: the wheel does not export the function.
     """
-    origin = importlib.util.find_spec("lz4.block._block")
-    if origin is None or origin.origin is None:
-        raise OSError("lz4's block extension has no file")
-    function = ctypes.CDLL(origin.origin).LZ4_decompress_safe
-    llvmlite.binding.add_symbol("LZ4_decompress_safe", ctypes.cast(function, ctypes.c_void_p).value)
-    # By name and not by address, so that the kernel can be cached on disk.
-    decompress: Any = types.ExternalFunction(
-        "LZ4_decompress_safe", types.int32(types.voidptr, types.voidptr, types.int32, types.int32)
+    decompress = exported(
+        "lz4.block._block",
+        "LZ4_decompress_safe",
+        types.int32(types.voidptr, types.voidptr, types.int32, types.int32),
     )
 
     @njit(nogil=True, cache=True)
@@ -122,7 +119,7 @@ def _compiled_decoder() -> Decoder:
 
 @functools.cache
 def _lz4_decoder() -> Decoder:
-    """The compiled decoder where it passes a test, else the slow one."""
+    """The compiled decoder if it passes a test, else the Python one."""
     spec = FrameSpec((64,), "uint8", 1)
     frame = np.arange(64, dtype=np.uint8)
     encoded = encode_frame(frame, "lz4")
@@ -132,7 +129,7 @@ def _lz4_decoder() -> Decoder:
         bad = decode(np.frombuffer(encoded, np.uint8), np.array([[len(encoded)]], np.uint32), out)
         if not bad[0] and (out[0, 0] == frame).all():
             return decode
-        log.warning("liblz4's symbol does not decode as expected; decoding frames in Python, slowly")
-    except Exception as error:  # whatever the platform's linker or compiler makes of it, Python decodes too
+        log.warning("liblz4's LZ4_decompress_safe returns wrong frames; decoding frames in Python, slowly")
+    except Exception as error:  # whatever the platform's linker or compiler raises, Python decodes too
         log.warning("no compiled frame decoder (%s); decoding frames in Python, slowly", error)
     return _decode_lz4_in_python

@@ -218,6 +218,29 @@ def test_an_actor_that_is_refused_neither_floods_nor_forges_the_log(
     (line,) = (each.getMessage() for each in caplog.records if "refused a segment" in each.getMessage())
     assert "\n" not in line
     assert "but this store holds" in line
+    status = shard.status()
+    (refusal,) = status.refusals
+    assert (refusal.actor, refusal.segments) == ("a\nCRITICAL all is lost", 3)
+    assert "but this store holds" in refusal.reason
+
+
+def test_an_actor_learns_from_the_status_why_its_segments_are_refused(peers: MakePeers) -> None:
+    shard = peers()
+    shard.send(1)
+    rows = shard._last.transitions
+    wrong = dataclasses.replace(shard._last, transitions=with_columns(rows, td_error=-np.ones(len(rows))))
+    for parts in (
+        encode_segment(Shipment("actor", 1, 1, shard._last), "signature-of-another"),
+        encode_segment(Shipment("mine", 1, 0, wrong), experience_signature(shard.config)),
+    ):
+        wait([], [shard._actor], PATIENCE_S)
+        assert shard._actor.send(parts)
+    while len((status := shard.status()).refusals) < 2:
+        pass
+    assert [(each.actor, each.segments) for each in status.refusals] == [("actor", 1), ("mine", 1)]
+    assert "experience signature" in status.refusals[0].reason
+    assert "negative td_error" in status.refusals[1].reason
+    assert status.metrics["refused_messages"] == 2
 
 
 def test_no_batch_leaves_before_the_minimum_and_nothing_paces_without_a_ratio(peers: MakePeers) -> None:

@@ -25,6 +25,7 @@ from apex_zmq.wire.messages import (
     Heartbeat,
     Hello,
     Parameters,
+    Refusal,
     Status,
     decode_bye,
     decode_heartbeat,
@@ -126,6 +127,7 @@ def bodies() -> dict[Kind, Body]:
         progress_time=1_700_000_000.25,
         metrics={"decisions": 4096.0, "blocked_s": 0.5},
         episodes=(Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4)),
+        refusals=(Refusal("actor-8", 3, "segment of 0 frames"),),
     )
     return {
         Kind.HELLO: Hello("run-1", 2**60, 0, SIGNATURE),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +21,30 @@ def test_the_check_value_of_crc_32() -> None:
     assert frame_crc(b"123456789") == 0xCBF43926
 
 
-@pytest.mark.parametrize("kernel", [checksums._crc, checksums._crc_by_tables])
+def test_the_compiled_kernel_is_in_use() -> None:
+    assert checksums._kernel() is not checksums._crcs_in_python
+
+
+@pytest.mark.parametrize("kernel", [checksums._kernel(), checksums._crcs_in_python])
 @given(st.integers(0, 2**32), st.integers(0, 20), st.integers(0, 700))
-def test_both_kernels_compute_zlibs_crc_32(kernel: Any, seed: int, begin: int, size: int) -> None:
+def test_both_kernels_compute_zlibs_crc_32(kernel: checksums.Kernel, seed: int, begin: int, size: int) -> None:
     data = np.random.default_rng(seed).integers(0, 256, begin + size + 9, np.uint8)
-    register = int(kernel(data, begin, begin + size, np.empty(8, np.uint64)))
-    assert register ^ 0xFFFFFFFF == zlib.crc32(data[begin : begin + size].tobytes())
+    data.flags.writeable = bool(seed % 2)
+    begins, ends = np.array([begin, 0, begin]), np.array([begin + size, begin, begin])
+    found = np.empty(3, np.uint32)
+    kernel(data, begins, ends, found)
+    assert found.tolist() == [zlib.crc32(data[a:b].tobytes()) for a, b in zip(begins, ends, strict=True)]
+
+
+def test_without_the_library_windows_are_verified_in_python(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def not_exported(*_: object) -> None:
+        raise AttributeError("undefined symbol: crc32_gzip_refl")
+
+    monkeypatch.setattr(checksums, "exported", not_exported)
+    assert checksums._kernel.__wrapped__() is checksums._crcs_in_python
+    assert "undefined symbol: crc32_gzip_refl" in caplog.text
 
 
 @settings(max_examples=50)

@@ -245,6 +245,10 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("STATUS", "episodes.0.info", {"x" * 33: 1.0}, "length"),
     ("STATUS", "episodes.0.info", {str(i): 1.0 for i in range(17)}, "length"),
     ("STATUS", "episodes.0.info", {"max_x": "far"}, "float"),
+    ("STATUS", "refusals", [{"actor": "a", "segments": 1, "reason": "x" * 201}], "length"),
+    ("STATUS", "refusals", [{"actor": "", "segments": 1, "reason": ""}], "length"),
+    ("STATUS", "refusals", [{"actor": "a", "segments": -1, "reason": ""}], ">= 0"),
+    ("STATUS", "refusals", [{"actor": "a", "segments": 1, "reason": ""}] * 17, "length"),
     ("RELAYED_STATUS", "time", NAN, "not finite"),
 ]
 
@@ -336,7 +340,7 @@ def test_unknown_and_missing_fields_are_refused(name: str, valid: dict[str, Mess
     if name not in OPEN:
         with pytest.raises(WireError, match="unknown field `surplus`"):
             decoders[name](with_body(valid[name], body | {"surplus": 1}))
-    for field in body.keys() - {"episodes"}:  # which has a default
+    for field in body.keys() - {"episodes", "refusals"}:  # which have defaults
         with pytest.raises(WireError, match=f"missing required field `{field}`"):
             decoders[name](with_body(valid[name], {key: value for key, value in body.items() if key != field}))
 

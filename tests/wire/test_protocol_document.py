@@ -50,6 +50,7 @@ STRUCTS: dict[str, type[Body]] = {
     "Frame": experience.FrameBody,
     "Tensor": messages.Tensor,
     "Episode": messages.Episode,
+    "Refusal": messages.Refusal,
 }
 HEADINGS = {struct: heading for heading, struct in STRUCTS.items()}
 COLUMN = re.compile(r"([uf])(8|16|32|64)\[([A-Z](?:, [A-Z])?)\]")

@@ -102,7 +102,7 @@ def decode(data: bytes) -> Snapshot:
     header = json.loads(data[_PRELUDE.size : _PRELUDE.size + header_bytes])
     if (version := header.pop("format")) != FORMAT_VERSION:
         raise ConfigError(
-            f"the replay's files have format {version}, this program reads {FORMAT_VERSION}: "
+            f"the replay's files in replay.snapshot_dir have format {version}, this program reads {FORMAT_VERSION}: "
             "start a new run, or delete them to go on with an empty replay"
         )
     store = header.pop("store")

@@ -277,6 +277,16 @@ def test_a_snapshot_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) ->
     assert (tmp_path / "shard" / ARENA).read_bytes() == before
 
 
+def test_files_of_an_older_format_are_refused_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "FORMAT_VERSION", 1)
+        filled(tmp_path / "shard", np.random.default_rng(0)).kill()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "shard").iterdir()}
+    with pytest.raises(ConfigError, match="have format 1, this program reads 2: start a new run, or delete them"):
+        Shard(tmp_path / "shard")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "shard").iterdir()} == before
+
+
 def test_records_of_an_earlier_log_do_not_come_back(tmp_path: Path) -> None:
     """A shard that began anew in the same file has the same keys at the same places."""
     rng = np.random.default_rng(3)
