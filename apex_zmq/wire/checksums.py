@@ -26,6 +26,18 @@ def frame_crc(encoded: Buffer) -> int:
     return zlib.crc32(encoded)
 
 
+def frame_crcs(frames: Buffer, sizes: UInt32s) -> UInt32s:
+    """CRC-32 of each encoded frame, [F].
+
+    Args:
+        frames: encoded frames, concatenated; its length is the sum of `sizes`.
+        sizes: [F] bytes of each.
+    """
+    found = np.empty(len(sizes), np.uint32)
+    _frame_crcs(np.frombuffer(frames, np.uint8), sizes, found)
+    return found
+
+
 def window_crcs(frame_crcs: UInt32s, first: npt.NDArray[np.integer[Any]], steps: UInt8s, stack: int) -> UInt32s:
     """CRC-32 of each transition's window, [T]: over its frames' CRC-32s as little-endian u32, in the window's order.
 
@@ -35,11 +47,9 @@ def window_crcs(frame_crcs: UInt32s, first: npt.NDArray[np.integer[Any]], steps:
         steps: [T] k; a window has stack + k frames.
         stack: s.
     """
-    begins = 4 * first.astype(np.int64)
-    found = np.empty(len(begins), np.uint32)
-    _crcs_of_ranges(
-        frame_crcs.astype("<u4").view(np.uint8), begins, begins + 4 * (steps.astype(np.int64) + stack), found
-    )
+    found = np.empty(len(first), np.uint32)
+    crc_bytes = frame_crcs.astype("<u4").view(np.uint8)
+    _segment_window_crcs(crc_bytes, first.astype(np.int64), steps.astype(np.int64), stack, found)
     return found
 
 
@@ -96,9 +106,10 @@ def _update(crc: np.uint32, data: UInt8s, begin: int, end: int) -> np.uint32:
 
 
 @njit(nogil=True, cache=True)
-def _crcs_of_ranges(data: UInt8s, begins: Int64s, ends: Int64s, found: UInt32s) -> None:
-    for i in range(len(begins)):
-        found[i] = _update(np.uint32(0xFFFFFFFF), data, begins[i], ends[i]) ^ np.uint32(0xFFFFFFFF)
+def _segment_window_crcs(crc_bytes: UInt8s, first: Int64s, steps: Int64s, stack: int, found: UInt32s) -> None:
+    for t in range(len(first)):
+        end = 4 * (first[t] + steps[t] + stack)
+        found[t] = _update(np.uint32(0xFFFFFFFF), crc_bytes, 4 * first[t], end) ^ np.uint32(0xFFFFFFFF)
 
 
 @intrinsic
@@ -156,6 +167,16 @@ def _can_fold() -> bool:
 
 
 _crc = _crc_by_folding if _can_fold() else _crc_by_tables
+
+
+@njit(nogil=True, cache=True)
+def _frame_crcs(frames: UInt8s, sizes: UInt32s, found: UInt32s) -> None:
+    state = np.empty(8, np.uint64)
+    begin = 0
+    for i in range(len(sizes)):
+        end = begin + int(sizes[i])
+        found[i] = _crc(frames, begin, end, state) ^ np.uint32(0xFFFFFFFF)
+        begin = end
 
 
 @njit(nogil=True, cache=True)
