@@ -21,11 +21,28 @@ UInt64s = npt.NDArray[np.uint64]
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Transitions = npt.NDArray[np.void]  # of TRANSITION
+
+# One n-step transition as an actor makes it; segments, stored records and batches carry arrays of it.
+# The order is that of the wire and of records on disk: docs/PROTOCOL.md, section 6.
+TRANSITION = np.dtype(
+    [
+        ("reward", "<f4"),  # n-step return: sum of gamma^i r_(t+i), i < k
+        ("discount", "<f4"),  # gamma^k, or 0 where the episode terminated within k steps
+        ("td_error", "<f4"),  # initial |TD error|, >= 0
+        ("window_crc", "<u4"),  # CRC-32 over the CRC-32s, u32 each, of the s + k frames of the window, in order
+        ("first", "<u2"),  # index of the observation's first frame in its segment
+        ("action", "<u2"),
+        ("steps", "u1"),  # k, frames from observation to next observation, 1..n
+    ]
+)
+COLUMNS: tuple[str, ...] = TRANSITION.names or ()  # of TRANSITION, in order
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSpec:
-    """What one stored frame is; an observation is `stack` consecutive frames.
+    """Shape and dtype of one stored frame; an observation is `stack` consecutive frames.
 
     shape: (H, W) or (C, H, W) for images, (D,) for vectors.
     dtype: "uint8" for images, "float32" for vectors.
@@ -43,13 +60,13 @@ class FrameSpec:
 
     @property
     def codec(self) -> str:
-        """How a frame travels: "lz4" (one lz4 block) for images, "raw" for vectors."""
+        """Encoding of a frame on the wire: "lz4" (one lz4 block) for images, "raw" for vectors."""
         return "lz4" if self.dtype == "uint8" else "raw"
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of consecutive steps of one lane, as an actor ships it.
+    """Transitions of consecutive steps of one lane, and their frames.
 
     Frames are stored once each, in the order the lane saw them: the reset frame
     `stack` times, then one frame per step, the final observation included. The
@@ -58,25 +75,26 @@ class Segment:
     episode ends.
     """
 
-    actor: str
-    incarnation: int  # random, new at every start of the actor process
-    sequence: int  # counts this actor's segments to this shard, from 0
     frame: FrameSpec
     frames: Buffer  # F encoded frames, concatenated
     frame_sizes: UInt32s  # [F] bytes of each encoded frame
     frame_crcs: UInt32s  # [F] CRC-32 (zlib's polynomial) of each encoded frame
-    first: UInt16s  # [T] index of the first frame of the observation
-    steps: npt.NDArray[np.uint8]  # [T] k, frames from observation to next observation, 1..n
-    action: UInt16s  # [T]
-    reward: Float32s  # [T] n-step return: sum of gamma^i r_(t+i), i < k
-    discount: Float32s  # [T] gamma^k, or 0 where the episode terminated within k steps
-    td_error: Float32s  # [T] initial |TD error|, >= 0
-    window_crcs: UInt32s  # [T] CRC-32 over the CRC-32s, u32 each, of the s + k frames of the window, in order
+    transitions: Transitions  # [T] of TRANSITION
 
     @property
     def num_transitions(self) -> int:
         """T."""
-        return len(self.action)
+        return len(self.transitions)
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """A segment, and the actor process that sends it."""
+
+    actor: str
+    incarnation: int  # random, new at every start of the actor process
+    sequence: int  # counts this incarnation's segments to this shard, from 0
+    segment: Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,38 +106,31 @@ class Sample:
     frame: FrameSpec
     keys: UInt64s  # [B]
     priority: Float64s  # [B] p_i = (|TD| + eps)^alpha as stored
-    action: UInt16s  # [B]
-    reward: Float32s  # [B]
-    discount: Float32s  # [B]
-    steps: npt.NDArray[np.uint8]  # [B]
-    window_crcs: UInt32s  # [B] as the actor made them
+    transitions: Transitions  # [B] of TRANSITION as the actor made them; `first` counts in the segment they came from
     frame_sizes: UInt32s  # [B, W] bytes of each encoded frame; 0 where a short window is padded
     frames: Buffer  # all windows' encoded frames, concatenated row by row
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A sample, and to whom a replay shard deals it."""
+    """A sample, and the learner process that a replay shard deals it to."""
 
-    learner_incarnation: int  # of the learner
+    learner_incarnation: int
     rank: int  # of the learner process
     shard: int
     shard_incarnation: int  # random, new at every start of the shard
-    number: int  # counts batches per (shard, rank) within an incarnation, from 0
+    number: int  # counts batches per (shard, rank) within a learner_incarnation, from 0
     sample: Sample
 
 
 @dataclass(frozen=True, slots=True)
 class PriorityUpdate:
-    """New |TD errors| for the rows of one batch; acknowledges all batches up to `number`.
-
-    Empty arrays acknowledge a skipped batch. A negative td_error retires its
-    transition: it is never sampled again.
-    """
+    """Acknowledges batches, and sets new priorities for B transitions; B is 0 where there are none to set."""
 
     learner_incarnation: int
     rank: int
     shard_incarnation: int
-    number: int
+    acknowledged: int  # number of a batch: this one and all before it have been taken
     keys: UInt64s  # [B]
-    td_error: Float32s  # [B]
+    td_error: Float32s  # [B] new |TD error|, >= 0; ignored where retired
+    retired: Bools  # [B] True: the transition is never to be sampled again

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from apex_zmq.replay.accounts import Accounts
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.actor.segments import SegmentBuilder
-from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Shipment
 from apex_zmq.watch.stats import RunStats
 from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.checksums import corrupted_windows, frame_crc
@@ -113,7 +113,7 @@ def peak_bytes() -> int:
 # Valid messages and their consumers.
 
 
-def play(frame: FrameSpec) -> Segment:
+def play(frame: FrameSpec) -> Shipment:
     """Segments of an actor after three episodes."""
     rng = np.random.default_rng(1)
 
@@ -129,9 +129,9 @@ def play(frame: FrameSpec) -> Segment:
             last = t == length - 1
             builder.step(int(rng.integers(NUM_ACTIONS)), 0.0, see(), 1.0, last and terminated, last and not terminated)
             builder.bootstrap(0.5)
-    segment = builder.take("actor", 1, flush=True)
+    segment = builder.take(flush=True)
     assert segment is not None
-    return segment
+    return Shipment("actor", 1, 0, segment)
 
 
 def make_store(frame: FrameSpec) -> Store:
@@ -149,10 +149,10 @@ class Shard:
         self._frame = frame
         self._taken = 0
 
-    def take_segment(self, segment: Segment) -> None:
+    def take_segment(self, shipment: Shipment) -> None:
         """Insert a segment as the replay does."""
         try:
-            self.store.append(segment)
+            self.store.append(shipment)
         except ValueError as error:  # the replay refuses these too
             raise WireError(str(error)) from None
         self._taken += 1
@@ -162,7 +162,7 @@ class Shard:
 
     def take_update(self, update: PriorityUpdate) -> None:
         """Update priorities as the replay does."""
-        self.store.update(update.keys, update.td_error)
+        self.store.update(update.keys, update.td_error, update.retired)
         assert np.isfinite(self.store.mass)
         assert self.store.mass >= 0
 
@@ -176,7 +176,7 @@ def take_batch(batch: Batch) -> None:
     sample = batch.sample
     out = np.zeros((*sample.frame_sizes.shape, *sample.frame.shape), sample.frame.dtype)
     broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, out)
-    corrupted = corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs)
+    corrupted = corrupted_windows(sample.frames, sample.frame_sizes, sample.transitions["window_crc"])
     assert broken.shape == corrupted.shape == sample.keys.shape
     assert np.isfinite(out).all()
 
@@ -205,7 +205,7 @@ class Telemetry:
     def take(self, status: Status) -> None:
         """Take a status; compute the summary after each thousand."""
         self._heard += 1
-        self._stats.hear(status, float(self._heard))
+        self._stats.add(status, float(self._heard))
         assert abs(self._stats.decisions) < 1 << 63  # TensorBoard's axis
         if self._heard % 1000 == 0:
             self._stats.summary(float(self._heard), 1)
@@ -232,7 +232,8 @@ def targets() -> list[Target]:
         ]
     shard = Shard(FRAMES[""])
     keys = np.arange(16, dtype=np.uint64)
-    update = PriorityUpdate(5, 0, shard.store.incarnation, 1, keys, np.linspace(-1, 3, 16).astype(np.float32))
+    td_error = np.linspace(0, 3, 16).astype(np.float32)
+    update = PriorityUpdate(5, 0, shard.store.incarnation, 1, keys, td_error, keys % 4 == 0)
     tensors = make_tensors({"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)})
     episodes = (Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4))
     status = Status("actor", "actor-7", "host", 1, 1, 1.6e9, 1.7e9, 1.7e9, {"decisions": 4096.0}, episodes)

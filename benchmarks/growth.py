@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from apex_zmq.config.settings import Config
 from apex_zmq.replay.store import Store
-from apex_zmq.types import Segment
+from apex_zmq.types import Segment, Shipment
 from benchmarks import mario_frames
 from benchmarks.rows import Row, main, versus
 
@@ -31,7 +33,7 @@ def measure() -> list[Row]:
     stored = 0
     for size in SIZES:
         while store.num_transitions < size:
-            store.append(segments[stored % len(segments)])
+            store.append(Shipment("synthetic", 0, 0, segments[stored % len(segments)]))
             stored += 1
         for _ in range(5):
             inserts.setdefault(size, []).append(_insert_us(store, segments[:64]))
@@ -57,14 +59,14 @@ def _sample_us(store: Store) -> float:
     begin = time.perf_counter()
     for _ in range(TURNS):
         sample = store.sample(BATCH)
-        store.update(sample.keys, sample.priority.astype("f4"))
+        store.update(sample.keys, sample.priority.astype("f4"), np.zeros(BATCH, np.bool_))
     return 1e6 * (time.perf_counter() - begin) / (TURNS * BATCH)
 
 
 def _insert_us(store: Store, segments: list[Segment]) -> float:
     begin = time.perf_counter()
     for segment in segments:
-        store.append(segment)
+        store.append(Shipment("synthetic", 0, 0, segment))
     return 1e6 * (time.perf_counter() - begin) / sum(segment.num_transitions for segment in segments)
 
 

@@ -7,7 +7,6 @@ SIMPLE_MOVEMENT's actions for 1 to 12 decisions, those that go right four times 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +107,6 @@ def segments(played: Play, config: Config = CONFIG) -> list[Segment]:
             q_taken, next_value = rng.random(2)
             builder.step(int(action[t]), float(q_taken), frames[t + 1], float(reward[t]), *ends)
             builder.bootstrap(float(next_value))
-            while (segment := builder.take("synthetic", incarnation=0)) is not None:
-                made.append(replace(segment, sequence=len(made)))
+            while (segment := builder.take()) is not None:
+                made.append(segment)
     return made

@@ -10,13 +10,13 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from msgspec.structs import replace as replace_struct
 
 from apex_zmq.config.settings import Config
 from apex_zmq.net.sockets import Links, wait
 from apex_zmq.signature import experience_signature
+from apex_zmq.types import Shipment
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.experience import encode_segment
 from benchmarks import mario_frames, synthetic
@@ -33,8 +33,8 @@ def send(connections: int, transitions_per_s: float, addresses: Sequence[str]) -
     segments = mario_frames.segments(mario_frames.play(), config)
     messages: Iterator[Parts] = synthetic.messages(segments, config)
     if transitions_per_s:
-        stamped = (replace(segment, incarnation=time.monotonic_ns()) for segment in itertools.cycle(segments))
-        messages = (encode_segment(segment, signature) for segment in stamped)
+        stamped = (Shipment("synthetic", time.monotonic_ns(), 0, segment) for segment in itertools.cycle(segments))
+        messages = (encode_segment(shipment, signature) for shipment in stamped)
     turn = itertools.cycle(outboxes)
     while True:
         if transitions_per_s and (ahead := sent / transitions_per_s - (time.monotonic() - begin)) > 0:

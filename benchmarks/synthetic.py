@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from apex_zmq.envs.make import env_spec
 from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.feeder import DecodedBatch, Feeder, bind_batches
 from apex_zmq.signature import experience_signature
-from apex_zmq.types import PriorityUpdate, Segment
+from apex_zmq.types import PriorityUpdate, Segment, Shipment
 from apex_zmq.wire.body import Parts, encode
 from apex_zmq.wire.codec import Kind, pack, unpack
 from apex_zmq.wire.experience import encode_priorities, encode_segment
@@ -138,10 +137,8 @@ def messages(segments: Sequence[Segment], config: Config) -> Iterator[Parts]:
     Nothing is encoded again but the process's number, `FIRST_INCARNATION` or above.
     """
     signature = experience_signature(config)
-    numbered = [
-        replace(segment, incarnation=FIRST_INCARNATION, sequence=number) for number, segment in enumerate(segments)
-    ]
-    encoded = [encode_segment(segment, signature) for segment in numbered]
+    numbered = [Shipment("synthetic", FIRST_INCARNATION, number, segment) for number, segment in enumerate(segments)]
+    encoded = [encode_segment(shipment, signature) for shipment in numbered]
     bodies = [(bytes(unpack(head)[1]), frames) for head, frames in encoded]
     assert all(body.count(FIRST_INCARNATION.to_bytes(8, "big")) == 1 for body, _ in bodies)
     while True:
@@ -201,12 +198,13 @@ class SyntheticLearner:
         assert not decoded.broken.any()
         batch = decoded.batch
         update = PriorityUpdate(
-            batch.learner_incarnation,
-            batch.rank,
-            batch.shard_incarnation,
-            batch.number,
-            batch.sample.keys,
-            self._td_error,
+            learner_incarnation=batch.learner_incarnation,
+            rank=batch.rank,
+            shard_incarnation=batch.shard_incarnation,
+            acknowledged=batch.number,
+            keys=batch.sample.keys,
+            td_error=self._td_error,
+            retired=np.zeros(len(self._td_error), np.bool_),
         )
         while not self._priorities[batch.shard].send(encode_priorities(update)):
             wait([], [self._priorities[batch.shard]], 1.0)

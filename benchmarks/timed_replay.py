@@ -15,7 +15,7 @@ import numpy as np
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
 from apex_zmq.roles.replay import ReplayServer
-from apex_zmq.types import Segment
+from apex_zmq.types import Shipment
 from benchmarks.synthetic import FIRST_INCARNATION
 
 
@@ -26,10 +26,10 @@ class TimedReplay(ReplayServer):
         super().__init__(config, shard)
         self.latency_ns: list[int] = []
 
-    def _insert(self, segment: Segment) -> None:
-        super()._insert(segment)
-        if segment.incarnation < FIRST_INCARNATION:
-            self.latency_ns.append(time.monotonic_ns() - segment.incarnation)
+    def _insert(self, shipment: Shipment) -> None:
+        super()._insert(shipment)
+        if shipment.incarnation < FIRST_INCARNATION:
+            self.latency_ns.append(time.monotonic_ns() - shipment.incarnation)
 
 
 def main(path: str, shard: int) -> None:

@@ -79,7 +79,7 @@ def watch(run: Run) -> Watch:
     watch = Watch(since=BEFORE)
     for name, numbers in run.items():
         for each in words(name, numbers):
-            watch.hear(each, each.time)
+            watch.add(each, each.time)
     return watch
 
 

@@ -1,4 +1,4 @@
-"""How actors explore: epsilons spread over lanes, random actions that last (NumPy)."""
+"""Exploration of actors: epsilons spread over lanes, and random actions that repeat (NumPy)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def ladder(epsilon: float, alpha: float, index: int, count: int) -> float:
 
 
 def elastic_epsilon(epsilon: float, alpha: float, lane: int, num_lanes: int, rng: np.random.Generator) -> float:
-    """A new epsilon for an episode of `lane` of an actor's `num_lanes`: eps^(1 + alpha u), u = (lane + U)/L.
+    """Draw an epsilon for an episode of `lane` of an actor's L = `num_lanes`: eps^(1 + alpha u), u = (lane + U)/L.
 
-    U is uniform in [0, 1). Over episodes this is the ladder's spread, stratified over the lanes,
-    whatever the number of actors.
+    U is uniform in [0, 1). Over episodes this spreads epsilons as `ladder` does, stratified over lanes, for any
+    number of actors.
     """
     return float(epsilon ** (1 + alpha * (lane + rng.random()) / num_lanes))
 
@@ -48,11 +48,11 @@ class Explorer:
         self._remaining = np.zeros(num_lanes, np.int64)  # decisions the held action still lasts
 
     def act(self, greedy: Int64s, epsilon: Float64s) -> Int64s:
-        """The lanes' actions, int64 [L].
+        """Choose the lanes' actions, int64 [L].
 
         Args:
-            greedy: int [L], argmax_a Q of each lane.
-            epsilon: float [L], chance that a lane free to choose starts a random action.
+            greedy: int64 [L], argmax_a Q of each lane.
+            epsilon: float64 [L], probability that a lane without a running repeat starts a random action.
         """
         lanes = len(self._action)
         starts = (self._remaining == 0) & (self._rng.random(lanes) < epsilon)
@@ -63,7 +63,7 @@ class Explorer:
         return np.where(random, self._action, greedy)
 
     def reset(self, lane: int) -> None:
-        """End a lane's running repeat; call it at episode start."""
+        """End a lane's running repeat; called at the start of an episode."""
         self._remaining[lane] = 0
 
     def _durations(self, lanes: int) -> Int64s:

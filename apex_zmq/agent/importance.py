@@ -22,20 +22,22 @@ def beta_at(beta0: float, annealing: float, updates: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A batch as far as other batches' weights depend on it."""
+    """The numbers of a batch on which the weights of all batches depend."""
 
-    shard: int  # s, which shard sampled it
-    shard_incarnation: int  # of that shard
-    mass: float  # M_s, sum of all stored priorities of the shard then
-    num_transitions: int  # N_s, transitions in the shard then
+    shard: int  # s, the shard that sampled it
+    shard_incarnation: int
+    mass: float  # M_s, sum of all stored priorities of the shard when it sampled
+    num_transitions: int  # N_s, transitions in the shard when it sampled
     least: float  # smallest p_i of its rows, > 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Shard:
-    shard_incarnation: int
-    num_transitions: int
-    heard: float
+    """A live shard, as of its newest batch."""
+
+    incarnation: int
+    num_transitions: int  # N_s
+    time: float  # seconds, of the newest batch
 
 
 class ImportanceWeights:
@@ -45,17 +47,17 @@ class ImportanceWeights:
     arXiv 1511.05952, sec. 3.4). Over shards P(i) = f_s p_i / M_s, with f_s the shard's share of
     what was trained on, f_s = (c_s + k N_s/N) / (c + k): c_s of the last c <= 1,000 batches, the
     one at hand among them, came from shard s, and sizes stand in for counts while those are few,
-    k = 100 (1 - c / 1,000). N sums the transitions of the live shards, those heard within
-    `shard_timeout_s`. Counts and mean start anew when the set of live shards, or the incarnation
-    of one, changes.
+    k = 100 (1 - c / 1,000). N sums the transitions of the live shards: those with a batch in the
+    last `shard_timeout_s` seconds. Counts and mean restart when the set of live shards, or the incarnation of one,
+    changes.
 
     Once c = 1,000 the weights are unbiased at beta = 1. Of the other 999 batches C ~ B(999, q_s) came
     from s, whose true share is q_s, and E[1 / f_s] = E[1,000 / (1 + C)] = (1 - (1 - q_s)^1000) / q_s.
 
-    A mean of maxima instead of each batch's own maximum: the latter would cancel f_s.
+    The weights are divided by a mean of maxima, since each batch's own maximum would cancel f_s.
 
-    Where several ranks train, a step has a batch of each. All ranks account for all of them, so that
-    they divide by one number, and count as if one had trained on the rows of all.
+    With several ranks, a step has one batch per rank. Every rank accounts for all of them, so that all divide by the
+    same maximum and hold the same counts as a single rank that trains on all rows.
     """
 
     def __init__(self, shard_timeout_s: float = 30.0) -> None:
@@ -69,14 +71,14 @@ class ImportanceWeights:
         self._maximum: float | None = None
 
     def account(self, draws: Sequence[Draw], now: float) -> None:
-        """Count the batches of a step; now: clock in seconds, never running backwards."""
+        """Count the batches of a step; now: seconds of a monotonic clock."""
         for draw in draws:
-            self._hear(draw.shard, draw.shard_incarnation, draw.num_transitions, now)
+            self._update_shard(draw, now)
         for draw in draws:
             self._count(draw.shard)
 
     def unnormalized(self, draw: Draw, priorities: Float64s, beta: float) -> Float64s:
-        """(N P(i))^-beta, float64 [B], of a batch that has been counted; arguments as for `weigh`."""
+        """(N P(i))^-beta, float64 [B], for a batch that has been counted; arguments as for `weigh`."""
         total = sum(live.num_transitions for live in self._live.values())
         counted = len(self._recent)
         prior = PRIOR_BATCHES * (1 - counted / COUNTED_BATCHES)
@@ -89,10 +91,10 @@ class ImportanceWeights:
 
         Args:
             draws: all of the step's batches, by rank.
-            rank: whose weights are wanted.
+            rank: index of the batch to weigh.
             priorities: p_i of its batch, float64 [B], > 0, as stored when it was sampled.
             beta: exponent, in [0, 1].
-            now: clock in seconds, never running backwards; the same on all ranks.
+            now: seconds of a monotonic clock; the same value on all ranks.
         """
         self.account(draws, now)
         maximum = max(float(self.unnormalized(draw, np.array([draw.least]), beta)[0]) for draw in draws)
@@ -101,12 +103,16 @@ class ImportanceWeights:
         self._maximum += (1 - MAXIMUM_DECAY) * (maximum - self._maximum)
         return (self.unnormalized(draws[rank], priorities, beta) / self._maximum).astype(np.float32)
 
-    def _hear(self, shard: int, shard_incarnation: int, num_transitions: int, now: float) -> None:
-        before = {name: live.shard_incarnation for name, live in self._live.items()}
-        self._live[shard] = _Shard(shard_incarnation, num_transitions, now)
-        self._live = {name: live for name, live in self._live.items() if now - live.heard <= self._timeout_s}
-        if before != {name: live.shard_incarnation for name, live in self._live.items()}:
+    def _update_shard(self, draw: Draw, now: float) -> None:
+        """Note the shard of a batch, drop shards that fell silent, restart when the live incarnations have changed."""
+        before = self._incarnations()
+        self._live[draw.shard] = _Shard(draw.shard_incarnation, draw.num_transitions, now)
+        self._live = {shard: live for shard, live in self._live.items() if now - live.time <= self._timeout_s}
+        if self._incarnations() != before:
             self._restart()
+
+    def _incarnations(self) -> dict[int, int]:
+        return {shard: live.incarnation for shard, live in self._live.items()}
 
     def _count(self, shard: int) -> None:
         self._recent.append(shard)

@@ -24,11 +24,11 @@ from apex_zmq.types import Float32s, FrameSpec
 
 
 class NetworkError(UserError, ValueError):
-    """A network that does not fit its observations."""
+    """The network does not fit its observations or actions."""
 
 
 class Convolution(NamedTuple):
-    """One convolution without padding, followed by a ReLU; before it a layer norm, if asked for."""
+    """One convolution without padding, then layer norm (if `agent.layer_norm`), then ReLU."""
 
     channels: int
     kernel: int
@@ -98,8 +98,8 @@ class VectorTorso(nn.Module):
 class Head(nn.Module):
     """Features [B, num_features] -> Q [B, A] = V + A - mean A (Wang et al. 2016, eq. 9).
 
-    The hidden layers of the two streams are the two halves of one matrix product. Without `dueling` there is no V,
-    and what A makes of both halves is Q.
+    The hidden layers of both streams are the halves of one matrix product. Without `agent.dueling` there is no V, and
+    A reads both halves: Q = A.
     """
 
     def __init__(self, num_features: int, width: int, num_actions: int, agent: Agent) -> None:
@@ -130,21 +130,21 @@ class QNetwork(nn.Module):
         self.head = head
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Q-values of a batch of observations, such as `FrameSpec` describes."""
+        """Q-values of a batch of observations as in `FrameSpec`."""
         q: Tensor = self.head(self.torso(observation))
         return q
 
 
 def make_network(agent: Agent, frame: FrameSpec, num_actions: int, seed: int | None = None) -> QNetwork:
-    """The Q-network of these settings for observations of `frame.stack` frames.
+    """Make the Q-network of these settings, on the CPU.
 
     nature: convolutions 32 8/4, 64 4/2, 64 3/1 (Mnih et al. 2015), two heads of 512;
     small: convolutions 16 8/4, 32 4/2, two heads of 256; mlp: flattens any input,
     two layers of 128 with layer norm, two heads of 128. uint8 inputs are scaled by 1/255, float32 ones are not.
-    With a seed the weights depend on nothing else, and torch's generator is left as it was.
+    With a seed, initial weights depend on the seed alone, and torch's generator keeps its state.
 
     Raises:
-        NetworkError: unknown name, a convolution on vectors, frames too small for it.
+        NetworkError: no actions, convolutions on vectors, or frames too small for the convolutions.
     """
     if num_actions < 1:
         raise NetworkError(f"a Q-network needs at least one action, not {num_actions}")
@@ -154,15 +154,15 @@ def make_network(agent: Agent, frame: FrameSpec, num_actions: int, seed: int | N
 
 
 def to_arrays(network: nn.Module) -> dict[str, Float32s]:
-    """Copies of the parameters by name, as they travel."""
+    """Copies of the parameters by name, float32 on the CPU."""
     return {name: np.array(tensor.numpy(force=True)) for name, tensor in network.state_dict().items()}
 
 
 def load_arrays(network: nn.Module, arrays: Mapping[str, Float32s]) -> None:
-    """Copy parameters by name into a network, wherever it lies.
+    """Copy parameters by name into a network on any device.
 
     Raises:
-        RuntimeError: names or shapes are not the network's.
+        RuntimeError: names or shapes differ from the network's.
     """
     network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
 

@@ -1,4 +1,4 @@
-"""Steps of one lane -> n-step transitions (NumPy, pure).
+"""n-step transitions from the steps of one lane (NumPy, pure).
 
 A run is M consecutive steps of one lane; episodes may end inside it. Step t leads from
 observation t to next observation t, which is the real final observation where the episode ends.
@@ -6,31 +6,13 @@ observation t to next observation t, which is the real final observation where t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 
-from apex_zmq.types import Float32s, UInt8s
-
-Bools = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class NStepColumns:
-    """The n-step transitions that start at each of T leading steps of a run.
-
-    The transition of step t ends at next observation t + steps[t] - 1.
-    """
-
-    reward: Float32s  # [T] sum of gamma^i r_(t+i), i < k
-    discount: Float32s  # [T] gamma^k, or 0 where the episode terminated within k steps
-    steps: UInt8s  # [T] k, steps taken: n, or fewer where the episode ended, 1..n
-    td_error: Float32s  # [T] |reward + discount * next_value - q_taken|
+from apex_zmq.types import TRANSITION, Bools, Float32s, Transitions
 
 
 def num_complete(ends: Bools, n: int) -> int:
-    """Leading steps whose transition is known: n steps are there from it on, or its episode's end.
+    """Number of leading steps whose transition is known: n steps follow from it on, or its episode ends.
 
     Args:
         ends: bool [M], where an episode terminated or was truncated.
@@ -40,7 +22,7 @@ def num_complete(ends: Bools, n: int) -> int:
     return max(len(ends) - n + 1, after_last_end, 0)
 
 
-def n_step_columns(
+def n_step_transitions(
     reward: Float32s,
     terminated: Bools,
     truncated: Bools,
@@ -48,8 +30,8 @@ def n_step_columns(
     next_value: Float32s,
     n: int,
     gamma: float,
-) -> NStepColumns:
-    """Transitions of all T = num_complete(terminated | truncated, n) complete steps of a run.
+) -> Transitions:
+    """Transitions that start at the T = num_complete(terminated | truncated, n) complete steps of a run.
 
     Windows end with their episode: after a termination nothing is added (discount 0), after a
     truncation the value of the real final observation is. Initial priorities follow Horgan et al.
@@ -64,6 +46,10 @@ def n_step_columns(
         next_value: float32 [M], max_a Q(next observation t, a); ignored where terminated.
         n: the horizon, 1..255.
         gamma: discount per step.
+
+    Returns:
+        [T] of TRANSITION: reward, discount, td_error and steps; the other fields are 0. The transition of step t ends
+        at next observation t + steps[t] - 1.
     """
     ends = terminated | truncated
     total = len(reward)
@@ -81,9 +67,7 @@ def n_step_columns(
     discount = np.where(terminated[last], 0.0, powers[steps])
     bootstrap = np.where(terminated[last], 0.0, next_value[last])
     td_error = np.abs(returns + discount * bootstrap - q_taken[:count])
-    return NStepColumns(
-        reward=returns.astype(np.float32),
-        discount=discount.astype(np.float32),
-        steps=steps.astype(np.uint8),
-        td_error=td_error.astype(np.float32),
-    )
+    transitions = np.zeros(count, TRANSITION)
+    transitions["reward"], transitions["discount"] = returns, discount
+    transitions["td_error"], transitions["steps"] = td_error, steps
+    return transitions

@@ -13,10 +13,10 @@ from apex_zmq.errors import CheckpointError
 
 
 class CenteredRMSProp(Optimizer):
-    """RMSProp divided by the standard deviation of the gradient, eps inside the root.
+    """Centered RMSProp: the gradient divided by its standard deviation, eps inside the root.
 
     m <- d m + (1 - d) g;  v <- d v + (1 - d) g^2;  p <- p - lr g / sqrt(v - m^2 + eps)
-    (Graves 2013, arXiv 1308.0850, eq. 38-45, without momentum; Mnih et al. 2015), m and v from 0.
+    (Graves 2013, arXiv 1308.0850, eq. 38-45, without momentum; Mnih et al. 2015); m and v start at 0.
 
     Args:
         parameters: tensors to update.
@@ -48,7 +48,7 @@ class CenteredRMSProp(Optimizer):
             torch._foreach_mul_(squares, decay)
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - decay)
             scale = torch._foreach_addcmul(squares, means, means, -1.0)
-            # Rounding can leave the variance of a steady gradient below -eps: the root would be NaN.
+            # By rounding, the variance of a constant gradient can fall below -eps; its root would be NaN.
             torch._foreach_clamp_min_(scale, 0.0)
             torch._foreach_add_(scale, group["eps"])
             torch._foreach_sqrt_(scale)
@@ -75,9 +75,9 @@ _STATE_NAMES: dict[type[Optimizer], frozenset[str]] = {
 
 
 def optimizer_to_tensors(optimizer: Optimizer, network: nn.Module) -> Tensors:
-    """Copies of the state an optimizer keeps of a network, named "<parameter name>.<state name>".
+    """Copies of an optimizer's state for a network, named "<parameter name>.<state name>".
 
-    Hyperparameters are left out: they come from the settings.
+    Hyperparameters are not included; they come from the settings.
     """
     return {
         f"{name}.{key}": tensor.clone()
@@ -87,10 +87,10 @@ def optimizer_to_tensors(optimizer: Optimizer, network: nn.Module) -> Tensors:
 
 
 def optimizer_from_tensors(optimizer: Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a new optimizer of all parameters of `network` the state that `optimizer_to_tensors` took.
+    """Load the state that `optimizer_to_tensors` returned into a new optimizer of all parameters of `network`.
 
     Raises:
-        CheckpointError: the state is of another optimizer or of another network.
+        CheckpointError: the state belongs to another optimizer or network.
     """
     indices = {name: index for index, (name, _) in enumerate(network.named_parameters())}
     state: dict[int, Tensors] = {}

@@ -1,4 +1,4 @@
-"""The processes that make up a learner: as many as torchrun has started, or one alone."""
+"""The ranks of a learner: the processes that torchrun has started (torch.distributed), or a single one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from apex_zmq.errors import ConfigError
 
 
 class RankLostError(Exception):
-    """Another rank has ended, so this one cannot go on; whoever started them starts all again."""
+    """Another rank has ended, so this one cannot go on; torchrun restarts all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of its learner. Each method but those of a lone rank waits for all ranks to call it.
+    """This process among the ranks of its learner.
 
-    rank: of this process, 0 to size - 1.
-    local_rank: the same among those of its host; which GPU it takes.
+    Collective calls: `share`, `gather`, `mean` and `backward` return once all ranks have called them; a single rank
+    returns at once.
+
+    rank: number of this process, 0 to size - 1.
+    size: number of ranks, R.
+    local_rank: number of this process on its host, which is also that of its GPU.
     """
 
     rank: int = 0
@@ -39,10 +43,10 @@ class Ranks:
 
     @classmethod
     def join(cls, environ: Mapping[str, str] = os.environ) -> Ranks:
-        """Meet the other ranks, where torchrun says that there are some (WORLD_SIZE and what goes with it).
+        """Join the process group that torchrun's environment describes; without WORLD_SIZE, a single rank.
 
         Raises:
-            ConfigError: the environment is not that of torchrun.
+            ConfigError: WORLD_SIZE is set and another of torchrun's variables is not.
         """
         size = int(environ.get("WORLD_SIZE", "1"))
         if size == 1:
@@ -52,14 +56,14 @@ class Ranks:
             raise ConfigError(f"WORLD_SIZE is {size} and {missing[0]} is not set; start the learner with torchrun")
         on_one_host = environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
         if on_one_host:
-            # Nobody else need reach what gloo listens on, nor need the host's name resolve.
+            # gloo need not be reachable from other hosts, and the host's name need not resolve.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        # A rank that waits for one that will never come must end when torchrun tells it to.
+        # While a rank waits for one that never arrives, torchrun's SIGTERM must end it.
         handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
         store, rank, _ = next(rendezvous("env://"))
         if on_one_host:
-            # torchrun's store outlives a restart, and holds where the ranks listened before it (pytorch #135712).
-            # Hosts count restarts each for itself, so it would not do over several.
+            # torchrun's store outlives a restart and still holds the ranks' former addresses (pytorch #135712). Over
+            # several hosts a prefix would not work: each host counts restarts by itself.
             store = PrefixStore(environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -67,15 +71,15 @@ class Ranks:
         return cls(rank, size, int(environ["LOCAL_RANK"]))
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value, which must be JSON; the others' are dropped.
+        """Broadcast rank 0's value, which JSON must be able to hold; the values of other ranks are ignored.
 
         Raises:
-            RankLostError
+            RankLostError: another rank has ended.
         """
         if self.size == 1:
             return value
         text = json.dumps(value).encode()
-        with _together():
+        with _collective():
             length = torch.tensor([len(text)])
             distributed.broadcast(length, src=0)
             data = torch.zeros(int(length), dtype=torch.uint8)
@@ -85,46 +89,46 @@ class Ranks:
         return json.loads(data.numpy().tobytes())
 
     def gather(self, row: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[R] the rows of all ranks in their order; each is of shape [] and of the same structured dtype.
+        """All ranks' rows by rank, [R]; each row has shape [] and the same structured dtype.
 
         Raises:
-            RankLostError
+            RankLostError: another rank has ended.
         """
         if self.size == 1:
             return row.reshape(1)
         mine = torch.from_numpy(np.frombuffer(row.tobytes(), np.uint8).copy())
         rows = torch.empty(self.size, len(mine), dtype=torch.uint8)
-        with _together():
+        with _collective():
             distributed.all_gather(list(rows), mine)
         return np.frombuffer(rows.numpy().tobytes(), row.dtype)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean over ranks, the same to the last bit on each.
+        """The mean over ranks, bit for bit equal on all of them.
 
         Raises:
-            RankLostError
+            RankLostError: another rank has ended.
         """
         if self.size == 1:
             return tensor
         total = tensor.clone()
-        with _together():
+        with _collective():
             distributed.all_reduce(total)
         return total / self.size
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of a loss made by a network of `parallel`.
+        """Back-propagate a loss of a network that `parallel` returned; gradients become their means over ranks.
 
         Raises:
-            RankLostError
+            RankLostError: another rank has ended.
         """
         if self.size == 1:
             loss.backward()  # type: ignore[no-untyped-call]
             return
-        with _together():
+        with _collective():
             loss.backward()  # type: ignore[no-untyped-call]
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network with rank 0's parameters, whose gradients become their means over ranks on the way back."""
+        """Wrap a network: all ranks take rank 0's parameters, and `backward` averages gradients over ranks."""
         if self.size == 1:
             return network
         device = next(network.parameters()).device
@@ -132,7 +136,7 @@ class Ranks:
         return DistributedDataParallel(network, device_ids=devices)
 
     def leave(self) -> None:
-        """Free what the ranks talk through; does not wait for the others."""
+        """Leave the process group without waiting for the other ranks."""
         if self.size > 1:
             distributed.destroy_process_group()
 
@@ -141,7 +145,8 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def _collective() -> Iterator[None]:
+    """Turn the error of a collective call into `RankLostError`; running out of memory is this rank's own."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""Gradient steps of Ape-X DQN, without any socket: networks, optimizer, counters."""
+"""Gradient steps of Ape-X DQN (Horgan et al. 2018, arXiv 1803.00933) without sockets: networks, optimizer, counters."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from apex_zmq.types import Float32s, Sample
 
 log = logging.getLogger(__name__)
 
-AVERAGE_POWER = 10  # of time, with which a step weighs more than the one before: about a tenth of a run counts
+AVERAGE_POWER = 10  # eta of polynomial-decay averaging: about the last tenth of all steps counts
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """td_error: [B] float32 |TD| of each row, None where the step was skipped. metrics: by TensorBoard tag.
+    """The outcome of one gradient step.
 
-    reason: why the step was skipped. hopeless: [B] rows that would have any step skipped; empty where it was not.
+    td_error: float32 [B], |TD| of each row before the step; None: the step was skipped.
+    metrics: numbers by TensorBoard tag; empty if skipped.
+    reason: cause of the skip; empty if not skipped.
+    hopeless: bool [B], rows that by themselves make a step infinite; [0] if not skipped.
     """
 
     td_error: Float32s | None
@@ -41,10 +44,10 @@ class StepResult:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The torch device of a `learner.device` setting, for one rank of a host.
+    """The torch device that `learner.device` names, for one rank of a host.
 
     Raises:
-        ConfigError: cuda asked for and not there, or not so many.
+        ConfigError: cuda is set and torch finds no GPU, or the host has fewer GPUs than ranks.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("learner.device is cuda and torch finds no GPU; set learner.device=cpu")
@@ -57,20 +60,21 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 class Trainer:
-    """Online and target network and their optimizer.
+    """Online and target network, and the optimizer.
 
-    ranks: of the learner; each takes its steps on rows of its own, and all parameters stay the same on all.
-    updates: gradient steps taken so far.
-    average: the online parameters averaged, or None: with polynomial decay over about the last tenth of all steps
-        (Shamir and Zhang 2013, arXiv 1212.1824, sec. 4), exponentially over `learner.average_updates` once that is less
-        (Polyak and Juditsky 1992; in deep networks: Izmailov et al. 2018, arXiv 1803.05407).
+    ranks: ranks of the learner; each steps on its own rows, and parameters stay equal on all.
+    updates: gradient steps so far.
+    average: averaged online parameters; None without `learner.average_updates`. The average has polynomial decay
+        (Shamir and Zhang 2013, arXiv 1212.1824, sec. 4) over about the last tenth of all steps, and exponential decay
+        over `average_updates` steps once those are fewer (Polyak and Juditsky 1992; in deep networks: Izmailov et al.
+        2018, arXiv 1803.05407).
     """
 
     def __init__(self, config: Config, spec: EnvSpec, ranks: Ranks = ALONE) -> None:
         learner = config.learner
         self.device = choose_device(learner.device, ranks.local_rank)
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # for what names no device, pinned memory among it
+            torch.cuda.set_device(self.device)  # default device, of pinned memory too
         self.updates = 0
         self._config = learner
         self._stack = spec.frame.stack
@@ -83,7 +87,7 @@ class Trainer:
 
     @property
     def beta(self) -> float:
-        """Importance-sampling exponent of the next step."""
+        """Importance-sampling exponent of the next step, in [0, 1]."""
         return beta_at(self._config.beta, self._config.beta_annealing, self.updates)
 
     @property
@@ -95,28 +99,28 @@ class Trainer:
         return config.learning_rate / (1 + self.updates / config.learning_rate_decay)
 
     def step(self, windows: npt.NDArray[Any], sample: Sample, weights: Float32s) -> StepResult:
-        """One gradient step (Horgan 2018, algorithm 2); that of all ranks' rows together where there are several.
+        """Take one gradient step (Horgan et al. 2018, algorithm 2), on the rows of all ranks together.
 
         Args:
-            windows: [B, W, *frame] decoded frames.
-            sample: the columns of the same rows.
-            weights: [B] importance weights; 0 leaves a row out.
+            windows: uint8 or float32 [B, W, *frame shape], decoded frames.
+            sample: the transitions of the same rows.
+            weights: float32 [B], importance weights; 0 excludes a row.
 
         Returns:
-            |TD| before the step. What is not finite, loss, gradient or parameters, of whichever rank, skips the step.
+            The result. If loss, gradient or parameters of any rank are not finite, all ranks skip the step.
 
         Raises:
-            RankLostError
+            RankLostError: another rank has ended.
         """
-        config, put = self._config, self._to_device
-        obs, next_obs = split_windows(put(windows), put(sample.steps.astype(np.int64)), self._stack)
+        config, put, rows = self._config, self._to_device, sample.transitions
+        obs, next_obs = split_windows(put(windows), put(rows["steps"].astype(np.int64)), self._stack)
         with torch.no_grad():
             next_q = self.target(next_obs)
             selector_q = self.online(next_obs) if config.double else next_q
-            reward, discount = put(sample.reward.astype(np.float32)), put(sample.discount.astype(np.float32))
+            reward, discount = put(rows["reward"].astype(np.float32)), put(rows["discount"].astype(np.float32))
             target = double_q_target(reward, discount, next_q, selector_q)
         q = self._parallel(obs)
-        td_error = target - of_actions(q, put(sample.action.astype(np.int64)))
+        td_error = target - of_actions(q, put(rows["action"].astype(np.int64)))
         loss = td_loss(td_error, put(weights), config.loss)
         td_error = td_error.detach()
         self._optimizer.zero_grad(set_to_none=True)
@@ -146,7 +150,7 @@ class Trainer:
         return StepResult(td_error.abs().cpu().numpy(), metrics)
 
     def _skip(self, td_error: torch.Tensor, reason: str) -> StepResult:
-        """A single row can make loss and gradient infinite; for bad parameters no row is to blame."""
+        """The result of a skipped step; no row is hopeless if the parameters themselves are not finite."""
         hopeless = ~torch.isfinite(td_error.square())
         if not self.finite():
             hopeless[:] = False
@@ -154,7 +158,7 @@ class Trainer:
         return StepResult(None, {}, reason, hopeless.cpu().numpy())
 
     def finite(self) -> bool:
-        """Whether all parameters are finite: those that are trained, and those made of them."""
+        """Whether all parameters of the online, target and averaged networks are finite."""
         networks = (network for network in (self.online, self.target, self.average) if network is not None)
         return all(bool(torch.isfinite(each).all()) for network in networks for each in network.parameters())
 
@@ -162,11 +166,11 @@ class Trainer:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The online network's parameters by name, copied."""
+        """Copies of the online network's parameters by name."""
         return to_arrays(self.online)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """All tensors that a resumed run needs, by group."""
+        """All tensors that a resumed run needs, by group as in `Checkpoint`; those of networks are not copied."""
         return {
             "online": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
@@ -176,7 +180,12 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]], updates: int) -> None:
-        """Go on where `state` was taken."""
+        """Load a `state` that was taken after so many updates.
+
+        Raises:
+            CheckpointError: optimizer state of another optimizer or network.
+            RuntimeError: parameters of another network.
+        """
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         if self.average is not None:
@@ -186,7 +195,7 @@ class Trainer:
         self.updates = updates
 
     def initialize(self, parameters: dict[str, torch.Tensor]) -> None:
-        """Start all networks from another run's parameters."""
+        """Load the same parameters, by name, into all networks."""
         for network in (self.online, self.target, self.average):
             if network is not None:
                 network.load_state_dict(parameters)

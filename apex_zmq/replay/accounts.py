@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 WINDOW = 1024  # sequence numbers that may arrive out of order, per actor process
 MAX_JUMP = 1 << 16  # no connection loses so many segments at once; a number further ahead is invalid
 MAX_ACCOUNTS = 4096  # actor processes
+MAX_REFUSED = 16  # actors whose refusals are remembered
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Accounts:
 
     def __init__(self, max_accounts: int = MAX_ACCOUNTS) -> None:
         self.totals = Counts()
+        self.refusals = Refusals()
         self._max_accounts = max_accounts
         self._accounts: OrderedDict[tuple[str, int], _Account] = OrderedDict()
 
@@ -76,6 +78,7 @@ class Accounts:
         account = self._find(actor, incarnation, sequence)
         if sequence - account.next > MAX_JUMP or account.first - sequence > MAX_JUMP:
             self._count(account, refused=1)
+            self.refusals.add(actor, f"sequence {sequence} is more than {MAX_JUMP} away from the others")
             return False
         if sequence >= account.next:
             self._count(account, received=1, lost=sequence - account.next)
@@ -94,9 +97,10 @@ class Accounts:
             self._count(account, received=1, lost=-1)
         return True
 
-    def refuse(self, actor: str, incarnation: int) -> None:
+    def refuse(self, actor: str, incarnation: int, reason: str) -> None:
         """Count a segment as refused instead of received, because it could not be stored after `admit`."""
         self._count(self._accounts[actor, incarnation], received=-1, refused=1)
+        self.refusals.add(actor, reason)
 
     def finish(self, actor: str, incarnation: int, count: int) -> Counts | None:
         """Close the account of an actor process that has sent `count` segments.
@@ -125,3 +129,29 @@ class Accounts:
     def _count(self, account: _Account, **changes: int) -> None:
         account.counts.add(**changes)
         self.totals.add(**changes)
+
+
+@dataclass(slots=True)
+class Refused:
+    """Segments of one actor that a shard has refused, and the reason of the last one."""
+
+    segments: int
+    reason: str
+
+
+class Refusals:
+    """Refused segments by the name of their actor, over all its processes, the latest last.
+
+    Bounded: of more than `max_actors` those refused longest ago are forgotten.
+    """
+
+    def __init__(self, max_actors: int = MAX_REFUSED) -> None:
+        self.by_actor: OrderedDict[str, Refused] = OrderedDict()
+        self._max_actors = max_actors
+
+    def add(self, actor: str, reason: str) -> None:
+        """Count one more refused segment of an actor."""
+        before = self.by_actor.pop(actor, None)
+        self.by_actor[actor] = Refused(before.segments + 1 if before is not None else 1, reason)
+        if len(self.by_actor) > self._max_actors:
+            self.by_actor.popitem(last=False)

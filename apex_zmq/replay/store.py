@@ -20,7 +20,19 @@ from apex_zmq.replay.disk.arena import Arena
 from apex_zmq.replay.disk.recovery import Recovery, recover
 from apex_zmq.replay.disk.snapshot import StoreState
 from apex_zmq.replay.sum_tree import SumTree
-from apex_zmq.types import Float32s, Float64s, FrameSpec, Int64s, Sample, Segment, UInt32s, UInt64s
+from apex_zmq.types import (
+    TRANSITION,
+    Bools,
+    Float32s,
+    Float64s,
+    FrameSpec,
+    Int64s,
+    Sample,
+    Segment,
+    Shipment,
+    UInt32s,
+    UInt64s,
+)
 
 
 class UpdateCounts(NamedTuple):
@@ -79,7 +91,7 @@ class Store:
         self._frame: FrameSpec | None = None
         self._tree = SumTree(capacity)
         self._rng = np.random.default_rng(seed)
-        self._log = secrets.randbits(32)
+        self._log_id = secrets.randbits(32)
         self._memory = Arena(arena_bytes // record.UNIT * record.UNIT, arena_path)
         self._arena = self._memory.bytes
         self._headers = self._arena.view(record.HEADER)
@@ -96,7 +108,7 @@ class Store:
         """M, the sum of all stored priorities."""
         return self._tree.total
 
-    def append(self, segment: Segment) -> int:
+    def append(self, shipment: Shipment) -> int:
         """Store a segment, evicting whole segments first-in first-out to make room.
 
         Returns:
@@ -106,9 +118,10 @@ class Store:
             ValueError: the segment contradicts itself or the store's window or frame spec, or is larger
                 than the store. Nothing has changed then.
         """
+        segment = shipment.segment
         frame_ends = self._check(segment)
-        count, actor = segment.num_transitions, segment.actor.encode()
-        record_bytes = record.size_of(count, len(segment.frame_sizes), len(actor), int(frame_ends[-1]))
+        count, actor_bytes = segment.num_transitions, len(shipment.actor.encode())
+        record_bytes = record.size_of(count, len(segment.frame_sizes), actor_bytes, int(frame_ends[-1]))
         if count > self.capacity or record_bytes > len(self._arena):
             raise ValueError(
                 f"a segment of {count} transitions and {record_bytes} bytes never fits a store "
@@ -122,8 +135,8 @@ class Store:
         self._reserve(offset, offset + record_bytes)
         key = self.next_key
         room = self._arena[offset : offset + record_bytes]
-        record.write(room, segment, frame_ends, actor, self._log, key, self.first_key)
-        priority = self._priority(segment.td_error)
+        record.write(room, shipment, frame_ends, self._log_id, key, self.first_key)
+        priority = self._priority(segment.transitions["td_error"])
         for rows, slots in self._slot_ranges(key, count):
             self._records[slots] = offset
             self._tree.set_range(slots.start, slots.stop, priority[rows])
@@ -142,11 +155,7 @@ class Store:
         slots = self._tree.stratified(batch_size, self._rng)
         assert self._frame is not None
         keys = self.first_key + (slots - self.first_key) % self.capacity
-        action = np.empty(batch_size, np.uint16)
-        reward = np.empty(batch_size, np.float32)
-        discount = np.empty(batch_size, np.float32)
-        steps = np.empty(batch_size, np.uint8)
-        window_crcs = np.empty(batch_size, np.uint32)
+        transitions = np.empty(batch_size, TRANSITION)
         frame_sizes = np.zeros((batch_size, self.frame_window), np.uint32)
         begins = np.empty(batch_size, np.int64)
         record.read_rows(
@@ -155,11 +164,7 @@ class Store:
             self._records[slots],
             keys,
             self._frame.stack,
-            action,
-            reward,
-            discount,
-            steps,
-            window_crcs,
+            transitions,
             frame_sizes,
             begins,
         )
@@ -172,37 +177,30 @@ class Store:
             frame=self._frame,
             keys=keys.astype(np.uint64),
             priority=self._tree.get(slots),
-            action=action,
-            reward=reward,
-            discount=discount,
-            steps=steps,
-            window_crcs=window_crcs,
+            transitions=transitions,
             frame_sizes=frame_sizes,
             frames=frames.data,
         )
 
-    def update(self, keys: UInt64s, td_error: Float32s) -> UpdateCounts:
-        """Set priorities of keys[B] from td_error[B]; a negative one retires its transition until it is evicted.
+    def update(self, keys: UInt64s, td_error: Float32s, retired: Bools) -> UpdateCounts:
+        """Set the priorities of keys[B] from td_error[B]; where `retired`, to 0 until the transition is evicted.
 
         Of a repeated key the last row counts, unless any row retires it.
 
         Raises:
-            ValueError: lengths differ, or a td_error is not finite. Nothing has changed then.
+            ValueError: lengths differ, or a td_error is negative or not finite. Nothing has changed then.
         """
-        keys = np.asarray(keys, np.uint64)
-        td_error = np.asarray(td_error, np.float32)
-        if keys.shape != td_error.shape or not np.isfinite(td_error).all():
-            raise ValueError("a priority update needs one finite td_error per key")
+        if not len(keys) == len(td_error) == len(retired) or not ((td_error >= 0) & (td_error < np.inf)).all():
+            raise ValueError("a priority update needs one finite td_error >= 0 and one flag per key")
         evicted = keys < np.uint64(self.first_key)
         unknown = keys >= np.uint64(self.next_key)
         live = ~(evicted | unknown)
         slots = (keys[live] % np.uint64(self.capacity)).astype(np.int64)
-        live_error = td_error[live]
-        # Priorities are positive, so a live leaf of 0 is a retired one.
-        retired = (live_error < 0) | (self._tree.get(slots) == 0)
-        self._tree.set(slots[~retired], self._priority(live_error[~retired]))
-        self._tree.set(slots[retired], 0.0)
-        num_retired = int(retired.sum())
+        # Priorities are positive, so a live leaf of 0 is one retired before.
+        dead = retired[live] | (self._tree.get(slots) == 0)
+        self._tree.set(slots[~dead], self._priority(td_error[live][~dead]))
+        self._tree.set(slots[dead], 0.0)
+        num_retired = int(dead.sum())
         return UpdateCounts(
             applied=len(slots) - num_retired,
             retired=num_retired,
@@ -233,7 +231,7 @@ class Store:
         if self._frame is None:
             return None
         return StoreState(
-            log=self._log,
+            log_id=self._log_id,
             first_key=self.first_key,
             priority=np.concatenate(
                 [
@@ -257,21 +255,20 @@ class Store:
             OSError: the file cannot be read.
         """
         stored_then = range(state.first_key, state.next_key)
-        recovery = recover(self._arena, self._memory.written(), state.log, stored_then, self.capacity)
+        recovery = recover(self._arena, self._memory.written(), state.log_id, stored_then, self.capacity)
         if not recovery.spans:
             self._memory.clear()
             return recovery
-        self._log, self._frame = state.log, state.frame
+        self._log_id, self._frame = state.log_id, state.frame
         self._rng.bit_generator.state = state.random
         known = (state.alpha, state.epsilon) == (self.alpha, self.epsilon)
         for span in recovery.spans:
             if span.tombstone:
                 self._reserve(span.start, span.stop)
                 room, missing = self._arena[span.start : span.stop], span.next_key - span.first_key
-                record.write_tombstone(room, missing, self._log, span.first_key, recovery.spans[0].first_key)
+                record.write_tombstone(room, missing, self._log_id, span.first_key, recovery.spans[0].first_key)
             stored = self._arena[span.start : span.stop]
-            at = record.columns_of(stored)
-            priority = self._priority(stored[at.td_error : at.window_crcs].view("<f4"))
+            priority = self._priority(record.transitions_of(stored)["td_error"])
             first, stop = max(span.first_key, state.first_key), min(span.next_key, state.next_key)
             if first < stop:
                 rows = slice(first - span.first_key, stop - span.first_key)
@@ -367,12 +364,12 @@ class Store:
         self._memory.evict(offset, offset + record_bytes, self._head)
 
     def _check(self, segment: Segment) -> UInt32s:
-        """Check all that the kernels and the tree rely on; returns the frame ends, uint32[F + 1]."""
-        count, frames, stack = segment.num_transitions, len(segment.frame_sizes), segment.frame.stack
+        """Check what kernels and tree rely on; the wire checks the rest. Returns the frame ends, uint32[F + 1]."""
+        frames, stack, transitions = len(segment.frame_sizes), segment.frame.stack, segment.transitions
 
         def require(condition: bool | np.bool_, message: str) -> None:
             if not condition:
-                raise ValueError(f"segment {segment.sequence} of {segment.actor}: {message}")
+                raise ValueError(message)
 
         if self._frame is not None and segment.frame != self._frame:
             require(
@@ -380,28 +377,14 @@ class Store:
                 f"frames of {segment.frame}, but this store holds {self._frame}; start its actor as the others, "
                 "or the shard without the files of its snapshot_dir",
             )
-        require(count > 0, "no transitions")
-        per_row = (
-            segment.first,
-            segment.steps,
-            segment.reward,
-            segment.discount,
-            segment.td_error,
-            segment.window_crcs,
-        )
-        require(all(len(column) == count for column in per_row), "columns of different lengths")
+        require(len(transitions) > 0, "no transitions")
         require(len(segment.frame_crcs) == frames, "not one CRC per frame")
         ends = np.zeros(frames + 1, np.uint64)
         segment.frame_sizes.cumsum(dtype=np.uint64, out=ends[1:])
         require(int(ends[-1]) == memoryview(segment.frames).nbytes < 2**32, "frame sizes do not add up to the frames")
-        require(bool(segment.frame_sizes.all()), "an empty frame")
-        shortest, longest = int(segment.steps.min()), int(segment.steps.max())
-        require(shortest >= 1 and stack + longest <= self.frame_window, f"windows longer than {self.frame_window}")
-        past_window = segment.first.astype(np.int64) + segment.steps + stack
-        require(past_window.max() <= frames, "a window ends beyond the frames")
-        finite = (segment.td_error >= 0) & (segment.td_error < np.inf)
-        require(bool(finite.all()), "a td_error negative or not finite")
-        require(
-            0 <= segment.incarnation < 2**64 and 0 <= segment.sequence < 2**64, "incarnation or sequence beyond 64 bits"
-        )
+        windows = transitions["steps"].astype(np.int64) + stack
+        require(windows.max() <= self.frame_window, f"windows longer than {self.frame_window}")
+        require((transitions["first"] + windows).max() <= frames, "a window ends beyond the frames")
+        td_error = transitions["td_error"]
+        require(bool(((td_error >= 0) & (td_error < np.inf)).all()), "a td_error negative or not finite")
         return ends.astype(np.uint32)

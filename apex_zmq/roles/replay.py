@@ -24,16 +24,16 @@ from apex_zmq.replay.governor import Governor
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature
-from apex_zmq.types import Batch, PriorityUpdate, Segment
+from apex_zmq.types import Batch, PriorityUpdate, Shipment
 from apex_zmq.wire.body import Parts
 from apex_zmq.wire.codec import Kind, WireError, pack
-from apex_zmq.wire.experience import decode_priorities, decode_segment, encode_batch
-from apex_zmq.wire.messages import Bye, Hello, decode_bye, decode_hello
+from apex_zmq.wire.experience import actor_of, decode_priorities, decode_segment, encode_batch
+from apex_zmq.wire.messages import REASON_LENGTH, Bye, Hello, Refusal, decode_bye, decode_hello
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 10.0  # a learner that has not greeted for so long gives way to any other
-SEGMENTS_PER_TURN = 8  # stored between two looks at the other sockets
+SILENT_S = 10.0  # without HELLO, after which a learner gives way to any other
+SEGMENTS_PER_TURN = 8  # stored before the other sockets are polled again
 IDLE_S = 0.1
 
 
@@ -52,10 +52,10 @@ class ReplayServer:
         self._signature = experience_signature(config)
         self._credit_limit, self._credit_timeout_s = replay.credits, replay.credit_timeout_s
         needed = check_memory(config, shards=1)
-        self._experience: Inbox[Segment | Bye] = links.bind(
+        self._experience: Inbox[Shipment | Bye] = links.bind(
             "experience",
             {
-                Kind.SEGMENT: lambda parts: decode_segment(parts, self._signature, config.agent.n_step),
+                Kind.SEGMENT: lambda parts: self._decode_segment(parts, config.agent.n_step),
                 Kind.BYE: decode_bye,
             },
             shard,
@@ -131,7 +131,7 @@ class ReplayServer:
             for _ in range(LINKS["priorities"].bound_queue):
                 if (message := self._priorities.receive()) is None:
                     break
-                self._hear_learner(message)
+                self._handle_learner(message)
             self._check_version()
             if may_insert:
                 self._insert_waiting()
@@ -181,7 +181,16 @@ class ReplayServer:
             )
         return hello
 
-    def _hear_learner(self, message: PriorityUpdate | Hello) -> None:
+    def _decode_segment(self, parts: Parts, n_step: int) -> Shipment:
+        try:
+            return decode_segment(parts, self._signature, n_step)
+        except WireError as error:
+            actor = actor_of(parts)
+            if actor is not None:
+                self._accounts.refusals.add(actor, str(error))
+            raise
+
+    def _handle_learner(self, message: PriorityUpdate | Hello) -> None:
         if isinstance(message, Hello):
             self._greet(message, time.monotonic())
             return
@@ -194,12 +203,12 @@ class ReplayServer:
             and update.learner_incarnation == self._dealing.learner_incarnation
             and update.rank in self._dealing.credits
         ):
-            self._dealing.credits[update.rank].acknowledge(update.number)
-        if (update.td_error < 0).any():
-            broken = update.keys[update.td_error < 0]
+            self._dealing.credits[update.rank].acknowledge(update.acknowledged)
+        if update.retired.any():
+            broken = update.keys[update.retired]
             for actor in self._store.actors_of(broken):
-                self._retired.add(repr(actor), f"among {len(broken)} of batch {update.number}")
-        counts = self._store.update(update.keys, update.td_error)
+                self._retired.add(repr(actor), f"among {len(broken)} of batch {update.acknowledged}")
+        counts = self._store.update(update.keys, update.td_error, update.retired)
         self._counts["evicted_updates"] += counts.evicted
         self._counts["retired"] += counts.retired
 
@@ -220,7 +229,7 @@ class ReplayServer:
             current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
     def _may_insert(self) -> bool:
-        """As the pace allows; without anything to be dealt it would wait for ever."""
+        """Whether the governor allows an insert; always while nothing can be sampled, which would block forever."""
         return self._governor.may_insert() or self._store.mass <= 0
 
     def _insert_waiting(self) -> None:
@@ -228,29 +237,30 @@ class ReplayServer:
             if not self._may_insert() or (message := self._experience.receive()) is None:
                 return
             if isinstance(message, Bye):
-                self._judge(message)
+                self._handle_bye(message)
             else:
                 self._insert(message)
 
-    def _judge(self, bye: Bye) -> None:
+    def _handle_bye(self, bye: Bye) -> None:
         counts = self._accounts.finish(bye.actor, bye.incarnation, bye.count)
         if counts is not None:
             log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
 
-    def _insert(self, segment: Segment) -> None:
-        if not self._accounts.admit(segment.actor, segment.incarnation, segment.sequence):
+    def _insert(self, shipment: Shipment) -> None:
+        actor, incarnation, sequence = shipment.actor, shipment.incarnation, shipment.sequence
+        if not self._accounts.admit(actor, incarnation, sequence):
             return
         try:
-            self._store.append(segment)
+            self._store.append(shipment)
         except ValueError as error:
-            self._accounts.refuse(segment.actor, segment.incarnation)
-            self._refused.add(repr(segment.actor), str(error))
+            self._accounts.refuse(actor, incarnation, str(error))
+            self._refused.add(repr(actor), f"segment {sequence}: {error}")
             return
-        self._governor.inserts += segment.num_transitions
+        self._governor.inserts += shipment.segment.num_transitions
         self._reporter.progress()
 
     def _ranks_to_deal_to(self) -> list[int]:
-        """Those with a credit left, the one with the fewest batches in flight first."""
+        """Ranks with a credit left, the one with the fewest batches in flight first."""
         if self._dealing is None or self._store.mass <= 0 or not self._governor.may_sample():
             return []
         credits, now = self._dealing.credits, time.monotonic()
@@ -276,7 +286,7 @@ class ReplayServer:
             self._reporter.progress()
 
     def _account_waiting(self, elapsed_s: float, may_insert: bool) -> None:
-        """Time in which the governor held one side back, the price of its ratio, or the learner took no batch."""
+        """Account for waiting: for the governor, on either side, or for a learner that took no batch."""
         self._wait_s["idle_s"] += elapsed_s
         if not may_insert:
             self._wait_s["insert_blocked_s"] += elapsed_s
@@ -285,6 +295,10 @@ class ReplayServer:
             self._wait_s[held_back_by] += elapsed_s
 
     def _report(self) -> None:
+        self._reporter.refusals = tuple(
+            Refusal(actor=actor, segments=refused.segments, reason=refused.reason[:REASON_LENGTH])
+            for actor, refused in self._accounts.refusals.by_actor.items()
+        )
         store, governor = self._store, self._governor
         credits = self._dealing.credits.values() if self._dealing is not None else ()
         self._reporter.metrics = {

@@ -1,4 +1,4 @@
-"""Every role reports its state from a thread of its own, so that a stuck main loop shows."""
+"""Status reports of a role, sent by a thread of their own, so that a stuck main loop is visible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apex_zmq.net.sockets import Links, Outbox
 from apex_zmq.watch import prometheus
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Episode, Role, Status
+from apex_zmq.wire.messages import Episode, Refusal, Role, Status
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ MAX_PENDING_EPISODES = 4096
 
 
 def process_metrics() -> dict[str, float]:
-    """What every role says of its process: memory, CPU time, share of all the host's cores in use, who was refused."""
+    """Metrics of every process: memory, CPU time, CPU share of the host, refused connections."""
     return {
         "rss_bytes": float(psutil.Process().memory_info().rss),
         "cpu_s": time.process_time(),
@@ -34,15 +34,16 @@ def process_metrics() -> dict[str, float]:
 
 
 class StatusReporter(threading.Thread):
-    """Sends the role's numbers to the learner at an interval.
+    """Sends the role's metrics to the learner at an interval.
 
-    The main loop writes into `metrics` and calls `progress` and `episode`; while the learner is away, the newest
-    episodes wait. The same numbers are served to Prometheus where that is asked for.
+    The main loop replaces `metrics` and `refusals`, and calls `progress` and `episode`. While the learner is away, the
+    newest episodes are kept. With `telemetry.metrics_port` the metrics are served to Prometheus too.
     """
 
     def __init__(self, role: Role, name: str, incarnation: int, config: Config, links: Links) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
+        self.refusals: tuple[Refusal, ...] = ()
         self._role: Role = role
         self._name = name
         self._incarnation = incarnation
@@ -56,11 +57,11 @@ class StatusReporter(threading.Thread):
         self._closing = threading.Event()
 
     def progress(self) -> None:
-        """The main loop got something done."""
+        """Record progress of the main loop."""
         self._progress_time = time.time()
 
     def episode(self, episode: Episode) -> None:
-        """An episode has ended."""
+        """Queue a finished episode."""
         with self._lock:
             self._episodes.append(episode)
             del self._episodes[:-MAX_PENDING_EPISODES]
@@ -93,6 +94,7 @@ class StatusReporter(threading.Thread):
             progress_time=self._progress_time,
             metrics=self.metrics | process_metrics(),
             episodes=episodes,
+            refusals=self.refusals,
         )
 
     def _send(self) -> None:

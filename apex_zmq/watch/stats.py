@@ -1,4 +1,4 @@
-"""What a run tells of itself: statuses of all roles, summed up, as TensorBoard and the progress line show them."""
+"""Statistics of a run, made from the statuses of all roles, for TensorBoard and the progress line."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ BY_EPSILON = {
     *(f"rollout/{statistic.window}" for statistic in STATISTICS if statistic.is_rate),
 }
 TOTALS = {statistic.total: statistic for statistic in STATISTICS if statistic.total}
-STARTED_TOGETHER_S = 60.0  # a process older than the learner by no more has done nothing for its predecessor
-MAX_SOURCES = 4096  # processes remembered, and stages; whoever may report could invent more
-MAX_NUMBER = float(1 << 53)  # of what a process may say; TensorBoard's axis ends at 2^63
+STARTED_TOGETHER_S = 60.0  # largest age beyond the learner's of a process started for the same learner
+MAX_SOURCES = 4096  # bound on remembered processes, and on stages
+MAX_NUMBER = float(1 << 53)  # bound on reported values; TensorBoard's axis ends at 2^63
 PROGRESS_LOG = "apex_zmq.progress"  # logger of the progress lines
-AWAY_S = 10.0  # a role that has not reported for so long no longer counts
+AWAY_S = 10.0  # seconds without a status after which a process is away
 
 
 @dataclass
 class RunStats:
-    """Sums the statuses of all roles; counters survive restarts of their roles.
+    """Sums the statuses of all roles; sums of counters continue over restarts of their processes.
 
-    since: monotonic seconds at which this learner began; what older processes counted before is not taken in.
+    since: monotonic seconds at which this learner started; counts of older processes from before are left out.
     episodes, decisions: of the whole run, resumed ones included. info: likewise, totals of `envs.info` by name.
-    restarts: processes that took the place of one of their name.
+    restarts: processes that replaced one of the same name.
     """
 
     since: float = -math.inf
@@ -63,8 +63,8 @@ class RunStats:
     _count_by_epsilon: dict[float, int] = field(default_factory=lambda: dict.fromkeys(EPSILON_BOUNDS, 0))
     _ends: dict[str, deque[float]] = field(default_factory=dict)
 
-    def hear(self, status: Status, now: float) -> None:
-        """Take in one status; now: monotonic seconds."""
+    def add(self, status: Status, now: float) -> None:
+        """Add one status; now: monotonic seconds."""
         status = _bounded(status)
         key = (status.name, status.incarnation)
         before: dict[str, float] = {}
@@ -101,13 +101,13 @@ class RunStats:
     @property
     def low_epsilon_return(self) -> float | None:
         """Mean return of the last low-epsilon episodes, once there are enough of them."""
-        recent = list(self._recent_low)  # at once: another thread may be adding
+        recent = list(self._recent_low)  # a copy: another thread may be adding
         if len(recent) < LOW_EPSILON_WINDOW:
             return None
         return float(np.mean([episode.episode_return for episode in recent]))
 
     def live(self, role: str, now: float) -> list[Status]:
-        """The last status of each process of a role that is not away; of several of one name only the latest heard."""
+        """The newest status of each live process of a role; of processes of one name, that of the latest."""
         latest = {key[0]: key for key in sorted(self._heard_at, key=self._heard_at.__getitem__)}
         return [
             self._last[key]
@@ -175,7 +175,7 @@ class RunStats:
 
 
 def _bounded(status: Status) -> Status:
-    """With no number so large that sums and means overflow, and no checkpoint can hold them."""
+    """The status with values clipped, so that sums and means neither overflow nor exceed what a checkpoint can hold."""
     episodes = (
         replace(
             each,
@@ -212,7 +212,7 @@ def _rollout(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
 
 
 class Meter:
-    """Means of numbers that one thread adds and another takes."""
+    """Means of numbers; one thread adds, another takes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -236,7 +236,10 @@ class Meter:
 
 
 def progress_line(numbers: Mapping[str, float]) -> str:
-    """The run in one line, from the same numbers that TensorBoard shows."""
+    """The run in one line.
+
+    numbers: of the learner's status, or of a summary: by TensorBoard tag. Those that are missing are left out.
+    """
     shown: list[tuple[str, str, Callable[[float], str]]] = [
         ("episodes", "rollout/episodes", lambda x: f"{x:.0f}"),
         ("decisions/s", "time/decisions_per_s", lambda x: f"{x:.0f}"),
@@ -245,8 +248,7 @@ def progress_line(numbers: Mapping[str, float]) -> str:
         ("replay", "replay/size", lambda x: f"{x:.0f}"),
         ("return", "rollout/ep_rew_mean", lambda x: f"{x:.1f}"),
         ("low-eps return", "rollout/low_epsilon/ep_rew_mean", lambda x: f"{x:.1f}"),
-        ("best x", "rollout/best_x", lambda x: f"{x:.0f}"),
-        ("clears", "rollout/clears", lambda x: f"{x:.0f}"),
+        *((each.label, f"rollout/{name}", lambda x: f"{x:.0f}") for name, each in TOTALS.items()),
         ("loss", "train/loss", lambda x: f"{x:.4f}"),
     ]
     return "  ".join(f"{label} {form(numbers[tag])}" for label, tag, form in shown if tag in numbers)

@@ -28,7 +28,7 @@ COMPARED = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.",
 
 
 class _Events:
-    """Writes events. What a full disk does not take is lost and said; a new file is begun when there may be room."""
+    """Writes events. If the disk is full, points are dropped, an error is logged, and a new file is tried later."""
 
     def __init__(self, directory: Path, purge_step: int | None = None) -> None:
         self._directory = directory
@@ -37,7 +37,7 @@ class _Events:
         self._retry_at = 0.0
 
     def write(self, add: Callable[[SummaryWriter], None]) -> None:
-        """Have `add` put something into the file, and flush."""
+        """Call `add` with the writer, and flush."""
         if time.monotonic() < self._retry_at:
             return
         try:
@@ -47,7 +47,7 @@ class _Events:
             self._writer.flush()
             self._purge_step = None
         except OSError as error:
-            # The writer's thread has died of it, and no reader gets past what it wrote by half.
+            # The writer's thread has ended, and readers stop at the truncated event.
             log.error("TensorBoard misses points, training goes on: %s", error)
             self._writer, self._retry_at = None, time.monotonic() + RETRY_S
 

@@ -1,4 +1,4 @@
-"""apex-top: a run in a terminal, from what its learner relays of every role."""
+"""apex-top: a live run in a terminal, from the statuses that its learner relays."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from apex_zmq.wire.messages import Status, decode_relayed_status
 
 REFRESH_S = 1.0
 ONCE_S = 2.0  # of which `once` takes rates and shares, at least
+MAX_REFUSALS = 3  # lines per shard
 WIDTH = 120  # columns where there is no terminal
 OTHER_ROWS = 16  # of a terminal, for what is no process
 STYLES: dict[State, str] = {"working": "green", "filling": "cyan", "away": "bold red", "stuck": "bold red"}
@@ -42,17 +43,17 @@ class Listener:
         self._inbox: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
 
     def listen(self, seconds: float) -> None:
-        """Take in what comes within so many seconds."""
+        """Receive statuses for so many seconds."""
         until = time.monotonic() + seconds
         while (left_s := until - time.monotonic()) > 0:
             status = self._inbox.receive(left_s)
             if status is not None:
-                self._watch.hear(status, time.monotonic())
+                self._watch.add(status, time.monotonic())
             self._inbox.check_version("learner")
 
     @property
     def complete(self) -> bool:
-        """Whether all roles have been heard, for long enough to be judged."""
+        """Whether every role has reported for long enough to be judged."""
         return self._watch.complete(ONCE_S)
 
     def view(self) -> View:
@@ -60,12 +61,12 @@ class Listener:
         return self._watch.view(time.monotonic())
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self._inbox.close()
 
 
 class LastWarning(logging.Handler):
-    """Keeps the newest line of the log, for a screen that has no other place for it."""
+    """Keeps the newest log line, for the full-screen display."""
 
     line = ""
 
@@ -134,6 +135,11 @@ def frame(view: View, verdict: Verdict, max_processes: int | None = None) -> Ren
         _processes(view.processes, max_processes),
         Text(),
         beside,
+        *(
+            Text(f"{shard.name} refused {each.segments} segments of {each.actor!r}, the last one: {each.reason!r}")
+            for shard in view.live("replay")
+            for each in shard.refusals[-MAX_REFUSALS:]
+        ),
     )
 
 
@@ -146,7 +152,7 @@ def _processes(processes: Sequence[Process], at_most: int | None) -> Table:
         numbers = each.numbers
         state = f"{each.state} {_time(each.silent_s)}" if each.state == "away" else each.state
         table.add_row(
-            Text(each.name),  # its own words, which rich would take for markup
+            Text(each.name),  # of a peer: not rich markup
             Text(f"{each.host}:{each.pid}" if each.pid else ""),
             _time(each.age_s) if each.pid else "",
             Text(state, style=STYLES.get(each.state, "yellow")),
@@ -160,7 +166,7 @@ def _processes(processes: Sequence[Process], at_most: int | None) -> Table:
 
 
 def _urgency(process: Process) -> int:
-    """Who is left out last has the lowest."""
+    """Sort key: processes with the lowest are kept longest."""
     return 0 if process.role != "actor" else 1 + (process.state == "working")
 
 
@@ -227,7 +233,7 @@ def _table(*columns: str) -> Table:
 
 
 def _show(numbers: Numbers, name: str, form: str, factor: float = 1.0) -> str:
-    """A number, or nothing where it is not known."""
+    """A number, or an empty cell where it is not reported."""
     return form.format(factor * numbers[name]) if name in numbers else ""
 
 

@@ -1,4 +1,4 @@
-"""What holds a run up, and what to change: rules over a view, the first that holds decides.
+"""Diagnosis of a run: rules over a view that name the bottleneck and the change; the first that holds decides.
 
 docs/OPERATIONS.md, "Tuning by verdict", says the same in the same order.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from apex_zmq.watch.metrics import COUNTERS, REFUSALS
 from apex_zmq.watch.view import Process, View, mean, total
 
-WAITS = 0.25  # share of time: who waits longer is held up
-BUSY = 0.8  # share of time: who works longer has no room left
+WAITS = 0.25  # share of time; a process that waits longer is held up
+BUSY = 0.8  # share of time; a process that works longer is saturated
 FULL = 0.95  # share of all cores of a host
 REFUSED_PER_S = 0.2  # a client with the wrong key tries every two seconds
 STALE_S = 60.0  # from one publication of parameters to the next
@@ -92,7 +92,7 @@ def _slow_replay(view: View) -> str | None:
     busy = [shard for shard in view.live("replay") if _busy(shard) >= BUSY]
     if _waited(view) < WAITS or not busy:
         return None
-    batches = total(busy, "samples_per_s") / _told(view, "batch_size")
+    batches = total(busy, "samples_per_s") / _setting(view, "batch_size")
     where = " on another host: its own has no core left" if _full(busy) else ""
     return (
         f"learner waits {_waited(view):.0%} of the time: {_names(busy)} sends {_count(batches)} batches/s at "
@@ -109,8 +109,8 @@ def _too_few_actors(view: View) -> str | None:
     where = ", on other hosts: those they are on have no core left" if _full(actors) else ""
     return (
         f"learner waits {waited:.0%} of the time: actors bring {_count(inserts)} transitions/s, at {target:g} samples "
-        f"per insert enough for {_count(inserts * target / _told(view, 'batch_size'))} batches/s; add actors, {wanted}"
-        f"{where}, or raise replay.samples_per_insert"
+        f"per insert enough for {_count(inserts * target / _setting(view, 'batch_size'))} batches/s; add actors, "
+        f"{wanted}{where}, or raise replay.samples_per_insert"
     )
 
 
@@ -147,7 +147,7 @@ def _starved_learner(view: View) -> str | None:
 
 
 def _stale_parameters(view: View) -> str | None:
-    every, rate = _told(view, "sync_every"), view.learner.numbers.get("updates_per_s", 0.0) if view.learner else 0.0
+    every, rate = _setting(view, "sync_every"), view.learner.numbers.get("updates_per_s", 0.0) if view.learner else 0.0
     if rate <= 0:
         return None
     period_s = every / rate
@@ -224,8 +224,8 @@ def _updates(view: View) -> float:
     return view.learner.numbers.get("updates_per_s", 0.0) if view.learner else 0.0
 
 
-def _told(view: View, setting: str) -> float:
-    """A setting as the learner says it; 1 where it does not."""
+def _setting(view: View, setting: str) -> float:
+    """A setting as the learner reports it; 1 where it does not."""
     return max(1.0, view.learner.numbers.get(setting, 1.0)) if view.learner else 1.0
 
 

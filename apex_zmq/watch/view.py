@@ -1,4 +1,4 @@
-"""A run as its statuses tell of it: from what the learner relays to plain data, ready for rules, tables and JSON."""
+"""The state of a run, derived from the statuses that its learner relays, as plain data for rules, tables and JSON."""
 
 from __future__ import annotations
 
@@ -12,23 +12,33 @@ from apex_zmq.watch.metrics import SHARES, rates
 from apex_zmq.watch.stats import AWAY_S, EPSILON_BOUNDS, MAX_SOURCES
 from apex_zmq.wire.messages import Status
 
-WINDOW_S = 10.0  # of the past, of which rates and shares are taken
-FORGET_S = 300.0  # an actor that is away for so long is no longer shown
-STUCK_S = 10.0  # without progress, and no reason known
-HELD = 0.5  # share of time from which on waiting is what a process does
+WINDOW_S = 10.0  # over which rates and shares are taken
+FORGET_S = 300.0  # after which an actor that is away is dropped
+STUCK_S = 10.0  # without progress and without a known reason
+HELD = 0.5  # share of time; a process that waits longer is shown as waiting
 
 State = Literal["working", "throttled", "blocked", "waiting for batches", "no parameters", "filling", "stuck", "away"]
 ORDER = ("learner", "replay", "actor", "forwarder")
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """Segments of an actor that a shard has refused since it started, and why it refused the last one."""
+
+    actor: str
+    segments: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """One process of the run.
 
-    age_s: seconds since its start. silent_s: seconds since it was last heard.
+    age_s: seconds since its start. silent_s: seconds since its last status.
     numbers: the metrics of its newest status (docs/PROTOCOL.md). For each metric X that counts, X_per_s is its growth
         per second; for one that counts seconds, X_s, there is X, a share of time (of cpu_s: cores). And sample_age_s,
         samples_per_insert of a shard; parameter_age_updates of an actor. What is not known yet is not there.
+    refusals: of a shard, the latest last.
     """
 
     role: str
@@ -39,6 +49,7 @@ class Process:
     silent_s: float
     state: State
     numbers: Mapping[str, float]
+    refusals: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class View:
 
     @property
     def learner(self) -> Process | None:
-        """The one that relays all the others; None before its first word."""
+        """The learner; None before its first status."""
         return next((process for process in self.processes if process.role == "learner"), None)
 
     def live(self, role: str) -> list[Process]:
@@ -73,28 +84,28 @@ class View:
 
 
 def mean(processes: Iterable[Process], number: str) -> float:
-    """Over those that know it; 0 where none does."""
+    """Mean over the processes that report the number; 0 where none does."""
     known = [process.numbers[number] for process in processes if number in process.numbers]
     return sum(known) / len(known) if known else 0.0
 
 
 def total(processes: Iterable[Process], number: str) -> float:
-    """Over those that know it."""
+    """Sum over the processes that report the number."""
     return sum(process.numbers.get(number, 0.0) for process in processes)
 
 
 @dataclass
 class Watch:
-    """Remembers what was heard lately.
+    """The statuses of the last seconds, by process.
 
-    since, now: monotonic seconds; since: when listening began.
+    since: monotonic seconds at which listening started.
     """
 
     since: float
     _heard: dict[str, deque[tuple[float, Status]]] = field(default_factory=dict)
 
-    def hear(self, status: Status, now: float) -> None:
-        """Take in a relayed status; of several processes of one name the last that was started counts."""
+    def add(self, status: Status, now: float) -> None:
+        """Add a relayed status; of processes of one name the one started last counts. now: monotonic seconds."""
         past = self._heard.get(status.name)
         if past is None:
             if len(self._heard) >= MAX_SOURCES:
@@ -103,14 +114,14 @@ class Watch:
         if past and past[-1][1].incarnation != status.incarnation:
             heard_at, newest = past[-1]
             if status.start_time < newest.start_time and now - heard_at <= AWAY_S:
-                return  # last words of the one before
+                return  # of the process before
             past.clear()
         past.append((now, status))
         while len(past) > 2 and past[1][0] <= now - WINDOW_S:
             past.popleft()
 
     def complete(self, seconds: float) -> bool:
-        """Whether all that the learner knows of have been heard, and the learner over so many seconds at least."""
+        """Whether all processes that the learner counts have reported twice, and the learner over `seconds`."""
         past = next((past for past in self._heard.values() if past[-1][1].role == "learner"), None)
         if past is None or past[-1][0] - past[0][0] < seconds:
             return False
@@ -164,11 +175,12 @@ def _process(past: deque[tuple[float, Status]], now: float) -> Process:
         silent_s=silent_s,
         state="away" if silent_s > AWAY_S else _state(newest, numbers),
         numbers=numbers,
+        refusals=tuple(Refused(each.actor, each.segments, each.reason) for each in newest.refusals),
     )
 
 
 def _state(status: Status, numbers: Mapping[str, float]) -> State:
-    """What a process that is heard does, by its own words."""
+    """The state of a live process, from its own status."""
     if status.role == "actor" and "parameter_update" not in numbers:
         return "no parameters"
     if status.role == "replay" and numbers.get("min_size_left", 0.0) > 0:
@@ -183,7 +195,7 @@ def _state(status: Status, numbers: Mapping[str, float]) -> State:
 
 
 def _lost_shards(told: Mapping[str, float], heard: Mapping[str, Process]) -> list[str]:
-    """Names of the shards of which nothing has been heard here, nor lately by the learner."""
+    """Names of configured shards without a status here or, lately, at the learner."""
     names = [f"replay-{shard}" for shard in range(min(round(told.get("shards", 0.0)), MAX_SOURCES))]
     live = sum(name in heard and heard[name].state != "away" for name in names)
     return [name for name in names if name not in heard] if live >= told.get("live_replay", math.inf) else []
@@ -194,7 +206,7 @@ def _missing(name: str, silent_s: float) -> Process:
 
 
 def _related(process: Process, run: Mapping[str, float], processes: Iterable[Process]) -> Process:
-    """What a process's own words do not tell: whether the governor is what blocks an actor, how old its parameters."""
+    """Add what needs other processes: whether the governor blocks an actor, and its parameters' age in updates."""
     if process.role != "actor" or process.state == "away":
         return process
     numbers, state = dict(process.numbers), process.state

@@ -1,4 +1,4 @@
-"""Who is there, what it does, what it has learned: parameters, statuses, greetings.
+"""Messages that are one struct each: HELLO, PARAMETERS, HEARTBEAT, STATUS, BYE.
 
 Every `decode_*` raises `WireError` with the reason for whatever breaks the protocol.
 """
@@ -16,6 +16,7 @@ from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 
 Role = Literal["actor", "replay", "learner", "forwarder"]
 InfoName = Annotated[str, Meta(min_length=1, max_length=32)]
+REASON_LENGTH = 200  # characters of `Refusal.reason`
 Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
@@ -32,7 +33,7 @@ class Tensor(Body, frozen=True):
     """One named parameter."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32"]
     shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
     data: bytes
 
@@ -50,7 +51,7 @@ class Parameters(Body, frozen=True):
 
 
 class Heartbeat(OpenBody, frozen=True):
-    """Kind HEARTBEAT, learner to all: what the newest parameters are."""
+    """Kind HEARTBEAT, learner to all: the version of the newest parameters."""
 
     run: Name
     learner_incarnation: UInt
@@ -72,6 +73,14 @@ class Episode(OpenBody, frozen=True):
     info: Annotated[dict[InfoName, float], Meta(max_length=16)] = field(default_factory=dict)
 
 
+class Refusal(Body, frozen=True):
+    """Segments of one actor that a shard has refused since it started."""
+
+    actor: Name
+    segments: UInt
+    reason: Annotated[str, Meta(max_length=REASON_LENGTH)]  # of the last one
+
+
 class Status(OpenBody, frozen=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
@@ -85,10 +94,11 @@ class Status(OpenBody, frozen=True):
     progress_time: float  # unix seconds of the main loop's last progress
     metrics: Annotated[dict[Name, float], Meta(max_length=256)]
     episodes: Annotated[tuple[Episode, ...], Meta(max_length=4096)] = ()
+    refusals: Annotated[tuple[Refusal, ...], Meta(max_length=16)] = ()  # of a shard
 
 
 class Bye(Body, frozen=True):
-    """Kind BYE, actor to replay, its last word: how many segments it has sent to this shard."""
+    """Kind BYE, actor to replay, its last message: the number of segments sent to this shard."""
 
     actor: Name
     incarnation: UInt
@@ -101,7 +111,7 @@ def decode_hello(parts: Parts) -> Hello:
 
 
 def make_tensors(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Tensor, ...]:
-    """Named float32 arrays as they travel."""
+    """Encode named float32 arrays."""
     return tuple(
         Tensor(name=name, dtype="float32", shape=array.shape, data=to_bytes(array, "<f4"))
         for name, array in arrays.items()
@@ -117,8 +127,7 @@ def decode_parameters(parts: Parts) -> tuple[Parameters, dict[str, npt.NDArray[A
     body = decode_body(parts, Kind.PARAMETERS, Parameters)
     arrays = {}
     for tensor in body.tensors:
-        dtype = "<f4" if tensor.dtype == "float32" else "<f2"
-        arrays[tensor.name] = from_bytes(tensor.data, dtype, tensor.shape, tensor.name)
+        arrays[tensor.name] = from_bytes(tensor.data, "<f4", tensor.shape, tensor.name)
         require_finite(arrays[tensor.name], tensor.name)
     require(len(arrays) == len(body.tensors), "two tensors of one name")
     return body, arrays

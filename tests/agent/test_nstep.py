@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_zmq.agent.nstep import NStepColumns, n_step_columns, num_complete
+from apex_zmq.agent.nstep import n_step_transitions, num_complete
+from apex_zmq.types import COLUMNS, TRANSITION, Transitions
 
 Step = tuple[float, bool, bool, float, float]  # reward, terminated, truncated, q_taken, next_value
 
@@ -20,9 +18,9 @@ runs = st.lists(
 )
 
 
-def columns(run: list[Step], n: int, gamma: float) -> NStepColumns:
+def transitions(run: list[Step], n: int, gamma: float) -> Transitions:
     reward, terminated, truncated, q_taken, next_value = zip(*run, strict=True) if run else ((),) * 5
-    return n_step_columns(
+    return n_step_transitions(
         np.array(reward, np.float32),
         np.array(terminated, bool),
         np.array(truncated, bool),
@@ -49,50 +47,50 @@ def walk(run: list[Step], start: int, n: int, gamma: float) -> tuple[float, floa
 @given(runs, st.integers(1, 6), st.sampled_from([0.0, 0.5, 0.9, 1.0]))
 def test_matches_a_walk_through_the_steps(run: list[Step], n: int, gamma: float) -> None:
     expected = [walk(run, start, n, gamma) for start in range(len(run))]
-    got = columns(run, n, gamma)
-    count = len(got.reward)
+    got = transitions(run, n, gamma)
+    count = len(got)
     # Exactly the leading steps whose end is known are there: none is skipped, none is made up.
     assert all(transition is not None for transition in expected[:count])
     assert all(transition is None for transition in expected[count:])
     known = [transition for transition in expected if transition is not None]
-    got_columns: tuple[npt.NDArray[Any], ...] = (got.reward, got.discount, got.steps, got.td_error)
-    for index, column in enumerate(got_columns):
-        np.testing.assert_allclose(column, [transition[index] for transition in known], rtol=1e-5, atol=1e-5)
+    for index, name in enumerate(("reward", "discount", "steps", "td_error")):
+        np.testing.assert_allclose(got[name], [transition[index] for transition in known], rtol=1e-5, atol=1e-5)
 
 
 @given(runs, st.integers(1, 6), st.integers(1, 15))
 def test_cutting_a_run_into_pieces_changes_nothing(run: list[Step], n: int, piece: int) -> None:
-    whole = columns(run, n, 0.9)
+    whole = transitions(run, n, 0.9)
     pieces, held = [], []
     for step in run:
         held.append(step)
-        ready = columns(held, n, 0.9)
-        if len(ready.reward) >= piece:
-            pieces.append(ready.reward[:piece])
+        ready = transitions(held, n, 0.9)
+        if len(ready) >= piece:
+            pieces.append(ready["reward"][:piece])
             held = held[piece:]
-    pieces.append(columns(held, n, 0.9).reward)
-    np.testing.assert_array_equal(np.concatenate(pieces), whole.reward)
+    pieces.append(transitions(held, n, 0.9)["reward"])
+    np.testing.assert_array_equal(np.concatenate(pieces), whole["reward"])
 
 
 def test_a_terminal_end_does_not_bootstrap_and_a_truncated_one_does() -> None:
     for terminated, truncated, discount in ((True, False, 0.0), (False, True, 0.25), (True, True, 0.0)):
         run = [(1.0, False, False, 0.0, 99.0), (2.0, terminated, truncated, 0.0, 8.0), (4.0, False, False, 0.0, 99.0)]
-        got = columns(run, 3, 0.5)
-        assert got.reward.tolist() == [2.0, 2.0]
-        assert got.steps.tolist() == [2, 1]
-        assert got.discount.tolist() == [discount, discount * 2]
-        assert got.td_error.tolist() == [2.0 + discount * 8, 2.0 + discount * 2 * 8]
+        got = transitions(run, 3, 0.5)
+        assert got["reward"].tolist() == [2.0, 2.0]
+        assert got["steps"].tolist() == [2, 1]
+        assert got["discount"].tolist() == [discount, discount * 2]
+        assert got["td_error"].tolist() == [2.0 + discount * 8, 2.0 + discount * 2 * 8]
 
 
 def test_the_value_after_a_terminal_step_is_not_read() -> None:
-    got = columns([(3.0, True, False, 1.0, float("nan"))], 4, 0.9)
-    assert got.td_error.tolist() == [2.0]
+    got = transitions([(3.0, True, False, 1.0, float("nan"))], 4, 0.9)
+    assert got["td_error"].tolist() == [2.0]
 
 
-def test_dtypes() -> None:
-    got = columns([(1.0, True, False, 0.0, 0.0)] * 3, 2, 0.9)
-    assert [column.dtype for column in (got.reward, got.discount, got.td_error)] == [np.float32] * 3
-    assert got.steps.dtype == np.uint8
+def test_what_the_actor_is_to_add_is_zero() -> None:
+    got = transitions([(1.0, True, False, 0.0, 0.0)] * 3, 2, 0.9)
+    assert got.dtype == TRANSITION
+    for name in set(COLUMNS) - {"reward", "discount", "steps", "td_error"}:
+        assert not got[name].any()
 
 
 @pytest.mark.parametrize(

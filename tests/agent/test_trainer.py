@@ -18,8 +18,10 @@ from apex_zmq.errors import ConfigError, UserError
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.rundir.checkpoint import Checkpoint, load, save
-from apex_zmq.types import Float32s, FrameSpec, Sample, Segment
+from apex_zmq.types import Float32s, FrameSpec, Sample, Segment, Shipment
 from apex_zmq.wire.frames import decode_windows
+
+from ..transitions import make_transitions, with_columns
 
 N_STEP, GAMMA = 3, 0.9
 IMAGES = EnvSpec(FrameSpec((20, 24), "uint8", 2), 3)
@@ -80,7 +82,7 @@ def act(trainer: Trainer, spec: EnvSpec, num_lanes: int, decisions: int, seed: i
         next_values[running] = q.max(axis=1)[running]
         for lane in lanes:
             builders[lane].bootstrap(float(next_values[lane]))
-            while (segment := builders[lane].take(f"actor-{lane}", incarnation=0)) is not None:
+            while (segment := builders[lane].take()) is not None:
                 segments.append(segment)
     return segments
 
@@ -89,7 +91,7 @@ def sampled(segments: list[Segment], spec: FrameSpec, rows: int) -> DecodedRows:
     """A batch as the learner's feeder hands it over."""
     store = Store(capacity=1000, arena_bytes=1 << 22, frame_window=spec.stack + N_STEP, alpha=0.5, epsilon=0.01, seed=0)
     for segment in segments:
-        store.append(segment)
+        store.append(Shipment("actor", 0, 0, segment))
     sample = store.sample(rows)
     windows = np.zeros((rows, spec.stack + N_STEP, *spec.shape), spec.dtype)
     assert not decode_windows(sample.frames, sample.frame_sizes, spec, windows).any()
@@ -105,11 +107,13 @@ def made_up(rows: int, seed: int = 0, discount: float = 0.0) -> DecodedRows:
         frame=VECTORS.frame,
         keys=np.arange(rows, dtype=np.uint64),
         priority=np.ones(rows),
-        action=rng.integers(0, 2, rows).astype(np.uint16),
-        reward=rng.normal(size=rows).astype(np.float32),
-        discount=np.full(rows, discount, np.float32),
-        steps=rng.integers(1, N_STEP + 1, rows).astype(np.uint8),
-        window_crcs=np.zeros(rows, np.uint32),
+        transitions=make_transitions(
+            rows,
+            action=rng.integers(0, 2, rows),
+            reward=rng.normal(size=rows),
+            discount=discount,
+            steps=rng.integers(1, N_STEP + 1, rows),
+        ),
         frame_sizes=np.full((rows, 1 + N_STEP), VECTORS.frame.nbytes, np.uint32),
         frames=b"",
     )
@@ -117,7 +121,7 @@ def made_up(rows: int, seed: int = 0, discount: float = 0.0) -> DecodedRows:
 
 
 def ones(sample: Sample) -> Float32s:
-    return np.ones(len(sample.action), np.float32)
+    return np.ones(len(sample.keys), np.float32)
 
 
 def copy_of(trainer: Trainer) -> State:
@@ -138,15 +142,16 @@ def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpe
     """Where target and online are equal and no parameters came over the window."""
     trainer = Trainer(make_config(spec, double=double), spec)
     segments = act(trainer, spec, num_lanes=3, decisions=60, seed=1)
-    shipped = np.concatenate([segment.td_error for segment in segments])
+    shipped = np.concatenate([segment.transitions["td_error"] for segment in segments])
     windows, sample = sampled(segments, spec.frame, rows=128)
     result = trainer.step(windows, sample, ones(sample))
     assert result.td_error is not None
     np.testing.assert_allclose(result.td_error, shipped[sample.keys], rtol=1e-4, atol=1e-5)
     # All kinds of ends were among them: terminated, truncated within the window, and none.
-    assert (sample.discount == 0).any()
-    assert ((sample.discount > 0) & (sample.steps < N_STEP)).any()
-    assert ((sample.discount > 0) & (sample.steps == N_STEP)).any()
+    discount, steps = sample.transitions["discount"], sample.transitions["steps"]
+    assert (discount == 0).any()
+    assert ((discount > 0) & (steps < N_STEP)).any()
+    assert ((discount > 0) & (steps == N_STEP)).any()
 
 
 def test_a_step_reports_the_td_error_before_it() -> None:
@@ -154,7 +159,7 @@ def test_a_step_reports_the_td_error_before_it() -> None:
     windows, sample = made_up(8)
     with torch.inference_mode():
         q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()
-    expected = np.abs(sample.reward - q[np.arange(8), sample.action])
+    expected = np.abs(sample.transitions["reward"] - q[np.arange(8), sample.transitions["action"]])
     result = trainer.step(windows, sample, ones(sample))
     assert result.td_error is not None
     assert result.td_error.dtype == np.float32
@@ -170,8 +175,8 @@ def test_a_loss_that_is_not_finite_skips_the_step(reward: float, weight: float) 
     trainer.step(windows, sample, ones(sample))
     before = copy_of(trainer)
 
-    spoilt, weights = dataclasses.replace(sample, reward=sample.reward.copy()), ones(sample)
-    spoilt.reward[3], weights[3] = reward, weight
+    spoilt, weights = dataclasses.replace(sample, transitions=sample.transitions.copy()), ones(sample)
+    spoilt.transitions["reward"][3], weights[3] = reward, weight
     result = trainer.step(windows, spoilt, weights)
     assert result.td_error is None
     assert result.metrics == {}
@@ -188,8 +193,8 @@ def test_a_loss_that_is_not_finite_skips_the_step(reward: float, weight: float) 
 def test_rows_of_weight_zero_teach_nothing() -> None:
     left, right = Trainer(make_config(), VECTORS), Trainer(make_config(), VECTORS)
     windows, sample = made_up(8)
-    other = dataclasses.replace(sample, reward=sample.reward.copy())
-    other.reward[5] = 1000
+    other = dataclasses.replace(sample, transitions=sample.transitions.copy())
+    other.transitions["reward"][5] = 1000
     weights = ones(sample)
     weights[5] = 0
     left.step(windows, sample, weights)
@@ -321,15 +326,9 @@ def test_values_propagate_through_the_target_network() -> None:
     trainer = Trainer(make_config(learning_rate=3e-3, target_period=20), VECTORS)
     windows, sample = made_up(2)
     windows[0, 1] = windows[1, 0]  # the second observation follows the first
-    sample = dataclasses.replace(
-        sample,
-        action=np.zeros(2, np.uint16),
-        reward=np.array([0, 1], np.float32),
-        discount=np.array([GAMMA, 0], np.float32),
-        steps=np.ones(2, np.uint8),
-    )
+    sample = dataclasses.replace(sample, transitions=make_transitions(2, reward=[0, 1], discount=[GAMMA, 0], steps=1))
     # In the second state both actions earn the same, or the one not taken could be the greedy one.
-    other = dataclasses.replace(sample, action=np.ones(2, np.uint16))
+    other = dataclasses.replace(sample, transitions=with_columns(sample.transitions, action=1))
     windows, sample = np.concatenate([windows, windows]), joined(sample, other)
     for _ in range(400):
         trainer.step(windows, sample, ones(sample))
@@ -339,7 +338,7 @@ def test_values_propagate_through_the_target_network() -> None:
 
 
 def joined(left: Sample, right: Sample) -> Sample:
-    columns = ("keys", "priority", "action", "reward", "discount", "steps", "frame_sizes")
+    columns = ("keys", "priority", "transitions", "frame_sizes")
     return dataclasses.replace(
         left, **{name: np.concatenate([getattr(left, name), getattr(right, name)]) for name in columns}
     )
@@ -361,23 +360,25 @@ def test_double_q_learning_lets_the_online_network_choose(double: bool) -> None:
     torch.nn.init.normal_(next(other.online.parameters()))
     trainer.target.load_state_dict(other.online.state_dict())
     windows, sample = made_up(64, discount=GAMMA)
-    rows, following = np.arange(64), torch.from_numpy(windows[np.arange(64), sample.steps][:, None])
+    rows, following = np.arange(64), torch.from_numpy(windows[np.arange(64), sample.transitions["steps"]][:, None])
     with torch.inference_mode():
-        q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()[rows, sample.action]
+        q = trainer.online(torch.from_numpy(windows[:, :1])).numpy()[rows, sample.transitions["action"]]
         chosen = trainer.online(following).numpy().argmax(1)
         valued = trainer.target(following).numpy()
     value = valued[rows, chosen] if double else valued.max(1)
     assert (valued[rows, chosen] != valued.max(1)).any()
     td_error = trainer.step(windows, sample, ones(sample)).td_error
     assert td_error is not None
-    np.testing.assert_allclose(td_error, abs(sample.reward + GAMMA * value - q), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(td_error, abs(sample.transitions["reward"] + GAMMA * value - q), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["l2", "huber"])
 def test_large_errors_count_squared_or_not(loss: str) -> None:
     trainer = Trainer(make_config(loss=loss), VECTORS)
     windows, sample = made_up(16)
-    result = trainer.step(windows, dataclasses.replace(sample, reward=10 * sample.reward), ones(sample))
+    rows = sample.transitions
+    large = dataclasses.replace(sample, transitions=with_columns(rows, reward=10 * rows["reward"]))
+    result = trainer.step(windows, large, ones(sample))
     error = result.td_error
     assert error is not None
     huber = np.where(error < 1, error**2 / 2, error - 0.5)

@@ -14,10 +14,6 @@ from .conftest import TWO_SHARDS, refusal
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (
-            ["env.max_pool=true", "env.frame_skip=1"],
-            "env.max_pool takes two frames of a decision; raise env.frame_skip",
-        ),
         (["actor.segment_length=2"], "agent.n_step 3 exceeds actor.segment_length 2; lengthen segments"),
         (
             ["replay.capacity=400"],

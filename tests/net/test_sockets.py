@@ -17,7 +17,7 @@ from apex_zmq.net.links import LINKS, Link
 from apex_zmq.net.parameters import ParameterPublisher
 from apex_zmq.net.sockets import Inbox, is_local, max_message_bytes, wait
 from apex_zmq.roles.actor.segments import SegmentBuilder
-from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.types import FrameSpec, Shipment
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import LIMITS, Kind
 from apex_zmq.wire.experience import decode_segment, encode_segment
@@ -41,7 +41,7 @@ from ..conftest import free_tcp_address
 T = TypeVar("T")
 
 
-def segment(sequence: int, size: int = 84) -> Segment:
+def shipment(sequence: int, size: int = 84) -> Shipment:
     """One whose frames do not compress, so that it is as large as it looks."""
     rng = np.random.default_rng(sequence)
     builder = SegmentBuilder(FrameSpec((size, size), "uint8", 4), n_step=3, gamma=0.99, length=16)
@@ -49,12 +49,12 @@ def segment(sequence: int, size: int = 84) -> Segment:
     for _ in range(18):
         builder.step(1, 0.0, rng.integers(0, 256, (size, size)).astype(np.uint8), 1.0, False, False)
         builder.bootstrap(0.0)
-    made = builder.take(f"actor-{sequence}", 1)
-    assert made is not None
-    return made
+    segment = builder.take()
+    assert segment is not None
+    return Shipment(f"actor-{sequence}", 1, sequence, segment)
 
 
-def segment_inbox(address: str) -> Inbox[Segment]:
+def segment_inbox(address: str) -> Inbox[Shipment]:
     return links_of(experience=address).bind(
         "experience", {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, 3)}
     )
@@ -139,33 +139,33 @@ def test_a_failed_bind_keeps_no_lock(directory: Path) -> None:
 
 
 def test_segments_arrive_as_they_were_sent(address: str, opened: Callable[[Any], Any]) -> None:
-    inbox: Inbox[Segment] = opened(segment_inbox(address))
+    inbox: Inbox[Shipment] = opened(segment_inbox(address))
     outbox = opened(links_of(experience=address).connect("experience"))
     for sequence in range(12):  # more than the queues hold
         await_ready(outbox)
-        sent = segment(sequence)
+        sent = shipment(sequence)
         assert outbox.send(encode_segment(sent, SIGNATURE))
         found = inbox.receive(PATIENCE_S)
         assert found is not None
         assert found.actor == f"actor-{sequence}"
-        assert bytes(found.frames) == sent.frames
-        np.testing.assert_array_equal(found.frame_sizes, sent.frame_sizes)
+        assert bytes(found.segment.frames) == sent.segment.frames
+        np.testing.assert_array_equal(found.segment.frame_sizes, sent.segment.frame_sizes)
     assert inbox.receive() is None
     assert inbox.refused == 0
 
 
 def test_a_received_buffer_outlives_later_messages(address: str, opened: Callable[[Any], Any]) -> None:
-    inbox: Inbox[Segment] = opened(segment_inbox(address))
+    inbox: Inbox[Shipment] = opened(segment_inbox(address))
     outbox = opened(links_of(experience=address).connect("experience"))
     found = []
     for sequence in range(4):
         await_ready(outbox)
-        outbox.send(encode_segment(segment(sequence), SIGNATURE))
+        outbox.send(encode_segment(shipment(sequence), SIGNATURE))
         found.append(inbox.receive(PATIENCE_S))
     inbox.close()
     for sequence, each in enumerate(found):
         assert each is not None
-        assert bytes(each.frames) == segment(sequence).frames
+        assert bytes(each.segment.frames) == shipment(sequence).segment.frames
 
 
 def test_nothing_queues_for_an_absent_peer(address: str, opened: Callable[[Any], Any]) -> None:
@@ -184,9 +184,9 @@ def test_nothing_queues_for_an_absent_peer(address: str, opened: Callable[[Any],
 def test_a_full_queue_holds_the_sender_back_until_the_receiver_reads(
     address: str, opened: Callable[[Any], Any]
 ) -> None:
-    inbox: Inbox[Segment] = opened(segment_inbox(address))
+    inbox: Inbox[Shipment] = opened(segment_inbox(address))
     outbox = opened(links_of(experience=address).connect("experience"))
-    message = encode_segment(segment(0, size=256), SIGNATURE)  # 1.4 MB
+    message = encode_segment(shipment(0, size=256), SIGNATURE)  # 1.4 MB
     await_ready(outbox)
     sent = 0
     while outbox.send(message) and sent < 200:

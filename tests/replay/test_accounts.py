@@ -7,7 +7,7 @@ import tracemalloc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_zmq.replay.accounts import MAX_JUMP, WINDOW, Accounts, Counts
+from apex_zmq.replay.accounts import MAX_JUMP, WINDOW, Accounts, Counts, Refusals, Refused
 
 # What happens to each segment on its way: how often it comes, and how many later ones overtake it.
 journeys = st.lists(st.tuples(st.sampled_from([0, 1, 1, 1, 2, 3]), st.integers(0, 20)), min_size=1, max_size=80)
@@ -80,7 +80,7 @@ def test_a_number_far_behind_takes_no_memory() -> None:
 def test_what_could_not_be_stored_is_refused_and_not_received() -> None:
     accounts = Accounts()
     assert accounts.admit("actor", 1, 0)
-    accounts.refuse("actor", 1)
+    accounts.refuse("actor", 1, "another frame")
     assert not accounts.admit("actor", 1, 0)
     assert accounts.totals == Counts(duplicate=1, refused=1)
 
@@ -94,3 +94,23 @@ def test_the_number_of_accounts_is_bounded_and_totals_stay(arrivals: list[tuple[
         assert len(accounts) <= 3
     assert accounts.totals.received == taken
     assert taken + accounts.totals.duplicate == len(arrivals)
+
+
+def test_refusals_are_kept_of_the_latest_actors() -> None:
+    refusals = Refusals(max_actors=2)
+    for actor, reason in (("a", "one"), ("b", "two"), ("a", "three"), ("c", "four")):
+        refusals.add(actor, reason)
+    assert [(actor, each.segments, each.reason) for actor, each in refusals.by_actor.items()] == [
+        ("a", 2, "three"),
+        ("c", 1, "four"),
+    ]
+
+
+def test_a_refused_segment_has_a_reason() -> None:
+    accounts = Accounts()
+    assert accounts.admit("actor", 1, 5)
+    assert not accounts.admit("actor", 1, 5 + 2 * MAX_JUMP)
+    assert accounts.admit("actor", 1, 6)
+    accounts.refuse("actor", 1, "another frame")
+    assert accounts.refusals.by_actor["actor"] == Refused(2, "another frame")
+    assert accounts.totals.refused == 2

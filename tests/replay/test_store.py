@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scipy.stats import chisquare
 
-from apex_zmq.errors import ConfigError
 from apex_zmq.replay import record
 from apex_zmq.replay.disk import arena
-from apex_zmq.replay.store import Store
-from apex_zmq.types import FrameSpec, Segment, UInt64s
+from apex_zmq.replay.store import Store, UpdateCounts
+from apex_zmq.types import FrameSpec, Segment, Shipment, UInt64s
+
+from ..transitions import make_transitions, with_columns
 
 STACK, N_STEP, ALPHA, EPSILON = 3, 2, 0.6, 0.01
 WINDOW = STACK + N_STEP
@@ -32,9 +33,9 @@ def make_store(capacity: int, arena_bytes: int = 1 << 20, seed: int | None = 0) 
     )
 
 
-def make_segment(
+def make_shipment(
     rng: np.random.Generator, episodes: list[int], max_frame_bytes: int = 40, sequence: int = 0
-) -> Segment:
+) -> Shipment:
     """Whole episodes of the given numbers of steps, frames of random bytes and sizes."""
     first: list[int] = []
     steps: list[int] = []
@@ -45,22 +46,33 @@ def make_segment(
         num_frames += STACK + length
     frames = [rng.bytes(int(size)) for size in rng.integers(1, max_frame_bytes + 1, num_frames)]
     count = len(first)
-    return Segment(
-        actor=f"actor-{rng.integers(3)}",
-        incarnation=int(rng.integers(2**63)),
-        sequence=sequence,
+    segment = Segment(
         frame=SPEC,
         frames=b"".join(frames),
         frame_sizes=np.array([len(frame) for frame in frames], np.uint32),
         frame_crcs=np.array([zlib.crc32(frame) for frame in frames], np.uint32),
-        first=np.array(first, np.uint16),
-        steps=np.array(steps, np.uint8),
-        action=rng.integers(0, 2**16, count).astype(np.uint16),
-        reward=rng.normal(size=count).astype(np.float32),
-        discount=rng.random(count).astype(np.float32),
-        td_error=(rng.random(count) * rng.integers(0, 2, count)).astype(np.float32),
-        window_crcs=rng.integers(0, 2**32, count).astype(np.uint32),
+        transitions=make_transitions(
+            count,
+            first=first,
+            steps=steps,
+            action=rng.integers(0, 2**16, count),
+            reward=rng.normal(size=count),
+            discount=rng.random(count),
+            td_error=rng.random(count) * rng.integers(0, 2, count),
+            window_crc=rng.integers(0, 2**32, count),
+        ),
     )
+    return Shipment(f"actor-{rng.integers(3)}", int(rng.integers(2**63)), sequence, segment)
+
+
+def spoiled(segment: Segment, **columns: Any) -> Segment:
+    return replace(segment, transitions=with_columns(segment.transitions, **columns))
+
+
+def update(store: Store, keys: Iterable[int], td_error: Any, retired: Any = None) -> UpdateCounts:
+    """retired: none by default."""
+    flags = np.zeros(len(td_error), bool) if retired is None else np.array(retired, bool)
+    return store.update(np.array([*keys], np.uint64), np.array(td_error, np.float32), flags)
 
 
 def priority(td_error: float | np.float32) -> float:
@@ -73,20 +85,23 @@ class Transition:
     """What a plain dictionary remembers of a transition."""
 
     actor: str
-    columns: tuple[Any, ...]
+    row: np.void  # of TRANSITION
     window: list[bytes]
     priority: float
 
 
-def transitions_of(segment: Segment) -> list[Transition]:
+def transitions_of(shipment: Shipment) -> list[Transition]:
+    segment = shipment.segment
     ends = itertools.accumulate(segment.frame_sizes.tolist(), initial=0)
     frames = [bytes(segment.frames)[start:stop] for start, stop in itertools.pairwise(ends)]
-    rows = zip(segment.action, segment.reward, segment.discount, segment.steps, segment.window_crcs, strict=True)
     return [
         Transition(
-            segment.actor, columns, frames[first : first + STACK + int(columns[3])], priority(segment.td_error[row])
+            shipment.actor,
+            row,
+            frames[int(row["first"]) : int(row["first"]) + STACK + int(row["steps"])],
+            priority(row["td_error"]),
         )
-        for row, (first, columns) in enumerate(zip(segment.first.tolist(), rows, strict=True))
+        for row in segment.transitions
     ]
 
 
@@ -104,15 +119,15 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
     @rule(episodes=st.lists(st.integers(1, 6), min_size=1, max_size=2), max_frame_bytes=st.sampled_from([1, 9, 60]))
     def append(self, episodes: list[int], max_frame_bytes: int) -> None:
-        segment = make_segment(self.rng, episodes, max_frame_bytes, len(self.first_keys))
+        shipment = make_shipment(self.rng, episodes, max_frame_bytes, len(self.first_keys))
         try:
-            key = self.store.append(segment)
+            key = self.store.append(shipment)
         except ValueError:
-            assert len(segment.frames) + 600 > self.arena_bytes
+            assert len(shipment.segment.frames) + 600 > self.arena_bytes
             return
         assert key == (max(self.model, default=-1) + 1)
         self.first_keys.append(key)
-        self.model.update(enumerate(transitions_of(segment), start=key))
+        self.model.update(enumerate(transitions_of(shipment), start=key))
         for evicted in range(min(self.model), self.store.first_key):
             del self.model[evicted]
 
@@ -129,8 +144,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
             expected = self.model[key]
             padding = [b""] * (WINDOW - len(expected.window))
             assert frames[row * WINDOW : (row + 1) * WINDOW] == expected.window + padding
-            columns = (sample.action, sample.reward, sample.discount, sample.steps, sample.window_crcs)
-            assert tuple(column[row] for column in columns) == expected.columns
+            assert sample.transitions[row] == expected.row
             assert sample.priority[row] == expected.priority > 0
         self.dealt.append(sample.keys)
 
@@ -141,18 +155,18 @@ class StoreAgainstDict(RuleBasedStateMachine):
         if unknown:
             keys = np.append(keys, np.array([self.store.next_key, 2**64 - 1], np.uint64))
         td_error = self.rng.random(len(keys)).astype(np.float32)
-        td_error[self.rng.random(len(keys)) < retire] *= -1
-        counts = self.store.update(keys, td_error)
-        rows = list(zip(keys.tolist(), td_error, strict=True))
-        retired_before = {key for key, _ in rows if key in self.model and self.model[key].priority == 0}
-        retired_rows = sum(key in retired_before or (key in self.model and td_error < 0) for key, td_error in rows)
-        retired = retired_before | {key for key, td_error in rows if td_error < 0}
-        for key, error in rows:
+        flags = self.rng.random(len(keys)) < retire
+        counts = self.store.update(keys, td_error, flags)
+        rows = list(zip(keys.tolist(), td_error, flags, strict=True))
+        retired_before = {key for key, _, _ in rows if key in self.model and self.model[key].priority == 0}
+        retired_rows = sum(key in retired_before or (key in self.model and flag) for key, _, flag in rows)
+        retired = retired_before | {key for key, _, flag in rows if flag}
+        for key, error, _ in rows:
             if key in self.model:
                 self.model[key].priority = 0.0 if key in retired else priority(error)
         assert sum(counts) == len(keys)
         assert counts.unknown == 2 * unknown
-        assert counts.evicted == sum(key < self.store.first_key for key, _ in rows)
+        assert counts.evicted == sum(key < self.store.first_key for key, _, _ in rows)
         assert counts.retired == retired_rows
 
     @invariant()
@@ -177,15 +191,15 @@ TestStoreAgainstDict.settings = settings(deadline=None, max_examples=60, statefu
 def test_frequencies_match_the_priorities() -> None:
     rng = np.random.default_rng(4)
     store = make_store(100)
-    store.append(make_segment(rng, [30]))
-    segment = make_segment(rng, [20, 30])
-    store.append(segment)
-    store.update(np.arange(0, 80, 3, dtype=np.uint64), rng.random(27).astype(np.float32) * 4)
+    store.append(make_shipment(rng, [30]))
+    shipment = make_shipment(rng, [20, 30])
+    store.append(shipment)
+    update(store, range(0, 80, 3), rng.random(27) * 4)
     sample = store.sample(50_000)
     keys, rows, counts = np.unique(sample.keys, return_index=True, return_counts=True)
     assert len(keys) == 80
     assert sample.priority[rows].sum() == pytest.approx(store.mass)
-    assert sample.priority[rows[79]] == priority(segment.td_error[49])
+    assert sample.priority[rows[79]] == priority(shipment.segment.transitions["td_error"][49])
     assert chisquare(counts, sample.priority[rows] / store.mass * 50_000).pvalue > 0.01
 
 
@@ -194,24 +208,18 @@ def test_evicts_no_more_than_the_capacity_needs() -> None:
     rng = np.random.default_rng(0)
     lengths = [int(length) for length in rng.integers(1, 20, 100)]
     for index, length in enumerate(lengths):
-        store.append(make_segment(rng, [length]))
+        store.append(make_shipment(rng, [length]))
         kept = next(i for i in range(index + 1) if sum(lengths[i : index + 1]) <= 50)
         assert store.first_key == sum(lengths[:kept])
 
 
-def test_memory_that_cannot_be_had_is_a_config_error() -> None:
-    """A process may be held to less than the machine has, as by `ulimit -v`."""
-    with pytest.raises(ConfigError, match=r"lower replay\.arena_bytes"):
-        arena.Arena(1 << 60)
-
-
 def test_the_arena_holds_what_its_bytes_allow() -> None:
     store = make_store(10_000, arena_bytes=64 * 100)
-    segment = make_segment(np.random.default_rng(0), [8])
-    store.append(segment)
+    shipment = make_shipment(np.random.default_rng(0), [8])
+    store.append(shipment)
     fitting = 64 * 100 // store.num_bytes
     for _ in range(3 * fitting):
-        store.append(segment)
+        store.append(shipment)
     assert store.num_transitions == 8 * fitting
     store.check_valid()
 
@@ -224,17 +232,17 @@ def test_memory_given_back_is_not_in_use(seed: int, pages: int, capacity: int) -
         patch.setattr(arena, "PIECE", mmap.PAGESIZE)
         store = make_store(capacity, arena_bytes=pages * mmap.PAGESIZE)
         for _ in range(60):
-            store.append(make_segment(rng, [int(rng.integers(1, 12))], int(rng.integers(20, 400))))
+            store.append(make_shipment(rng, [int(rng.integers(1, 12))], int(rng.integers(20, 400))))
             store.check_valid()
 
 
 def test_only_what_is_in_use_is_resident() -> None:
     rng = np.random.default_rng(0)
-    segments = [make_segment(rng, [40], 2000) for _ in range(10)]
+    shipments = [make_shipment(rng, [40], 2000) for _ in range(10)]
     store = make_store(capacity=4_000, arena_bytes=256 << 20)
     before = psutil.Process().memory_info().rss
     while store.next_key < 400_000:
-        store.append(segments[store.next_key // 40 % 10])
+        store.append(shipments[store.next_key // 40 % 10])
     assert store.num_transitions == 4_000
     in_use = store.num_bytes + 2 * arena.PIECE  # the pieces at its two ends
     assert in_use < 16 << 20
@@ -245,33 +253,32 @@ def test_only_what_is_in_use_is_resident() -> None:
 def test_retired_stays_retired_until_evicted() -> None:
     store = make_store(10)
     rng = np.random.default_rng(0)
-    store.append(make_segment(rng, [10]))
-    keys = np.arange(10, dtype=np.uint64)
-    assert store.update(keys, np.full(10, -1, np.float32)).retired == 10
-    assert store.update(keys, np.ones(10, np.float32)) == (0, 10, 0, 0)
+    store.append(make_shipment(rng, [10]))
+    assert update(store, range(10), [0.0] * 10, [True] * 10).retired == 10
+    assert update(store, range(10), [1.0] * 10) == (0, 10, 0, 0)
     assert store.mass == 0
     with pytest.raises(ValueError, match="all priorities are 0"):
         store.sample(1)
-    store.append(make_segment(rng, [10]))
+    store.append(make_shipment(rng, [10]))
     assert store.sample(64).keys.min() >= 10
-    assert store.update(keys, np.ones(10, np.float32)).evicted == 10
+    assert update(store, range(10), [1.0] * 10).evicted == 10
 
 
 def test_a_repeated_key_takes_its_last_error_unless_retired() -> None:
     store = make_store(10)
-    store.append(make_segment(np.random.default_rng(0), [1]))
-    store.update(np.array([0, 0], np.uint64), np.array([3, 5], np.float32))
+    store.append(make_shipment(np.random.default_rng(0), [1]))
+    update(store, [0, 0], [3.0, 5.0])
     assert store.mass == priority(5.0)
-    store.update(np.array([0, 0], np.uint64), np.array([-1, 5], np.float32))
+    update(store, [0, 0], [3.0, 5.0], [True, False])
     assert store.mass == 0
 
 
 def test_incarnation_is_new_and_sampling_seeded() -> None:
     first, second = make_store(100, seed=7), make_store(100, seed=7)
     assert first.incarnation != second.incarnation
-    segment = make_segment(np.random.default_rng(0), [40, 40])
+    shipment = make_shipment(np.random.default_rng(0), [40, 40])
     for store in (first, second):
-        store.append(segment)
+        store.append(shipment)
     assert np.array_equal(first.sample(64).keys, second.sample(64).keys)
 
 
@@ -279,39 +286,38 @@ def test_incarnation_is_new_and_sampling_seeded() -> None:
     ("spoil", "reason"),
     [
         (lambda s: replace(s, frame=FrameSpec((80, 80), "uint8", STACK)), "this store holds"),
-        (lambda s: replace(s, reward=s.reward[1:]), "different lengths"),
         (lambda s: replace(s, frames=s.frames[1:]), "add up"),
         (lambda s: replace(s, frame_sizes=s.frame_sizes[1:]), "one CRC per frame"),
-        (lambda s: replace(s, frame_sizes=np.append(s.frame_sizes[:-2], [0, s.frame_sizes[-2:].sum()])), "empty frame"),
-        (lambda s: replace(s, first=s.first + np.uint16(1)), "beyond the frames"),
-        (lambda s: replace(s, steps=np.full_like(s.steps, N_STEP + 1)), "windows longer"),
-        (lambda s: replace(s, steps=np.zeros_like(s.steps)), "windows longer"),
-        (lambda s: replace(s, td_error=np.full_like(s.td_error, np.nan)), "td_error"),
-        (lambda s: replace(s, td_error=-s.td_error - 1), "td_error"),
-        (lambda s: replace(s, incarnation=2**64), "64 bits"),
-        (lambda s: make_segment(np.random.default_rng(0), []), "no transitions"),
-        (lambda s: make_segment(np.random.default_rng(0), [51]), "never fits"),
-        (lambda s: make_segment(np.random.default_rng(0), [40], max_frame_bytes=9000), "never fits"),
+        (lambda s: spoiled(s, first=s.transitions["first"] + 1), "beyond the frames"),
+        (lambda s: spoiled(s, steps=N_STEP + 1), "windows longer"),
+        (lambda s: spoiled(s, td_error=np.nan), "td_error"),
+        (lambda s: spoiled(s, td_error=np.inf), "td_error"),
+        (lambda s: spoiled(s, td_error=-1), "td_error"),
+        (lambda s: replace(s, transitions=s.transitions[:0]), "no transitions"),
+        (lambda s: make_shipment(np.random.default_rng(0), [51]).segment, "never fits"),
+        (lambda s: make_shipment(np.random.default_rng(0), [40], max_frame_bytes=9000).segment, "never fits"),
     ],
 )
 def test_refuses_segments_that_cannot_be_stored(spoil: Callable[[Segment], Segment], reason: str) -> None:
     store = make_store(50, arena_bytes=1 << 16)
-    good = make_segment(np.random.default_rng(0), [20])
+    good = make_shipment(np.random.default_rng(0), [20])
     store.append(good)
     before = (store.num_transitions, store.num_bytes, store.mass, store.next_key)
     with pytest.raises(ValueError, match=reason):
-        store.append(spoil(good))
+        store.append(replace(good, segment=spoil(good.segment)))
     assert (store.num_transitions, store.num_bytes, store.mass, store.next_key) == before
     store.check_valid()
 
 
 def test_refuses_updates_that_are_not_finite() -> None:
     store = make_store(10)
-    store.append(make_segment(np.random.default_rng(0), [5]))
+    store.append(make_shipment(np.random.default_rng(0), [5]))
     mass = store.mass
-    for td_error in ([1.0, np.nan], [1.0, -np.inf], [1.0]):
+    for td_error in ([1.0, np.nan], [1.0, np.inf], [1.0, -1.0], [1.0]):
         with pytest.raises(ValueError, match="finite"):
-            store.update(np.array([0, 1], np.uint64), np.array(td_error, np.float32))
+            update(store, [0, 1], td_error, [False, True])
+    with pytest.raises(ValueError, match="one flag per key"):
+        update(store, [0, 1], [1.0, 1.0], [True])
     assert store.mass == mass
 
 
@@ -324,9 +330,10 @@ def test_refuses_exponents_that_break_priorities(alpha: float, epsilon: float) -
 @given(data=st.data())
 def test_check_valid_notices_a_flipped_bit(data: st.DataObject) -> None:
     store = make_store(10)
-    segment = make_segment(np.random.default_rng(0), [5])
-    store.append(segment)
-    place = record.columns(segment.num_transitions, len(segment.frame_sizes), len(segment.actor))
+    shipment = make_shipment(np.random.default_rng(0), [5])
+    store.append(shipment)
+    segment = shipment.segment
+    place = record.layout(segment.num_transitions, len(segment.frame_sizes), len(shipment.actor))
     byte = data.draw(st.integers(0, place.frames + memoryview(segment.frames).nbytes - 1))
     store._arena[byte] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(AssertionError):

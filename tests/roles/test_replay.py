@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from apex_zmq.roles import replay
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.signature import experience_signature
-from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment, Shipment
 from apex_zmq.watch.metrics import unknown
 from apex_zmq.wire.body import encode
-from apex_zmq.wire.checksums import frame_crc
+from apex_zmq.wire.checksums import frame_crc, window_crcs
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_batch, encode_priorities, encode_segment
 from apex_zmq.wire.messages import Bye, Hello, Status, decode_status
+
+from ..transitions import with_columns
 
 LENGTH = 10  # transitions per segment
 BATCH = 8
@@ -84,20 +86,19 @@ class Peers:
             observation = rng.normal(size=self.frame.shape).astype(np.float32)
             self._builder.step(0, 0.0, observation, float(rng.normal()), False, False)
             self._builder.bootstrap(0.0)
-            if (segment := self._builder.take("actor", incarnation=1)) is not None:
+            if (segment := self._builder.take()) is not None:
                 shipped.append(segment)
         for segment in shipped:
-            numbered = dataclasses.replace(segment, sequence=self._sent)
-            parts = encode_segment(numbered, experience_signature(self.config))
+            parts = encode_segment(Shipment("actor", 1, self._sent, segment), experience_signature(self.config))
             while not self._actor.send(parts):
                 wait([], [self._actor], 0.1)
             self._sent += 1
             self._last = segment
-        return np.concatenate([segment.td_error for segment in shipped])
+        return np.concatenate([segment.transitions["td_error"] for segment in shipped])
 
     def resend(self, sequence: int) -> None:
         """The last segment again, under another number."""
-        parts = encode_segment(dataclasses.replace(self._last, sequence=sequence), experience_signature(self.config))
+        parts = encode_segment(Shipment("actor", 1, sequence, self._last), experience_signature(self.config))
         wait([], [self._actor], PATIENCE_S)
         assert self._actor.send(parts)
 
@@ -117,15 +118,19 @@ class Peers:
         assert batch is not None
         return batch
 
-    def acknowledge(self, batch: Batch, td_error: dict[int, float] | None = None) -> None:
-        """td_error: of keys, not of those in the batch only."""
-        given = td_error or {}
-        rows = np.array([*given], np.uint64), np.array([*given.values()], np.float32)
-        assert self._learner.send(
-            encode_priorities(
-                PriorityUpdate(batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, *rows)
-            )
+    def acknowledge(self, batch: Batch, td_error: dict[int, float] | None = None, retired: Iterable[int] = ()) -> None:
+        """td_error, retired: of keys, not of those in the batch only."""
+        given = (td_error or {}) | dict.fromkeys(retired, 0.0)
+        update = PriorityUpdate(
+            learner_incarnation=batch.learner_incarnation,
+            rank=batch.rank,
+            shard_incarnation=batch.shard_incarnation,
+            acknowledged=batch.number,
+            keys=np.array([*given], np.uint64),
+            td_error=np.array([*given.values()], np.float32),
+            retired=np.isin([*given], [*retired]),
         )
+        assert self._learner.send(encode_priorities(update))
 
     def status(self) -> Status:
         """The next, once the main loop has said something."""
@@ -185,7 +190,7 @@ def test_where_all_is_retired_the_pace_holds_nobody_back(peers: MakePeers) -> No
     batch = shard.batch()
     stored = 40  # the others wait for samples to be dealt
     shard.status_when(lambda metrics: metrics["samples"] == BATCH and metrics["inserts"] == stored)
-    shard.acknowledge(batch, dict.fromkeys(range(stored), -1.0))
+    shard.acknowledge(batch, retired=range(stored))
     shard.status_when(lambda metrics: metrics["inserts"] > stored)
 
 
@@ -197,21 +202,45 @@ def test_an_actor_that_is_refused_neither_floods_nor_forges_the_log(
     other = dataclasses.replace(
         shard._last,
         frame=FrameSpec((1,), "float32", 1),
-        actor="a\nCRITICAL all is lost",
         frames=b"".join(bytes(shard._last.frames)[at : at + 4] for at in range(0, len(bytes(shard._last.frames)), 8)),
         frame_sizes=np.full(len(shard._last.frame_sizes), 4, np.uint32),
     )
     view = memoryview(other.frames)
     crcs = np.array([frame_crc(view[at : at + 4]) for at in range(0, len(view), 4)], np.uint32)
-    other = dataclasses.replace(other, frame_crcs=crcs)
+    rows = other.transitions
+    windows = window_crcs(crcs, rows["first"], rows["steps"], other.frame.stack)
+    other = dataclasses.replace(other, frame_crcs=crcs, transitions=with_columns(rows, window_crc=windows))
     for sequence in range(3):
         wait([], [shard._actor], PATIENCE_S)
-        numbered = dataclasses.replace(other, sequence=sequence)
-        assert shard._actor.send(encode_segment(numbered, experience_signature(shard.config)))
+        shipment = Shipment("a\nCRITICAL all is lost", 1, sequence, other)
+        assert shard._actor.send(encode_segment(shipment, experience_signature(shard.config)))
     shard.status_when(lambda metrics: metrics["segments_refused"] == 3)
     (line,) = (each.getMessage() for each in caplog.records if "refused a segment" in each.getMessage())
     assert "\n" not in line
     assert "but this store holds" in line
+    status = shard.status()
+    (refusal,) = status.refusals
+    assert (refusal.actor, refusal.segments) == ("a\nCRITICAL all is lost", 3)
+    assert "but this store holds" in refusal.reason
+
+
+def test_an_actor_learns_from_the_status_why_its_segments_are_refused(peers: MakePeers) -> None:
+    shard = peers()
+    shard.send(1)
+    rows = shard._last.transitions
+    wrong = dataclasses.replace(shard._last, transitions=with_columns(rows, td_error=-np.ones(len(rows))))
+    for parts in (
+        encode_segment(Shipment("actor", 1, 1, shard._last), "signature-of-another"),
+        encode_segment(Shipment("mine", 1, 0, wrong), experience_signature(shard.config)),
+    ):
+        wait([], [shard._actor], PATIENCE_S)
+        assert shard._actor.send(parts)
+    while len((status := shard.status()).refusals) < 2:
+        pass
+    assert [(each.actor, each.segments) for each in status.refusals] == [("actor", 1), ("mine", 1)]
+    assert "experience signature" in status.refusals[0].reason
+    assert "negative td_error" in status.refusals[1].reason
+    assert status.metrics["refused_messages"] == 2
 
 
 def test_no_batch_leaves_before_the_minimum_and_nothing_paces_without_a_ratio(peers: MakePeers) -> None:

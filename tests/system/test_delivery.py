@@ -19,7 +19,7 @@ from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.actor.shipper import Shipper
 from apex_zmq.roles.replay import ReplayServer
 from apex_zmq.signature import experience_signature
-from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.types import FrameSpec, Segment, Shipment
 
 from ..channels import links_of
 from ..proxy import Proxy
@@ -47,9 +47,9 @@ def shard(tmp_path: Path) -> Iterator[tuple[ReplayServer, list[tuple[str, int, i
     server, stored, stop = ReplayServer(config, 0), list[tuple[str, int, int]](), threading.Event()
     append = server._store.append
 
-    def logged(segment: Segment) -> int:
-        key = append(segment)
-        stored.append((segment.actor, segment.incarnation, segment.sequence))
+    def logged(shipment: Shipment) -> int:
+        key = append(shipment)
+        stored.append((shipment.actor, shipment.incarnation, shipment.sequence))
         return key
 
     server._store.append = logged  # type: ignore[method-assign]
@@ -65,7 +65,7 @@ def large_segment() -> Segment:
     builder = SegmentBuilder(FrameSpec((2500,), "float32", 1), 3, 0.9, 10)
     frame = np.zeros(2500, np.float32)
     builder.reset(frame)
-    while (segment := builder.take("actor", incarnation=7)) is None:
+    while (segment := builder.take()) is None:
         builder.step(0, 0.0, frame, 1.0, False, False)
         builder.bootstrap(0.0)
     return segment
@@ -78,7 +78,9 @@ def test_what_is_lost_is_counted_and_never_more_than_was_on_the_way(
 ) -> None:
     server, stored, config = shard
     proxy: Proxy = opened(Proxy(config.addresses.experience[0]))
-    shipper = opened(Shipper(links_of(experience=proxy.address), 1, experience_signature(config), drop_oldest=False))
+    shipper = opened(
+        Shipper(links_of(experience=proxy.address), 1, experience_signature(config), "actor", 7, drop_oldest=False)
+    )
     segment = large_segment()
 
     def ship() -> None:
@@ -103,7 +105,7 @@ def test_what_is_lost_is_counted_and_never_more_than_was_on_the_way(
         ship()
     totals = server._accounts.totals
     while totals.received + totals.lost < shipper.sent or len(stored) < totals.received:
-        shipper.farewell("actor", 7)
+        shipper.farewell()
     assert totals.received == len(stored) == len(set(stored))
     assert totals.lost == shipper.sent - len(stored)
     assert (totals.duplicate, totals.refused) == (0, 0)

@@ -56,8 +56,8 @@ def test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with(capsys: py
     assert checks["roles"]["found"].startswith("replay, learner, actor")
     host = {"python", "libraries", "network", "emulator", "gpu", "memory", "disk", "open files"}
     assert checks.keys() > host | {"keys"}
-    assert "is free; no replay is up" in checks["experience 0"]["found"]
-    assert "is free; no learner is up" in checks["status"]["found"]
+    assert "is free; no replay is running" in checks["experience 0"]["found"]
+    assert "is free; no learner is running" in checks["status"]["found"]
 
 
 def test_beside_a_live_run_all_is_well_and_everybody_is_known(

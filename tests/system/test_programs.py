@@ -118,7 +118,7 @@ BAD = {
     "no such run to resume": Case(
         "apex-learner --resume --run-dir {nowhere}",
         "{nowhere} has no checkpoint",
-        "leave --resume out or name another",
+        "omit --resume or choose another --run-dir",
     ),
     "resume and another start": Case("apex-train --resume --init-from {foreign}", "--init-from", "give one"),
     "actor index without lanes": Case("apex-actor --actor-index 0", "--actor-index and --num-lanes", "give both"),
@@ -129,9 +129,9 @@ BAD = {
         "apex-actor --log-dir {foreign}", "cannot write logs in {foreign}", "choose another --log-dir"
     ),
     "unknown log format": Case("apex-train --log-format xml", "--log-format", "see --help"),
-    "rendering without a display": Case("apex-train --render", "no display to open a window on", "set DISPLAY"),
+    "rendering without a display": Case("apex-train --render", "no display for a window", "set DISPLAY"),
     "rendering without a display, actor": Case(
-        f"apex-actor {CARTPOLE} --render", "no display to open a window on", "set DISPLAY"
+        f"apex-actor {CARTPOLE} --render", "no display for a window", "set DISPLAY"
     ),
     "playing nothing": Case("apex-play --checkpoint {nowhere} --episodes 0", "--episodes", "at least 1"),
     "playing no checkpoint": Case(
@@ -141,7 +141,9 @@ BAD = {
     ),
     "video of an unknown kind": Case("apex-eval --checkpoint {nowhere} --video out.avi", "out.avi", ".mp4 or .gif"),
     "video in no directory": Case(
-        "apex-play --checkpoint {nowhere} --video {nowhere}/out.gif", "no directory {nowhere}", "make it first"
+        "apex-play --checkpoint {nowhere} --video {nowhere}/out.gif",
+        "directory {nowhere} does not exist",
+        "create it first",
     ),
     "watching without a terminal": Case("apex-top", "standard output is not a terminal", "give --once"),
     "an object without end": Case("apex-top --json", "--json and --timeout need --once", "add it"),

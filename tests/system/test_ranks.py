@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from apex_zmq.agent.importance import Draw, ImportanceWeights
-from apex_zmq.agent.ranks import Ranks
-from apex_zmq.agent.trainer import Trainer, choose_device
+from apex_zmq.agent.trainer import Trainer
 from apex_zmq.cli.launch import free_ports
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
@@ -34,6 +32,7 @@ from apex_zmq.wire.experience import decode_priorities, encode_batch
 from apex_zmq.wire.messages import Hello, Status, decode_hello, decode_relayed_status
 
 from ..conftest import ROOT, Program, StartProgram
+from ..transitions import make_transitions
 
 PATIENCE_S = 60.0
 ROWS, N_STEP, RANKS = 8, 3, 2
@@ -96,7 +95,7 @@ class Shard:
             answer = self._priorities.receive(PATIENCE_S)
             assert answer is not None
             if isinstance(answer, PriorityUpdate):
-                assert answer.number == self._number - 1
+                assert answer.acknowledged == self._number - 1
                 answers[answer.rank] = answer
         return [answers[rank] for rank in range(RANKS)]
 
@@ -146,11 +145,9 @@ def made_up(seed: int, corrupted: tuple[int, ...] = (), rewards: dict[int, float
         frame=FRAME,
         keys=np.arange(ROWS * seed, ROWS * (seed + 1), dtype=np.uint64),
         priority=rng.gamma(1.0, 1.0, ROWS) + 0.1,
-        action=rng.integers(0, 2, ROWS).astype(np.uint16),
-        reward=reward,
-        discount=np.full(ROWS, 0.9, np.float32),
-        steps=np.full(ROWS, N_STEP, np.uint8),
-        window_crcs=crcs,
+        transitions=make_transitions(
+            ROWS, action=rng.integers(0, 2, ROWS), reward=reward, discount=0.9, steps=N_STEP, window_crc=crcs
+        ),
         frame_sizes=np.full((ROWS, 1 + N_STEP), FRAME.nbytes, np.uint32),
         frames=frames.tobytes(),
     )
@@ -158,7 +155,7 @@ def made_up(seed: int, corrupted: tuple[int, ...] = (), rewards: dict[int, float
 
 def joined(samples: list[Sample]) -> tuple[Float32s, Sample]:
     """Windows and columns of all rows in one batch."""
-    columns = ("keys", "priority", "action", "reward", "discount", "steps", "frame_sizes", "window_crcs")
+    columns = ("keys", "priority", "transitions", "frame_sizes")
     sample = dataclasses.replace(
         samples[0], **{name: np.concatenate([getattr(each, name) for each in samples]) for name in columns}
     )
@@ -209,11 +206,14 @@ def test_two_ranks_take_the_step_of_one_on_the_joined_batch(
         weights[list(broken)] = 0.0
         td_error = one.step(windows, sample, weights).td_error
         assert td_error is not None
-        td_error[list(broken)] = -1
+        td_error[list(broken)] = np.nan
         return td_error
 
     def dealt(samples: list[Sample]) -> Float32s:
-        return np.concatenate([answer.td_error for answer in shard.deal(samples)])
+        """|TD| of the rows of all ranks, NaN where retired."""
+        return np.concatenate(
+            [np.where(answer.retired, np.float32(np.nan), answer.td_error) for answer in shard.deal(samples)]
+        )
 
     shard.meet()
     # A row of the second rank is not what its actor sent. The gradient is that of all the others, clipped as one.
@@ -255,21 +255,6 @@ def test_ranks_and_addresses_are_counted() -> None:
     config = loading.replace(Config(), {"env.id": "CartPole-v1", "addresses.batches": ["ipc:///a", "ipc:///b"]})
     with pytest.raises(ConfigError, match=r"addresses\.batches lists 2 for 1 ranks of the learner; list one for each"):
         Learner(config, Path("run"))
-
-
-def test_who_is_not_started_by_torchrun_is_told_so() -> None:
-    assert Ranks.join({}) == Ranks.join({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2 and RANK is not set; start the learner with torchrun"):
-        Ranks.join({"WORLD_SIZE": "2"})
-
-
-def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto", local_rank=1) == torch.device("cuda:1")
-    assert choose_device("cpu", local_rank=2) == torch.device("cpu")
-    with pytest.raises(ConfigError, match="no GPU for local rank 2; start torchrun with --nproc-per-node 2 at most"):
-        choose_device("auto", local_rank=2)
 
 
 @pytest.mark.long

@@ -70,7 +70,7 @@ def test_priorities_keys_and_account_outlive_a_shard(shard: Shard) -> None:
     shard.greet()
     batch = shard.batch()
     first = {key: float(key) for key in range(4 * LENGTH)}
-    shard.acknowledge(batch, first | {5: -1.0})
+    shard.acknowledge(batch, first, retired=[5])
     mass = sum((td_error + epsilon) ** alpha for key, td_error in first.items() if key != 5)
     before = settled(shard, lambda metrics: metrics["mass"] == pytest.approx(mass))
     assert (before["recovered"], before["dropped"]) == (0, 0)

@@ -66,11 +66,11 @@ def started(now: float = 0.0) -> RunStats:
 
 def test_counts_go_on_over_restarts_of_their_roles() -> None:
     stats = RunStats(decisions=1000)
-    stats.hear(status("actor-0", 1, decisions=10), 0)
-    stats.hear(status("actor-0", 1, decisions=25), 1)
-    stats.hear(status("actor-1", 8, decisions=100), 1)
-    stats.hear(status("actor-0", 2, decisions=5), 2)  # started again, counting from 0
-    stats.hear(status("actor-0", 2, decisions=7), 3)
+    stats.add(status("actor-0", 1, decisions=10), 0)
+    stats.add(status("actor-0", 1, decisions=25), 1)
+    stats.add(status("actor-1", 8, decisions=100), 1)
+    stats.add(status("actor-0", 2, decisions=5), 2)  # started again, counting from 0
+    stats.add(status("actor-0", 2, decisions=7), 3)
     assert stats.decisions == 1000 + 25 + 100 + 7
 
 
@@ -78,8 +78,8 @@ def test_no_peer_makes_numbers_too_large_to_be_kept() -> None:
     stats = started()
     games = tuple(episode(1e308, epsilon=0.0) for _ in range(LOW_EPSILON_WINDOW))
     for incarnation in range(20):
-        stats.hear(status("replay-0", incarnation, size=1e308, bytes=1e308), 0)
-        stats.hear(status("actor-0", incarnation, games, rss_bytes=1e308, parameter_age_s=1e308, decisions=1e308), 0)
+        stats.add(status("replay-0", incarnation, size=1e308, bytes=1e308), 0)
+        stats.add(status("actor-0", incarnation, games, rss_bytes=1e308, parameter_age_s=1e308, decisions=1e308), 0)
     assert stats.low_epsilon_return is not None
     assert math.isfinite(stats.low_epsilon_return)
     for tag, value in stats.summary(1.0, 1).items():
@@ -88,11 +88,11 @@ def test_no_peer_makes_numbers_too_large_to_be_kept() -> None:
 
 def test_restarts_and_faults_are_counted_over_processes() -> None:
     stats = RunStats()
-    stats.hear(status("replay-0", 1, segments_lost=3, segments_refused=1), 0)
-    stats.hear(status("replay-1", 1, segments_lost=2), 0)
-    stats.hear(status("replay-0", 1, segments_lost=1, segments_refused=1), 1)  # a gap was filled
-    stats.hear(status("replay-0", 2, segments_duplicate=4), 2)
-    stats.hear(status("actor-0", 1, dropped_segments=5), 2)
+    stats.add(status("replay-0", 1, segments_lost=3, segments_refused=1), 0)
+    stats.add(status("replay-1", 1, segments_lost=2), 0)
+    stats.add(status("replay-0", 1, segments_lost=1, segments_refused=1), 1)  # a gap was filled
+    stats.add(status("replay-0", 2, segments_duplicate=4), 2)
+    stats.add(status("actor-0", 1, dropped_segments=5), 2)
     numbers = stats.summary(2, 0)
     assert numbers["replay/segments_lost"] == 3
     assert numbers["replay/segments_refused"] == 1
@@ -103,20 +103,20 @@ def test_restarts_and_faults_are_counted_over_processes() -> None:
 
 def test_a_new_learner_counts_what_older_processes_do_from_now_on() -> None:
     stats = RunStats(since=100.0, decisions=1000)
-    stats.hear(status("actor-0", 1, uptime=3600.0, decisions=700), 101)
-    stats.hear(status("actor-1", 1, uptime=0.5, decisions=4), 101)
-    stats.hear(status("actor-2", 1, uptime=5.0, decisions=20), 101)  # up before the learner, as when all start at once
+    stats.add(status("actor-0", 1, uptime=3600.0, decisions=700), 101)
+    stats.add(status("actor-1", 1, uptime=0.5, decisions=4), 101)
+    stats.add(status("actor-2", 1, uptime=5.0, decisions=20), 101)  # up before the learner, as when all start at once
     assert stats.decisions == 1024
-    stats.hear(status("actor-0", 1, uptime=3601.0, decisions=730), 102)
+    stats.add(status("actor-0", 1, uptime=3601.0, decisions=730), 102)
     assert stats.decisions == 1054
 
 
 def test_rates_are_of_the_time_since_the_last_summary() -> None:
     stats = started(100)
-    stats.hear(status("actor-0", 1, decisions=40), 101)
-    stats.hear(status("actor-1", 1, decisions=60), 102)
-    stats.hear(status("replay-0", 1, inserts=30, samples=120), 103)
-    stats.hear(status("learner", 1, updates=8, waited_s=1.0), 104)
+    stats.add(status("actor-0", 1, decisions=40), 101)
+    stats.add(status("actor-1", 1, decisions=60), 102)
+    stats.add(status("replay-0", 1, inserts=30, samples=120), 103)
+    stats.add(status("learner", 1, updates=8, waited_s=1.0), 104)
     numbers = stats.summary(104, update=508)
     assert numbers["time/decisions_per_s"] == 25
     assert numbers["time/inserts_per_s"] == 7.5
@@ -124,7 +124,7 @@ def test_rates_are_of_the_time_since_the_last_summary() -> None:
     assert numbers["wait/learner"] == 0.25
     assert numbers["train/updates"] == 508
 
-    stats.hear(status("actor-0", 1, decisions=50), 105)
+    stats.add(status("actor-0", 1, decisions=50), 105)
     numbers = stats.summary(106, update=508)
     assert numbers["time/decisions_per_s"] == 5
     assert numbers["time/updates_per_s"] == 0
@@ -133,15 +133,15 @@ def test_rates_are_of_the_time_since_the_last_summary() -> None:
 
 def test_shards_are_summed_and_their_ratio_is_of_the_whole_run() -> None:
     stats = started(100)
-    stats.hear(status("replay-0", 1, size=10, bytes=1000, inserts=10, samples=30, insert_blocked_s=1.0), 101)
-    stats.hear(status("replay-1", 1, size=20, bytes=2000, inserts=30, samples=130, sample_blocked_s=2.0), 101)
+    stats.add(status("replay-0", 1, size=10, bytes=1000, inserts=10, samples=30, insert_blocked_s=1.0), 101)
+    stats.add(status("replay-1", 1, size=20, bytes=2000, inserts=30, samples=130, sample_blocked_s=2.0), 101)
     numbers = stats.summary(102, update=0)
     assert (numbers["replay/size"], numbers["replay/bytes"]) == (30, 3000)
     assert numbers["replay/samples_per_insert"] == 4
     assert numbers["wait/replay_insert"] == 0.25  # half a second per second of one of two shards
     assert numbers["wait/replay_sample"] == 0.5
     # A shard that starts again comes back empty; what was inserted before still counts.
-    stats.hear(status("replay-1", 2, size=1, bytes=100, inserts=10, samples=0), 103)
+    stats.add(status("replay-1", 2, size=1, bytes=100, inserts=10, samples=0), 103)
     numbers = stats.summary(104, update=0)
     assert (numbers["replay/size"], numbers["replay/bytes"]) == (11, 1100)
     assert numbers["replay/samples_per_insert"] == 160 / 50
@@ -149,8 +149,8 @@ def test_shards_are_summed_and_their_ratio_is_of_the_whole_run() -> None:
 
 def test_actors_waits_and_ages_are_means() -> None:
     stats = started(100)
-    stats.hear(status("actor-0", 1, blocked_s=1.0, parameter_update=90, parameter_age_s=2), 101)
-    stats.hear(status("actor-1", 1, blocked_s=0.0, parameter_update=70, parameter_age_s=4), 101)
+    stats.add(status("actor-0", 1, blocked_s=1.0, parameter_update=90, parameter_age_s=2), 101)
+    stats.add(status("actor-1", 1, blocked_s=0.0, parameter_update=70, parameter_age_s=4), 101)
     numbers = stats.summary(102, update=100)
     assert numbers["actors/count"] == 2
     assert numbers["wait/actors"] == 0.25
@@ -160,21 +160,21 @@ def test_actors_waits_and_ages_are_means() -> None:
 
 def test_who_has_not_reported_for_long_is_away_until_heard_again() -> None:
     stats = RunStats()
-    stats.hear(status("actor-0", 1, decisions=5), 0)
-    stats.hear(status("actor-1", 1, decisions=5), 6)
-    stats.hear(status("replay-0", 1, decisions=5), 6)
+    stats.add(status("actor-0", 1, decisions=5), 0)
+    stats.add(status("actor-1", 1, decisions=5), 6)
+    stats.add(status("replay-0", 1, decisions=5), 6)
     assert [each.name for each in stats.live("actor", AWAY_S)] == ["actor-0", "actor-1"]
     assert [each.name for each in stats.live("actor", AWAY_S + 1)] == ["actor-1"]
     assert stats.live("learner", AWAY_S) == []
-    stats.hear(status("actor-0", 1, decisions=9), 30)
+    stats.add(status("actor-0", 1, decisions=9), 30)
     assert [each.metrics for each in stats.live("actor", 31)] == [{"decisions": 9}]
     assert stats.decisions == 9 + 5 + 5
 
 
 def test_a_process_that_started_again_counts_once() -> None:
     stats = RunStats()
-    stats.hear(status("actor-0", 1), 0)
-    stats.hear(status("actor-0", 2), 1)
+    stats.add(status("actor-0", 1), 0)
+    stats.add(status("actor-0", 2), 1)
     assert [each.incarnation for each in stats.live("actor", 2)] == [2]
 
 
@@ -189,7 +189,7 @@ def test_episodes_are_counted_and_averaged_over_the_last_ones() -> None:
     stats = RunStats(episodes=7, info={"clears": 2, "best_x": 500})
     many = EPISODE_WINDOW + 20
     for value in range(many):
-        stats.hear(status(episodes=(episode(float(value), length=value),)), float(value))
+        stats.add(status(episodes=(episode(float(value), length=value),)), float(value))
     numbers = stats.summary(200, update=0)
     assert numbers["rollout/episodes"] == 7 + many
     assert numbers["rollout/ep_rew_mean"] == numbers["rollout/ep_len_mean"] == many - (EPISODE_WINDOW + 1) / 2
@@ -205,8 +205,8 @@ def test_marios_progress() -> None:
         episode(2, max_x=300, cleared=True, stages_cleared=1),
         episode(3, max_x=200),
     )
-    stats.hear(status(episodes=played[:2]), 0)
-    stats.hear(status("actor-1", episodes=played[2:]), 0)
+    stats.add(status(episodes=played[:2]), 0)
+    stats.add(status("actor-1", episodes=played[2:]), 0)
     numbers = stats.summary(10, update=0)
     assert (numbers["rollout/episodes"], numbers["rollout/clears"], numbers["rollout/best_x"]) == (3, 1, 300)
     assert (numbers["rollout/max_x_mean"], numbers["rollout/max_x"]) == (200, 300)
@@ -219,7 +219,7 @@ def test_episodes_of_low_epsilon_have_a_window_of_their_own() -> None:
     for value in range(LOW_EPSILON_WINDOW + 5):
         assert (stats.low_epsilon_return is None) == (value < LOW_EPSILON_WINDOW)
         low, high = episode(value, epsilon=LOW_EPSILON), episode(-1000, epsilon=LOW_EPSILON * 1.01)
-        stats.hear(status(episodes=(low, high)), 0)
+        stats.add(status(episodes=(low, high)), 0)
     assert stats.low_epsilon_return == 5 + (LOW_EPSILON_WINDOW - 1) / 2
     numbers = stats.summary(10, update=0)
     assert numbers["rollout/low_epsilon/ep_rew_mean"] == stats.low_epsilon_return
@@ -229,8 +229,8 @@ def test_episodes_of_low_epsilon_have_a_window_of_their_own() -> None:
 def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
     stats = RunStats()
     for value in range(EPSILON_WINDOW + 10):
-        stats.hear(status(episodes=(episode(value, epsilon=0.01),)), 0)
-    stats.hear(status(episodes=(episode(7, epsilon=0.0), episode(-1, epsilon=0.011), episode(-5, epsilon=1.0))), 0)
+        stats.add(status(episodes=(episode(value, epsilon=0.01),)), 0)
+    stats.add(status(episodes=(episode(7, epsilon=0.0), episode(-1, epsilon=0.011), episode(-5, epsilon=1.0))), 0)
     numbers = stats.summary(10, update=0)
     prefix = "rollout/ep_rew_mean_by_epsilon/to_"
     assert {tag.removeprefix(prefix): value for tag, value in numbers.items() if tag.startswith(prefix)} == {
@@ -243,10 +243,10 @@ def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
 
 def test_episodes_and_clears_by_epsilon() -> None:
     stats = RunStats()
-    stats.hear(status(episodes=(episode(1, epsilon=0.5),)), 0)
+    stats.add(status(episodes=(episode(1, epsilon=0.5),)), 0)
     assert not any("clear_rate_by_epsilon" in tag for tag in stats.summary(1, update=0))  # no Mario
     for turn in range(EPSILON_WINDOW + 5):
-        stats.hear(status(episodes=(episode(1, epsilon=0.001, max_x=100, cleared=turn >= EPSILON_WINDOW),)), 2)
+        stats.add(status(episodes=(episode(1, epsilon=0.001, max_x=100, cleared=turn >= EPSILON_WINDOW),)), 2)
     numbers = stats.summary(3, update=0)
     assert numbers["rollout/episodes_by_epsilon/to_0.001"] == EPSILON_WINDOW + 5
     assert numbers["rollout/episodes_by_epsilon/to_1"] == 1
@@ -256,10 +256,10 @@ def test_episodes_and_clears_by_epsilon() -> None:
 
 def test_returns_by_epsilon_stay_when_the_crowd_changes() -> None:
     stats = RunStats()
-    stats.hear(status("actor-0", 1, tuple(episode(100.0, epsilon=0.005) for _ in range(EPISODE_WINDOW))), 0)
+    stats.add(status("actor-0", 1, tuple(episode(100.0, epsilon=0.005) for _ in range(EPISODE_WINDOW))), 0)
     before = stats.summary(1, 0)
     # Explorers join, and play as well as ever at what they do.
-    stats.hear(status("actor-1", 1, tuple(episode(10.0, epsilon=0.3) for _ in range(EPISODE_WINDOW))), 1)
+    stats.add(status("actor-1", 1, tuple(episode(10.0, epsilon=0.3) for _ in range(EPISODE_WINDOW))), 1)
     after = stats.summary(2, 0)
     assert (before["rollout/ep_rew_mean"], after["rollout/ep_rew_mean"]) == (100, 10)
     assert before["rollout/ep_rew_mean_by_epsilon/to_0.01"] == after["rollout/ep_rew_mean_by_epsilon/to_0.01"] == 100
@@ -269,21 +269,21 @@ def test_returns_by_epsilon_stay_when_the_crowd_changes() -> None:
 def test_where_mario_died_is_told_by_stage() -> None:
     stats = RunStats()
     assert stats.ends() == {}
-    stats.hear(status(episodes=(episode(1, max_x=100), episode(1, max_x=3161, cleared=True), episode(1))), 0)
-    stats.hear(status(episodes=(episode(1, max_x=700), episode(1, max_x=40, stage="8-4"))), 0)
+    stats.add(status(episodes=(episode(1, max_x=100), episode(1, max_x=3161, cleared=True), episode(1))), 0)
+    stats.add(status(episodes=(episode(1, max_x=700), episode(1, max_x=40, stage="8-4"))), 0)
     ends = {tag: where.tolist() for tag, where in stats.ends().items()}
     assert ends == {"rollout/end_x/1-1": [100, 700], "rollout/end_x/8-4": [40]}
     for _ in range(EPISODE_WINDOW):
-        stats.hear(status(episodes=(episode(1, max_x=5),)), 0)
+        stats.add(status(episodes=(episode(1, max_x=5),)), 0)
     assert set(stats.ends()["rollout/end_x/1-1"]) == {5}
 
 
 def test_memory_is_summed_per_role_over_who_is_there() -> None:
     stats = started(100)
-    stats.hear(status("actor-0", rss_bytes=1000.0), 100)
-    stats.hear(status("actor-1", rss_bytes=100.0), 101)
-    stats.hear(status("actor-2", rss_bytes=10.0), 101)
-    stats.hear(status("learner", rss_bytes=7.0), 101)
+    stats.add(status("actor-0", rss_bytes=1000.0), 100)
+    stats.add(status("actor-1", rss_bytes=100.0), 101)
+    stats.add(status("actor-2", rss_bytes=10.0), 101)
+    stats.add(status("learner", rss_bytes=7.0), 101)
     numbers = stats.summary(100 + AWAY_S + 0.5, update=0)
     assert {tag: value for tag, value in numbers.items() if tag.startswith("memory/")} == {
         "memory/actor_bytes": 110,
@@ -323,9 +323,9 @@ def test_a_meter_may_be_taken_while_others_add() -> None:
 def test_the_progress_line_shows_the_numbers_of_the_summary() -> None:
     stats = started(100)
     low = tuple(episode(12.34, epsilon=0.001, max_x=1234, cleared=True) for _ in range(3))
-    stats.hear(status(decisions=5000, episodes=low), 101)
-    stats.hear(status("replay-0", size=777), 101)
-    stats.hear(status("learner", updates=35), 101)
+    stats.add(status(decisions=5000, episodes=low), 101)
+    stats.add(status("replay-0", size=777), 101)
+    stats.add(status("learner", updates=35), 101)
     line = progress_line(stats.summary(110, update=4321) | {"train/loss": 0.01234})
     assert line.split("  ") == [
         "episodes 3",

@@ -28,6 +28,7 @@ from apex_zmq.watch.verdict import Verdict, judge
 from apex_zmq.watch.view import FORGET_S, WINDOW_S, Process, View, Watch
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
+from apex_zmq.wire.messages import Refusal
 
 from ..channels import publisher_of
 from ..conftest import ROOT, environment, free_tcp_address
@@ -58,7 +59,7 @@ def test_rates_and_shares_are_of_the_window_by_the_senders_clock() -> None:
     heard = Watch(since=0.0)
     for second in range(30):  # blocked for the first 20 seconds; relayed unevenly
         metrics = {"decisions": 100.0 * second, "blocked_s": min(second, 20.0), "rss_bytes": 5e8}
-        heard.hear(status("actor-0", 5000.0 + second, metrics=metrics), second + 0.3 * (second % 3))
+        heard.add(status("actor-0", 5000.0 + second, metrics=metrics), second + 0.3 * (second % 3))
     numbers = named(heard.view(29.5), "actor-0").numbers
     assert numbers["decisions_per_s"] == pytest.approx(100)
     assert numbers["blocked"] == pytest.approx(1 / WINDOW_S, abs=0.1)
@@ -67,7 +68,7 @@ def test_rates_and_shares_are_of_the_window_by_the_senders_clock() -> None:
 
 def test_a_process_heard_once_has_no_rates() -> None:
     heard = Watch(since=0.0)
-    heard.hear(words("actor-0", {"decisions_per_s": 10, "blocked": 0.9})[0], BEFORE)
+    heard.add(words("actor-0", {"decisions_per_s": 10, "blocked": 0.9})[0], BEFORE)
     process = named(heard.view(BEFORE), "actor-0")
     assert not {"decisions_per_s", "blocked"} & process.numbers.keys()
     assert "decisions" in process.numbers
@@ -76,8 +77,8 @@ def test_a_process_heard_once_has_no_rates() -> None:
 def test_a_process_that_started_again_takes_the_place_of_the_one_before() -> None:
     heard = watch({"actor-0": {**ACTOR, "decisions_per_s": 100}})
     for each in words("actor-0", {"decisions_per_s": 30}, incarnation=2, pid=8, start_time=1050.0):
-        heard.hear(each, NOW)
-    heard.hear(status("actor-0", NOW, metrics={"decisions": 9e9}), NOW)  # last words of the first
+        heard.add(each, NOW)
+    heard.add(status("actor-0", NOW, metrics={"decisions": 9e9}), NOW)  # last words of the first
     process = named(heard.view(NOW), "actor-0")
     assert (process.pid, process.numbers["decisions_per_s"], process.age_s) == (8, 30, 52)
 
@@ -85,9 +86,9 @@ def test_a_process_that_started_again_takes_the_place_of_the_one_before() -> Non
 def test_one_started_again_by_a_clock_that_was_set_back_is_shown_once_the_former_is_silent() -> None:
     heard = watch({"actor-0": ACTOR})
     again = status("actor-0", NOW + 60, incarnation=2, pid=8, start_time=0.0)
-    heard.hear(again, NOW + 1)
+    heard.add(again, NOW + 1)
     assert named(heard.view(NOW + 1), "actor-0").pid == 7
-    heard.hear(again, NOW + 60)
+    heard.add(again, NOW + 60)
     assert named(heard.view(NOW + 60), "actor-0").pid == 8
 
 
@@ -106,7 +107,7 @@ def test_one_started_again_by_a_clock_that_was_set_back_is_shown_once_the_former
 def test_states(name: str, numbers: dict[str, float], fields: dict[str, Any], state: str) -> None:
     heard = Watch(since=BEFORE)
     for each in words(name, numbers, **fields):
-        heard.hear(each, each.time)
+        heard.add(each, each.time)
     assert named(heard.view(NOW), name).state == state
     assert named(heard.view(NOW + AWAY_S + 1), name).state == "away"
 
@@ -144,7 +145,7 @@ def test_all_have_been_heard_when_the_learner_knows_of_no_more() -> None:
     assert not watch({name: BALANCED[name] for name in ("learner", "replay-0", "actor-0")}).complete(SECONDS)
     assert not watch({name: BALANCED[name] for name in ("replay-0", "actor-0")}).complete(SECONDS)
     heard = watch({name: BALANCED[name] for name in ("learner", "replay-0", "actor-0")})
-    heard.hear(words("actor-1", ACTOR)[0], NOW)  # once: nothing of it can be measured
+    heard.add(words("actor-1", ACTOR)[0], NOW)  # once: nothing of it can be measured
     assert not heard.complete(SECONDS)
 
 
@@ -178,6 +179,22 @@ def test_a_picture_shows_every_process_shard_and_bucket() -> None:
     assert second.startswith("replay-0 5000")
     assert "of 4.5 321 4 5 6 to 0.001 8 250.5 25%" in second
     assert " ".join(lines[-1].split()) == "to 1 4 -3.0 0%"
+
+
+def test_refusals_of_a_shard_are_shown_with_their_reason() -> None:
+    heard = watch(BALANCED)
+    refusals = tuple(Refusal(f"actor-{index}", index, "[b]of another\nframe") for index in range(5))
+    heard.add(status("replay-0", NOW, refusals=refusals), NOW)
+    shown = heard.view(NOW)
+    lines = [
+        line
+        for line in picture(shown, Verdict("fine", "")).splitlines()
+        if " refused " in line and " segments of " in line
+    ]
+    assert len(lines) == top.MAX_REFUSALS
+    assert lines[-1] == "replay-0 refused 4 segments of 'actor-4', the last one: '[b]of another\\nframe'"
+    (told,) = (each for each in json.loads(top.to_json(shown, judge(shown)))["processes"] if each["name"] == "replay-0")
+    assert told["refusals"][4] == {"actor": "actor-4", "segments": 4, "reason": "[b]of another\nframe"}
 
 
 def test_a_name_is_no_markup() -> None:

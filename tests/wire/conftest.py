@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.actor.segments import SegmentBuilder
-from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Shipment
 from apex_zmq.wire.body import Body, Parts, encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import (
@@ -26,6 +25,7 @@ from apex_zmq.wire.messages import (
     Heartbeat,
     Hello,
     Parameters,
+    Refusal,
     Status,
     decode_bye,
     decode_heartbeat,
@@ -42,7 +42,7 @@ SIGNATURE = "0123456789abcdef"
 FRAMES = {"lz4": FrameSpec((12, 10), "uint8", 4), "raw": FrameSpec((5,), "float32", 2)}
 
 
-def play(frame: FrameSpec) -> Segment:
+def play(frame: FrameSpec) -> Shipment:
     """What an actor ships after one long episode, one of a single step and one that was cut off."""
     rng = np.random.default_rng(1)
 
@@ -59,16 +59,16 @@ def play(frame: FrameSpec) -> Segment:
             action, q, reward = int(rng.integers(NUM_ACTIONS)), float(rng.normal()), float(rng.normal())
             builder.step(action, q, see(), reward, last and terminated, last and not terminated)
             builder.bootstrap(float(rng.normal()))
-    segment = builder.take("actor-7", 2**62, flush=True)
+    segment = builder.take(flush=True)
     assert segment is not None
-    return dataclasses.replace(segment, sequence=41)
+    return Shipment("actor-7", 2**62, 41, segment)
 
 
-def deal(segment: Segment) -> Batch:
+def deal(shipment: Shipment) -> Batch:
     """What a shard that holds only this segment deals."""
-    window = segment.frame.stack + N_STEP
+    window = shipment.segment.frame.stack + N_STEP
     store = Store(capacity=64, arena_bytes=1 << 20, frame_window=window, alpha=0.6, epsilon=0.01, seed=0)
-    store.append(segment)
+    store.append(shipment)
     return Batch(
         learner_incarnation=1_700_000_000_000_000_000,
         rank=0,
@@ -85,23 +85,29 @@ def signature() -> str:
 
 
 @pytest.fixture(scope="session")
-def segments() -> dict[str, Segment]:
+def shipments() -> dict[str, Shipment]:
     """By codec."""
     return {codec: play(frame) for codec, frame in FRAMES.items()}
 
 
 @pytest.fixture(scope="session")
-def batches(segments: dict[str, Segment]) -> dict[str, Batch]:
+def batches(shipments: dict[str, Shipment]) -> dict[str, Batch]:
     """By codec."""
-    return {codec: deal(segment) for codec, segment in segments.items()}
+    return {codec: deal(shipment) for codec, shipment in shipments.items()}
 
 
 @pytest.fixture(scope="session")
 def update(batches: dict[str, Batch]) -> PriorityUpdate:
     batch = batches["lz4"]
-    td_error = np.linspace(-1, 3, len(batch.sample.keys)).astype(np.float32)
+    rows = len(batch.sample.keys)
     return PriorityUpdate(
-        batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, batch.sample.keys, td_error
+        learner_incarnation=batch.learner_incarnation,
+        rank=batch.rank,
+        shard_incarnation=batch.shard_incarnation,
+        acknowledged=batch.number,
+        keys=batch.sample.keys,
+        td_error=np.linspace(0, 3, rows).astype(np.float32),
+        retired=np.arange(rows) % 5 == 2,
     )
 
 
@@ -121,6 +127,7 @@ def bodies() -> dict[Kind, Body]:
         progress_time=1_700_000_000.25,
         metrics={"decisions": 4096.0, "blocked_s": 0.5},
         episodes=(Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4)),
+        refusals=(Refusal("actor-8", 3, "segment of 0 frames"),),
     )
     return {
         Kind.HELLO: Hello("run-1", 2**60, 0, SIGNATURE),
@@ -134,12 +141,12 @@ def bodies() -> dict[Kind, Body]:
 
 @pytest.fixture(scope="session")
 def valid(
-    segments: dict[str, Segment], batches: dict[str, Batch], update: PriorityUpdate, bodies: dict[Kind, Body]
+    shipments: dict[str, Shipment], batches: dict[str, Batch], update: PriorityUpdate, bodies: dict[Kind, Body]
 ) -> dict[str, list[bytes]]:
     """The parts of a good message of each kind, by the kind's name; "/raw" marks vectors."""
     messages = {
-        "SEGMENT": encode_segment(segments["lz4"], SIGNATURE),
-        "SEGMENT/raw": encode_segment(segments["raw"], SIGNATURE),
+        "SEGMENT": encode_segment(shipments["lz4"], SIGNATURE),
+        "SEGMENT/raw": encode_segment(shipments["raw"], SIGNATURE),
         "BATCH": encode_batch(batches["lz4"]),
         "BATCH/raw": encode_batch(batches["raw"]),
         "PRIORITIES": encode_priorities(update),

@@ -67,7 +67,7 @@ def test_the_actors_checksums_are_of_whole_windows() -> None:
 
 def test_a_flipped_bit_a_swapped_frame_and_another_window_are_seen(batches: dict[str, Batch]) -> None:
     sample = batches["lz4"].sample
-    sizes, crcs, frames = sample.frame_sizes, sample.window_crcs, bytearray(sample.frames)
+    sizes, crcs, frames = sample.frame_sizes, sample.transitions["window_crc"], bytearray(sample.frames)
     assert not corrupted_windows(frames, sizes, crcs).any()
     ends = np.cumsum(sizes.sum(axis=1))
     frames[int(ends[2]) - 1] ^= 4

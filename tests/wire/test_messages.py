@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_zmq.types import Batch, PriorityUpdate, Segment
+from apex_zmq.types import TRANSITION, Batch, PriorityUpdate, Shipment
 from apex_zmq.wire.body import Body, Parts, encode
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, kind_of, pack, unpack
 from apex_zmq.wire.experience import encode_segment
@@ -22,6 +22,7 @@ from apex_zmq.wire.frames import decode_windows
 from apex_zmq.wire.messages import Episode, Heartbeat, Status, decode_hello
 
 OPEN = ("HEARTBEAT", "STATUS", "RELAYED_STATUS")  # bodies whose unknown fields are ignored
+OFFSETS = {name: offset for name, (_, offset, *_) in (TRANSITION.fields or {}).items()}
 Message = list[bytes]
 Decoders = dict[str, Callable[[Parts], Any]]
 NAMES = ("SEGMENT", "SEGMENT/raw", "BATCH", "BATCH/raw", *(kind.name for kind in Kind if kind > Kind.BATCH))
@@ -58,6 +59,18 @@ def patched(dtype: str, index: int, value: float) -> Callable[[bytes], bytes]:
     return patch
 
 
+def patched_row(name: str, index: int, value: float) -> Callable[[bytes], bytes]:
+    """Sets one number of a table of transitions, which travels column by column."""
+
+    def patch(table: bytes) -> bytes:
+        rows = len(table) // TRANSITION.itemsize
+        columns = bytearray(table)
+        np.ndarray(rows, TRANSITION[name], columns, rows * OFFSETS[name])[index] = value
+        return bytes(columns)
+
+    return patch
+
+
 def assert_same(found: Any, expected: Any) -> None:
     assert type(found) is type(expected)
     for field in dataclasses.fields(expected):
@@ -65,7 +78,7 @@ def assert_same(found: Any, expected: Any) -> None:
         if isinstance(right, np.ndarray):
             np.testing.assert_array_equal(left, right, field.name)
             assert left.dtype == right.dtype, field.name
-        elif field.name == "sample":
+        elif field.name in ("sample", "segment"):
             assert_same(left, right)
         elif field.name == "frames":
             assert bytes(left) == bytes(right)
@@ -78,10 +91,10 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
 def test_segment_round_trip(
-    codec: str, segments: dict[str, Segment], valid: dict[str, Message], decoders: Decoders
+    codec: str, shipments: dict[str, Shipment], valid: dict[str, Message], decoders: Decoders
 ) -> None:
     name = "SEGMENT" if codec == "lz4" else "SEGMENT/raw"
-    assert_same(decoders[name](valid[name]), segments[codec])
+    assert_same(decoders[name](valid[name]), shipments[codec])
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
@@ -94,10 +107,10 @@ def test_priorities_round_trip(update: PriorityUpdate, valid: dict[str, Message]
     assert_same(decoders["PRIORITIES"](valid["PRIORITIES"]), update)
 
 
-def test_an_empty_acknowledgement_is_good(valid: dict[str, Message], decoders: Decoders) -> None:
-    body = body_of(valid["PRIORITIES"]) | {"rows": 0, "keys": b"", "td_error": b""}
+def test_an_acknowledgement_without_priorities_is_good(valid: dict[str, Message], decoders: Decoders) -> None:
+    body = body_of(valid["PRIORITIES"]) | {"acknowledged": 9, "keys": b"", "td_error": b"", "retired": b""}
     update = decoders["PRIORITIES"](with_body(valid["PRIORITIES"], body))
-    assert (len(update.keys), len(update.td_error)) == (0, 0)
+    assert (update.acknowledged, len(update.keys), len(update.td_error), len(update.retired)) == (9, 0, 0, 0)
 
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.HEARTBEAT, Kind.STATUS, Kind.RELAYED_STATUS])
@@ -115,12 +128,10 @@ def test_parameters_round_trip(bodies: dict[Kind, Body], valid: dict[str, Messag
     assert arrays["torso.weight"].tobytes() == body.tensors[0].data
 
 
-def test_half_precision_and_scalar_parameters_are_good(valid: dict[str, Message], decoders: Decoders) -> None:
-    half = {"name": "a", "dtype": "float16", "shape": [2], "data": struct.pack("<2e", 0.5, -2)}
-    scalar = {"name": "b", "dtype": "float32", "shape": [], "data": struct.pack("<f", 3)}
-    _, arrays = decoders["PARAMETERS"](changed(valid["PARAMETERS"], "tensors", [half, scalar]))
-    assert arrays["a"].tolist() == [0.5, -2]
-    assert arrays["b"].shape == ()
+def test_scalar_parameters_are_good(valid: dict[str, Message], decoders: Decoders) -> None:
+    scalar = {"name": "a", "dtype": "float32", "shape": [], "data": struct.pack("<f", 3)}
+    _, arrays = decoders["PARAMETERS"](changed(valid["PARAMETERS"], "tensors", [scalar]))
+    assert (arrays["a"].shape, float(arrays["a"])) == ((), 3.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,9 +150,9 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("SEGMENT", "incarnation", -1, ">= 0"),
     ("SEGMENT", "incarnation", 2**63, "<="),
     ("SEGMENT", "sequence", 1.5, "int"),
-    ("SEGMENT", "transitions", 0, ">= 1"),
-    ("SEGMENT", "transitions", 1025, "<= 1024"),
-    ("SEGMENT", "transitions", lambda count: count - 1, "expected"),
+    ("SEGMENT", "transitions", b"", "0 transitions"),
+    ("SEGMENT", "transitions", bytes(1025 * TRANSITION.itemsize), "1025 transitions"),
+    ("SEGMENT", "transitions", lambda table: table[:-1], "21 each"),
     ("SEGMENT", "frame.shape", [], "length"),
     ("SEGMENT", "frame.shape", [1, 1, 1, 1], "length"),
     ("SEGMENT", "frame.shape", [65536, 65536, 65536], "too large"),
@@ -156,24 +167,24 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("SEGMENT", "frame_sizes", lambda column: column[:-4], "frame_crcs holds"),
     ("SEGMENT", "frame_sizes", patched("<u4", 3, 2**32 - 1), "add up"),
     ("SEGMENT", "frame_crcs", patched("<u4", 3, 1), "damaged"),
-    ("SEGMENT", "first", patched("<u2", 2, 65535), "beyond the segment's frames"),
-    ("SEGMENT", "steps", patched("u1", 0, 0), "steps outside"),
-    ("SEGMENT", "steps", patched("u1", 0, 4), "steps outside"),
-    ("SEGMENT", "reward", patched("<f4", 1, NAN), "reward is not finite"),
-    ("SEGMENT", "reward", patched("<f4", 1, -INF), "reward is not finite"),
-    ("SEGMENT", "discount", patched("<f4", 1, 1.0001), "discount outside"),
-    ("SEGMENT", "discount", patched("<f4", 1, -0.0001), "discount outside"),
-    ("SEGMENT", "discount", patched("<f4", 1, NAN), "discount outside"),
-    ("SEGMENT", "td_error", patched("<f4", 1, NAN), "td_error is not finite"),
-    ("SEGMENT", "td_error", patched("<f4", 1, INF), "td_error is not finite"),
-    ("SEGMENT", "td_error", patched("<f4", 1, -0.5), "negative td_error"),
-    ("SEGMENT", "td_error", lambda column: column + bytes(4), "td_error holds"),
-    ("SEGMENT", "window_crcs", lambda column: column[4:], "window_crcs holds"),
+    ("SEGMENT", "transitions", patched_row("first", 2, 65535), "beyond the segment's frames"),
+    ("SEGMENT", "transitions", patched_row("steps", 0, 0), "steps outside"),
+    ("SEGMENT", "transitions", patched_row("steps", 0, 4), "steps outside"),
+    ("SEGMENT", "transitions", patched_row("reward", 1, NAN), "reward is not finite"),
+    ("SEGMENT", "transitions", patched_row("reward", 1, -INF), "reward is not finite"),
+    ("SEGMENT", "transitions", patched_row("discount", 1, 1.0001), "discount outside"),
+    ("SEGMENT", "transitions", patched_row("discount", 1, -0.0001), "discount outside"),
+    ("SEGMENT", "transitions", patched_row("discount", 1, NAN), "discount outside"),
+    ("SEGMENT", "transitions", patched_row("td_error", 1, NAN), "td_error is not finite"),
+    ("SEGMENT", "transitions", patched_row("td_error", 1, INF), "td_error is not finite"),
+    ("SEGMENT", "transitions", patched_row("td_error", 1, -0.5), "negative td_error"),
+    ("SEGMENT", "transitions", patched_row("window_crc", 3, 1), r"window_crc of transition \[3\]"),
     ("SEGMENT/raw", "frame.shape", [4], "wrong size"),
     ("BATCH", "learner_incarnation", -1, ">= 0"),
-    ("BATCH", "rows", 0, ">= 1"),
-    ("BATCH", "rows", 65537, "<= 65536"),
-    ("BATCH", "rows", lambda rows: rows + 1, "expected"),
+    ("BATCH", "transitions", b"", "0 rows"),
+    ("BATCH", "transitions", bytes(65537 * TRANSITION.itemsize), "65537 rows"),
+    ("BATCH", "transitions", lambda table: table[: -TRANSITION.itemsize], "expected"),
+    ("BATCH", "transitions", lambda table: table + b"\0", "21 each"),
     ("BATCH", "window", 8, "window of 8"),
     ("BATCH", "window", 129, "<= 128"),
     ("BATCH", "num_transitions", 0, ">= 1"),
@@ -186,14 +197,20 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("BATCH", "priority", patched("<f8", 0, 0), "priority not positive"),
     ("BATCH", "priority", patched("<f8", 0, NAN), "priority is not finite"),
     ("BATCH", "priority", patched("<f8", 0, INF), "priority is not finite"),
-    ("BATCH", "reward", patched("<f4", 0, INF), "reward is not finite"),
-    ("BATCH", "discount", patched("<f4", 0, 1.5), "discount outside"),
-    ("BATCH", "discount", patched("<f4", 0, NAN), "discount outside"),
-    ("BATCH", "steps", patched("u1", 0, 0), "steps outside"),
-    ("BATCH", "steps", patched("u1", 0, 4), "steps outside"),
+    ("BATCH", "transitions", patched_row("reward", 0, INF), "reward is not finite"),
+    ("BATCH", "transitions", patched_row("discount", 0, 1.5), "discount outside"),
+    ("BATCH", "transitions", patched_row("discount", 0, NAN), "discount outside"),
+    ("BATCH", "transitions", patched_row("td_error", 0, -1), "negative td_error"),
+    ("BATCH", "transitions", patched_row("steps", 0, 0), "steps outside"),
+    ("BATCH", "transitions", patched_row("steps", 0, 4), "steps outside"),
     ("BATCH", "frame_sizes", patched("<u4", 0, 0), "add up"),
-    ("PRIORITIES", "rows", 65537, "<= 65536"),
-    ("PRIORITIES", "rows", 1, "keys holds"),
+    ("PRIORITIES", "keys", bytes(8 * 65537), "65537 rows"),
+    ("PRIORITIES", "keys", lambda column: column[:-1], "keys holds"),
+    ("PRIORITIES", "keys", lambda column: column[:-8], "td_error holds"),
+    ("PRIORITIES", "retired", lambda column: column[:-1], "retired holds"),
+    ("PRIORITIES", "retired", patched("u1", 0, 2), "neither 0 nor 1"),
+    ("PRIORITIES", "td_error", patched("<f4", 0, -1), "negative td_error"),
+    ("PRIORITIES", "acknowledged", -1, ">= 0"),
     ("PRIORITIES", "td_error", patched("<f4", 0, NAN), "td_error is not finite"),
     ("PRIORITIES", "td_error", patched("<f4", 0, -INF), "td_error is not finite"),
     ("PRIORITIES", "td_error", lambda column: column[:-1], "td_error holds"),
@@ -202,6 +219,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("HELLO", "rank", None, "int"),
     ("PARAMETERS", "version", "1", "int"),
     ("PARAMETERS", "tensors.0.dtype", "float64", "float64"),
+    ("PARAMETERS", "tensors.0.dtype", "float16", "float16"),
     ("PARAMETERS", "tensors.0.shape", [3, 5], "torso.weight holds"),
     ("PARAMETERS", "tensors.0.shape", [3, 0], ">= 1"),
     ("PARAMETERS", "tensors.0.shape", [2**32, 2**32], "<="),
@@ -227,6 +245,10 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("STATUS", "episodes.0.info", {"x" * 33: 1.0}, "length"),
     ("STATUS", "episodes.0.info", {str(i): 1.0 for i in range(17)}, "length"),
     ("STATUS", "episodes.0.info", {"max_x": "far"}, "float"),
+    ("STATUS", "refusals", [{"actor": "a", "segments": 1, "reason": "x" * 201}], "length"),
+    ("STATUS", "refusals", [{"actor": "", "segments": 1, "reason": ""}], "length"),
+    ("STATUS", "refusals", [{"actor": "a", "segments": -1, "reason": ""}], ">= 0"),
+    ("STATUS", "refusals", [{"actor": "a", "segments": 1, "reason": ""}] * 17, "length"),
     ("RELAYED_STATUS", "time", NAN, "not finite"),
 ]
 
@@ -270,21 +292,27 @@ def test_a_frame_damaged_on_the_way_is_refused(valid: dict[str, Message], decode
         decoders["SEGMENT"]([head, frames[:-1] + bytes([frames[-1] ^ 1])])
 
 
-def test_an_empty_frame_is_refused(segments: dict[str, Segment], decoders: Decoders, signature: str) -> None:
-    segment = segments["lz4"]
+def changed_segment(shipment: Shipment, **changes: Any) -> Shipment:
+    return dataclasses.replace(shipment, segment=dataclasses.replace(shipment.segment, **changes))
+
+
+def test_an_empty_frame_is_refused(shipments: dict[str, Shipment], decoders: Decoders, signature: str) -> None:
+    shipment = shipments["lz4"]
+    segment = shipment.segment
     sizes = segment.frame_sizes.copy()
     sizes[0], sizes[1] = 0, sizes[0] + sizes[1]
     with pytest.raises(WireError, match="empty frame"):
-        decoders["SEGMENT"](encode_segment(dataclasses.replace(segment, frame_sizes=sizes), signature))
+        decoders["SEGMENT"](encode_segment(changed_segment(shipment, frame_sizes=sizes), signature))
 
 
 def test_a_block_larger_than_lz4_makes_any_is_refused(
-    segments: dict[str, Segment], decoders: Decoders, signature: str
+    shipments: dict[str, Shipment], decoders: Decoders, signature: str
 ) -> None:
-    segment = segments["lz4"]
+    shipment = shipments["lz4"]
+    segment = shipment.segment
     sizes, excess = segment.frame_sizes.copy(), 2 * segment.frame.nbytes
     sizes[0] += excess
-    large = dataclasses.replace(segment, frame_sizes=sizes, frames=bytes(excess) + bytes(segment.frames))
+    large = changed_segment(shipment, frame_sizes=sizes, frames=bytes(excess) + bytes(segment.frames))
     with pytest.raises(WireError, match="larger than lz4"):
         decoders["SEGMENT"](encode_segment(large, signature))
 
@@ -312,7 +340,7 @@ def test_unknown_and_missing_fields_are_refused(name: str, valid: dict[str, Mess
     if name not in OPEN:
         with pytest.raises(WireError, match="unknown field `surplus`"):
             decoders[name](with_body(valid[name], body | {"surplus": 1}))
-    for field in body.keys() - {"episodes"}:  # which has a default
+    for field in body.keys() - {"episodes", "refusals"}:  # which have defaults
         with pytest.raises(WireError, match=f"missing required field `{field}`"):
             decoders[name](with_body(valid[name], {key: value for key, value in body.items() if key != field}))
 
@@ -443,9 +471,10 @@ def test_a_mutated_message_decodes_or_is_refused(
         out = np.zeros((*sample.frame_sizes.shape, *sample.frame.shape), sample.frame.dtype)
         decode_windows(sample.frames, sample.frame_sizes, sample.frame, out)
         assert np.isfinite(out).all()
-    if isinstance(decoded, Segment):
-        window_ends = decoded.first.astype(int) + decoded.steps + decoded.frame.stack
-        assert window_ends.max() <= len(decoded.frame_sizes)
+    if isinstance(decoded, Shipment):
+        segment, rows = decoded.segment, decoded.segment.transitions
+        window_ends = rows["first"].astype(int) + rows["steps"] + segment.frame.stack
+        assert window_ends.max() <= len(segment.frame_sizes)
         assert encode_segment(decoded, body_of(parts)["signature"])
 
 

@@ -21,17 +21,19 @@ import pytest
 from msgspec import inspect
 from numpy.lib.stride_tricks import sliding_window_view
 
-from apex_zmq.agent.nstep import n_step_columns
+from apex_zmq.agent.nstep import n_step_transitions
 from apex_zmq.config import loading, settings
 from apex_zmq.envs.emulators import ROM_SHA256
 from apex_zmq.envs.games import MARIO
 from apex_zmq.envs.mario import RULES_VERSION
 from apex_zmq.net.links import LINKS
+from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.signature import experience_signature, network_signature
-from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Segment
+from apex_zmq.types import TRANSITION, Batch, FrameSpec, PriorityUpdate, Shipment
 from apex_zmq.wire import experience, messages
 from apex_zmq.wire.body import Body, encode
 from apex_zmq.wire.codec import LIMITS, PROTOCOL_VERSION, Kind, version_text
+from apex_zmq.wire.experience import decode_batch, decode_segment, encode_batch, encode_segment
 from apex_zmq.wire.messages import Heartbeat, Parameters, decode_heartbeat
 
 TEXT = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
@@ -48,9 +50,11 @@ STRUCTS: dict[str, type[Body]] = {
     "Frame": experience.FrameBody,
     "Tensor": messages.Tensor,
     "Episode": messages.Episode,
+    "Refusal": messages.Refusal,
 }
 HEADINGS = {struct: heading for heading, struct in STRUCTS.items()}
 COLUMN = re.compile(r"([uf])(8|16|32|64)\[([A-Z](?:, [A-Z])?)\]")
+TABLE = re.compile(r"Transition\[[TB]\]")
 
 Row = dict[str, str]
 
@@ -107,7 +111,7 @@ def described(kind: inspect.Type) -> tuple[str, str]:
             return "bool", ""
         case inspect.LiteralType(values=choices):
             *most, last = [f'"{choice}"' for choice in sorted(map(str, choices))]
-            return "str", f"{', '.join(most)} or {last}"
+            return "str", f"{', '.join(most)} or {last}" if most else last
         case inspect.StrType(min_length=low, max_length=high):
             return "str", f"{span(low, high)} characters"
         case inspect.StructType(cls=cls):
@@ -162,7 +166,7 @@ def test_every_field_is_documented_with_its_type_and_range(heading: str) -> None
     for field in info.fields:
         row = fields(heading)[field.encode_name]
         if isinstance(field.type, inspect.BytesType):
-            assert row["type"] == "bytes" or COLUMN.fullmatch(row["type"]), row
+            assert row["type"] == "bytes" or COLUMN.fullmatch(row["type"]) or TABLE.fullmatch(row["type"]), row
             continue
         kind, values = described(field.type)
         if not field.required:
@@ -191,7 +195,7 @@ def read_fields(heading: str, body: dict[str, Any]) -> dict[str, Any]:
     missing = {name: json.loads(default) for name, default in defaults.items() if default and name not in body}
     body = missing | body
     assert body.keys() == fields(heading).keys()
-    letters = {"T": body.get("transitions"), "B": body.get("rows"), "W": body.get("window")}
+    letters = {"W": body.get("window")}
     return {name: read_value(row["type"], body[name], letters) for name, row in fields(heading).items()}
 
 
@@ -199,6 +203,8 @@ def read_value(kind: str, value: Any, letters: dict[str, Any]) -> Any:
     if column := COLUMN.fullmatch(kind):
         array = np.frombuffer(value, f"<{column[1]}{int(column[2]) // 8}")
         return array.reshape([letters.get(letter, -1) for letter in column[3].split(", ")])
+    if TABLE.fullmatch(kind):
+        return read_table(value)
     if kind in STRUCTS:
         return read_fields(kind, value)
     if kind.startswith("list of "):
@@ -206,6 +212,29 @@ def read_value(kind: str, value: Any, letters: dict[str, Any]) -> Any:
     plain = {"int": int, "str": str, "float": float, "bool": bool, "bytes": bytes, "map of str to float": dict}
     assert isinstance(value, plain[kind])
     return value
+
+
+def documented_row() -> np.dtype[np.void]:
+    (rows,) = tables("Transition")
+    dtypes = [f"<{row['type'][0]}{int(row['type'][1:]) // 8}" for row in rows]
+    offsets = [int(row["offset"]) for row in rows]
+    names = [row["field"] for row in rows]
+    return np.dtype({"names": names, "formats": dtypes, "offsets": offsets, "itemsize": 21})
+
+
+def read_table(value: bytes) -> np.ndarray[Any, np.dtype[np.void]]:
+    dtype = documented_row()
+    count, rest = divmod(len(value), dtype.itemsize)
+    assert not rest
+    table = np.zeros(count, TRANSITION)
+    for name, (kind, offset, *_) in (dtype.fields or {}).items():
+        table[name] = np.frombuffer(value, kind, count, offset * count)
+    return table
+
+
+def test_a_transition_has_the_documented_fields_at_their_offsets() -> None:
+    assert documented_row() == TRANSITION
+    assert f"a record of {TRANSITION.itemsize} bytes without padding" in section("Transition")
 
 
 def assert_fields(found: dict[str, Any], expected: Any, names: set[str]) -> None:
@@ -224,13 +253,17 @@ def frame_of(spec: FrameSpec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
 def test_segments_are_read_by_the_document(
-    codec: str, segments: dict[str, Segment], valid: dict[str, list[bytes]], signature: str
+    codec: str, shipments: dict[str, Shipment], valid: dict[str, list[bytes]], signature: str
 ) -> None:
-    parts, segment = valid["SEGMENT" if codec == "lz4" else "SEGMENT/raw"], segments[codec]
+    parts, shipment = valid["SEGMENT" if codec == "lz4" else "SEGMENT/raw"], shipments[codec]
+    segment = shipment.segment
     kind, body = read_by_document(parts)
-    assert (kind, body["signature"], body["transitions"]) == ("SEGMENT", signature, segment.num_transitions)
+    assert (kind, body["signature"]) == ("SEGMENT", signature)
     assert body["frame"] == frame_of(segment.frame)
-    assert_fields(body, segment, body.keys() - {"signature", "transitions", "frame"})
+    sender = {"actor", "incarnation", "sequence"}
+    assert_fields(body, shipment, sender)
+    assert_fields(body, segment, body.keys() - sender - {"signature", "frame"})
+    rows = body["transitions"]
     ends = np.cumsum(body["frame_sizes"], dtype=int)
     encoded = [
         parts[1][end - size : end] for size, end in zip(body["frame_sizes"].tolist(), ends.tolist(), strict=True)
@@ -244,43 +277,46 @@ def test_segments_are_read_by_the_document(
     for start, length in zip(starts.tolist(), (9, 1, 6), strict=True):
         assert len(set(decoded[start : start + stack])) == 1
         assert len(set(decoded[start + stack - 1 : start + stack + length])) == length + 1
-    assert body["first"].tolist() == [
+    assert rows["first"].tolist() == [
         start + t for start, length in zip(starts, (9, 1, 6), strict=True) for t in range(length)
     ]
-    assert body["steps"].tolist() == [min(3, length - t) for length in (9, 1, 6) for t in range(length)]
+    assert rows["steps"].tolist() == [min(3, length - t) for length in (9, 1, 6) for t in range(length)]
     frame_crcs = [zlib.crc32(each).to_bytes(4, "little") for each in encoded]
-    assert body["window_crcs"].tolist() == [
+    assert rows["window_crc"].tolist() == [
         zlib.crc32(b"".join(frame_crcs[first : first + steps + stack]))
-        for first, steps in zip(body["first"].tolist(), body["steps"].tolist(), strict=True)
+        for first, steps in zip(rows["first"].tolist(), rows["steps"].tolist(), strict=True)
     ]
-    assert (body["discount"] == 0).tolist() == [False] * 6 + [True] * 4 + [False] * 6
+    assert (rows["discount"] == 0).tolist() == [False] * 6 + [True] * 4 + [False] * 6
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
 def test_batches_are_read_by_the_document(
-    codec: str, batches: dict[str, Batch], segments: dict[str, Segment], valid: dict[str, list[bytes]]
+    codec: str, batches: dict[str, Batch], shipments: dict[str, Shipment], valid: dict[str, list[bytes]]
 ) -> None:
     parts, batch = valid["BATCH" if codec == "lz4" else "BATCH/raw"], batches[codec]
     sample = batch.sample
     kind, body = read_by_document(parts)
-    assert (kind, body["rows"], body["window"]) == ("BATCH", len(sample.keys), sample.frame.stack + 3)
+    assert (kind, body["window"]) == ("BATCH", sample.frame.stack + 3)
     assert body["frame"] == frame_of(sample.frame)
     dealt = {"learner_incarnation", "rank", "shard", "shard_incarnation", "number"}
     assert_fields(body, batch, dealt)
-    assert_fields(body, sample, body.keys() - dealt - {"rows", "window", "frame"})
+    assert_fields(body, sample, body.keys() - dealt - {"window", "frame"})
     assert body["frame_sizes"].sum() == len(parts[1])
-    np.testing.assert_array_equal((body["frame_sizes"] > 0).sum(axis=1), sample.frame.stack + body["steps"])
+    np.testing.assert_array_equal(
+        (body["frame_sizes"] > 0).sum(axis=1), sample.frame.stack + body["transitions"]["steps"]
+    )
     # The shard holds one segment from key 0 on: the first window is where its transition says.
-    segment, row = segments[codec], int(body["keys"][0])
-    begin = int(segment.frame_sizes[: segment.first[row]].sum())
+    segment, row = shipments[codec].segment, int(body["keys"][0])
+    begin = int(segment.frame_sizes[: segment.transitions["first"][row]].sum())
     size = int(body["frame_sizes"][0].sum())
     assert parts[1][:size] == bytes(segment.frames)[begin : begin + size]
 
 
 def test_priorities_are_read_by_the_document(update: PriorityUpdate, valid: dict[str, list[bytes]]) -> None:
     kind, body = read_by_document(valid["PRIORITIES"])
-    assert (kind, body["rows"]) == ("PRIORITIES", len(update.keys))
-    assert_fields(body, update, body.keys() - {"rows"})
+    assert kind == "PRIORITIES"
+    assert body["retired"].tolist() == update.retired.tolist()
+    assert_fields(body, update, body.keys() - {"retired"})
 
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.HEARTBEAT, Kind.STATUS, Kind.RELAYED_STATUS, Kind.BYE])
@@ -306,6 +342,54 @@ def test_the_heartbeat_in_hex() -> None:
     assert encode(Kind.HEARTBEAT, heartbeat) == [message]
 
 
+def parts_in_hex(heading: str) -> list[bytes]:
+    """Header part and buffer part of a section's example, parted by an empty line."""
+    return [bytes.fromhex(part) for part in code(heading, "hex").split("\n\n")]
+
+
+EXAMPLE = FrameSpec((1,), "float32", 1)
+
+
+def example_shipment() -> Shipment:
+    """The episode of section 6 as an actor ships it."""
+    (rows,) = tables("6. Columns")
+    builder = SegmentBuilder(EXAMPLE, n_step=2, gamma=0.5, length=3)
+    builder.reset(np.zeros(1, np.float32))
+    for t, row in enumerate(rows):
+        q_taken, reward = float(row["Q(o[t], action[t])"]), float(row["r"])
+        builder.step((1, 0, 1)[t], q_taken, np.array([t + 1], np.float32), reward, t == 2, False)
+        builder.bootstrap(float(row["max_a Q(o[t+1], a)"]))
+    segment = builder.take()
+    assert segment is not None
+    return Shipment("a", 7, 0, segment)
+
+
+def test_the_segment_in_hex() -> None:
+    message, shipment = parts_in_hex("SEGMENT (1)"), example_shipment()
+    assert encode_segment(shipment, "0123456789abcdef") == message
+    decoded = decode_segment(message, "0123456789abcdef", n_step=2)
+    assert decoded.segment.transitions.tolist() == shipment.segment.transitions.tolist()
+    assert np.frombuffer(decoded.segment.frames, "<f4").tolist() == [0, 1, 2, 3]
+
+
+def test_the_batch_in_hex() -> None:
+    message, shipment = parts_in_hex("BATCH (2)"), example_shipment()
+    batch = decode_batch(message, EXAMPLE, n_step=2)
+    assert (batch.learner_incarnation, batch.rank, batch.shard, batch.shard_incarnation, batch.number) == (
+        7,
+        0,
+        0,
+        9,
+        0,
+    )
+    sample = batch.sample
+    assert sample.keys.tolist() == [0, 2]
+    assert sample.transitions.tolist() == shipment.segment.transitions[[0, 2]].tolist()
+    assert sample.priority.tolist() == [1.5, 4.5]
+    assert np.frombuffer(sample.frames, "<f4").tolist() == [0, 1, 2, 2, 3]
+    assert [bytes(part) for part in encode_batch(batch)] == message
+
+
 # Examples are recomputed.
 
 
@@ -313,7 +397,7 @@ def test_the_columns_example() -> None:
     (rows,) = tables("6. Columns")
     column = {name: np.array([float(row[name]) for row in rows], np.float32) for name in rows[0]}
     count = len(rows)
-    computed = n_step_columns(
+    computed = n_step_transitions(
         reward=column["r"],
         terminated=np.arange(count) == count - 1,
         truncated=np.zeros(count, bool),
@@ -323,7 +407,7 @@ def test_the_columns_example() -> None:
         gamma=0.5,
     )
     for name in ("steps", "reward", "discount", "td_error"):
-        np.testing.assert_array_equal(getattr(computed, name), column[name], name)
+        np.testing.assert_array_equal(computed[name], column[name], name)
 
 
 def test_the_experience_signature_example() -> None:

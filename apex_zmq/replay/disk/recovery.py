@@ -38,7 +38,9 @@ class Recovery(NamedTuple):
     dropped: int
 
 
-def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_then: range, capacity: int) -> Recovery:
+def recover(
+    arena: UInt8s, written: Iterable[tuple[int, int]], log_id: int, stored_then: range, capacity: int
+) -> Recovery:
     """Verify the records of one log, and find room for tombstones between them.
 
     Each record holds the key that was the oldest when it was written, so the newest record that verifies bounds the log
@@ -53,7 +55,7 @@ def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_
     stored_then: keys stored at the time of the snapshot, to count missing transitions.
     capacity: maximum number of transitions to keep, the newest.
     """
-    found = sorted(_spans(arena, written, log), reverse=True)
+    found = sorted(_spans(arena, written, log_id), reverse=True)
     newest = next((place for place, span in enumerate(found) if _frames_valid(arena, span)), len(found))
     # Their keys will be assigned again, so the next recovery must not find these headers.
     for span in found[:newest]:
@@ -96,13 +98,13 @@ def recover(arena: UInt8s, written: Iterable[tuple[int, int]], log: int, stored_
     return Recovery(spans, _transitions(span for span in spans if not span.tombstone), dropped)
 
 
-def _spans(arena: UInt8s, written: Iterable[tuple[int, int]], log: int) -> Iterator[Span]:
+def _spans(arena: UInt8s, written: Iterable[tuple[int, int]], log_id: int) -> Iterator[Span]:
     """The records of a log whose header and columns verify; their frames are not checked."""
     headers = arena.view(record.HEADER)
     for start, stop in written:
         for unit in range(start // record.UNIT, stop // record.UNIT, CHUNK):
             chunk = headers[unit : min(unit + CHUNK, stop // record.UNIT)]
-            for found in np.flatnonzero((chunk["magic"] == record.MAGIC) & (chunk["log"] == log)).tolist():
+            for found in np.flatnonzero((chunk["magic"] == record.MAGIC) & (chunk["log_id"] == log_id)).tolist():
                 offset = (unit + found) * record.UNIT
                 stored = record.at(arena, offset)
                 if stored is not None:

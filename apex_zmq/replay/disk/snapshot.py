@@ -24,7 +24,7 @@ from apex_zmq.rundir.files import replacing
 from apex_zmq.types import Float64s, FrameSpec
 
 MAGIC = b"APEXSNAP"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of snapshots and of the records beside them
 _PRELUDE = struct.Struct("<8sII")
 _CRC_AT = _PRELUDE.size - 4  # all behind the field
 _PIECE_BYTES = 1 << 18
@@ -39,13 +39,13 @@ class SnapshotError(Exception):
 class StoreState:
     """The state of a store beside its records.
 
-    log: number of the log whose records it knows.
+    log_id: of the log whose records it knows.
     priority: float64 [N], of the transitions from first_key on, as stored.
     alpha, epsilon: exponent and offset by which the priorities were computed.
     random: state of the generator that draws samples.
     """
 
-    log: int
+    log_id: int
     first_key: int
     priority: Float64s
     alpha: float
@@ -102,8 +102,8 @@ def decode(data: bytes) -> Snapshot:
     header = json.loads(data[_PRELUDE.size : _PRELUDE.size + header_bytes])
     if (version := header.pop("format")) != FORMAT_VERSION:
         raise ConfigError(
-            f"a replay's snapshot has format {version}, this program reads {FORMAT_VERSION}; "
-            "use the program that wrote it, or another directory"
+            f"the replay's files in replay.snapshot_dir have format {version}, this program reads {FORMAT_VERSION}: "
+            "start a new run, or delete them to go on with an empty replay"
         )
     store = header.pop("store")
     frame = store.pop("frame")

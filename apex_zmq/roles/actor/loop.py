@@ -101,6 +101,8 @@ class Actor:
             links,
             len(config.addresses.experience),
             self._signature,
+            name,
+            incarnation,
             drop_oldest=config.actor.when_blocked == "drop_oldest",
         )
         self._explorer = Explorer(count, spec.num_actions, config.actor.repeat_zeta, config.actor.repeat_max, self._rng)
@@ -136,7 +138,7 @@ class Actor:
             raise RuntimeError(f"the environment failed: {error}") from error
         finally:
             self._watchdog.disarm()
-            self._shipper.farewell(self._name, self._incarnation)
+            self._shipper.farewell()
             self._report()
             self._reporter.close()
             self._shipper.close()
@@ -170,24 +172,24 @@ class Actor:
             self._watchdog.arm()
             actions = self._explorer.act(q.argmax(axis=1), self._epsilon)
             steps = [self._step(lane, int(actions[lane]), q[lane]) for lane in lanes]
-            next_value = self._final_values(steps)
+            ended = np.array([step.terminated or step.truncated for step in steps])
+            final_value = self._final_values(steps)
             for lane in lanes:
-                if steps[lane].terminated or steps[lane].truncated:
+                if ended[lane]:
                     self._finish_episode(lane, steps[lane])
                     self._reset(lane)
             self._follow()
             q = self._q_values(self._observations)
-            running = np.isnan(next_value)
-            next_value[running] = q.max(axis=1)[running]
+            next_value = np.where(ended, final_value, q.max(axis=1))
             for lane in lanes:
                 self._builders[lane].bootstrap(float(next_value[lane]))
-                while (segment := self._builders[lane].take(self._name, self._incarnation)) is not None:
+                while (segment := self._builders[lane].take()) is not None:
                     self._ship(segment, stop)
             self._decisions += len(lanes)
             self._reporter.progress()
             self._report()
         for builder in self._builders:
-            if (segment := builder.take(self._name, self._incarnation, flush=True)) is not None:
+            if (segment := builder.take(flush=True)) is not None:
                 self._shipper.ship(segment)
 
     def _ship(self, segment: Segment, stop: threading.Event) -> None:
@@ -220,13 +222,11 @@ class Actor:
         return step
 
     def _final_values(self, steps: list[Step]) -> npt.NDArray[np.float64]:
-        """[L] bootstrap value of lanes whose episode ended with this step; NaN for the others.
+        """[L] max_a Q of the final observation where the step truncated an episode; 0 for the other lanes.
 
-        A truncated episode bootstraps from its real final observation, which only
-        now stands in the stack.
+        The real final observation stands in the stack only until the lane is reset.
         """
-        values = np.full(len(steps), np.nan)
-        values[[step.terminated for step in steps]] = 0.0
+        values = np.zeros(len(steps))
         truncated = [lane for lane, step in enumerate(steps) if step.truncated and not step.terminated]
         if truncated:
             values[truncated] = self._q_values(self._observations[truncated]).max(axis=1)

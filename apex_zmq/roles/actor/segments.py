@@ -1,4 +1,4 @@
-"""One lane's steps become segments: each frame encoded once, n-step columns at the end."""
+"""Turns the steps of one lane into segments: frames encoded once, n-step transitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apex_zmq.agent.nstep import n_step_columns
+from apex_zmq.agent.nstep import n_step_transitions
 from apex_zmq.types import FrameSpec, Segment
 from apex_zmq.wire.checksums import frame_crc, window_crcs
 from apex_zmq.wire.frames import encode_frame
@@ -22,14 +22,15 @@ class _Step:
     terminated: bool
     truncated: bool
     q_taken: float
-    next_value: float
+    next_value: float | None = None  # None: not known yet
 
 
 class SegmentBuilder:
     """Collects one lane's steps and cuts them into segments of `length` transitions.
 
-    Per decision: `step`, then `bootstrap` once the next observation's value is
-    known. `reset` opens every episode.
+    The order of calls, which is asserted: `reset` opens every episode; for each decision `step` comes first, then
+    `bootstrap` as soon as the value of the next observation is known, then `take` until it returns None. Where the
+    step ended the episode, the next `reset` may come before its `bootstrap` or after it.
     """
 
     def __init__(self, frame: FrameSpec, n_step: int, gamma: float, length: int) -> None:
@@ -57,22 +58,27 @@ class SegmentBuilder:
         truncated: bool,
     ) -> None:
         """Add one step: Q(s, a) as acted upon, and the frame it led to."""
-        self._steps.append(_Step(self._position, action, reward, terminated, truncated, q_taken, 0.0))
+        assert not self._steps or self._steps[-1].next_value is not None, "bootstrap() before the next step()"
+        self._steps.append(_Step(self._position, action, reward, terminated, truncated, q_taken))
         self._frames.append(encode_frame(frame, self._frame.codec))
         self._position += 1
 
     def bootstrap(self, next_value: float) -> None:
-        """Set max_a Q of the last step's next observation (of the final one where the episode was truncated)."""
+        """Set max_a Q of the last step's next observation: of the real final one where the episode was truncated.
+
+        The value is not used where the episode terminated.
+        """
         self._steps[-1].next_value = next_value
 
-    def take(self, actor: str, incarnation: int, *, flush: bool = False) -> Segment | None:
-        """The next segment (sequence 0, to be set on sending), or None while there are too few complete steps.
+    def take(self, *, flush: bool = False) -> Segment | None:
+        """The next segment, or None while there are too few complete steps.
 
         flush: accept a shorter one.
         """
         if not self._steps or (not flush and len(self._steps) < self._length):
             return None
-        columns = n_step_columns(
+        assert self._steps[-1].next_value is not None, "bootstrap() before take()"
+        table = n_step_transitions(
             np.array([step.reward for step in self._steps], np.float32),
             np.array([step.terminated for step in self._steps]),
             np.array([step.truncated for step in self._steps]),
@@ -81,29 +87,24 @@ class SegmentBuilder:
             self._n_step,
             self._gamma,
         )
-        count = min(len(columns.reward), self._length)
+        count = min(len(table), self._length)
         if count == 0 or (count < self._length and not flush):
             return None
+        transitions = table[:count]
         taken, self._steps = self._steps[:count], self._steps[count:]
-        first = np.array([step.first for step in taken]) - self._first_frame
-        num_frames = int((first + columns.steps[:count]).max()) + self._frame.stack
+        transitions["action"] = [step.action for step in taken]
+        transitions["first"] = [step.first - self._first_frame for step in taken]
+        first, steps = transitions["first"], transitions["steps"]
+        num_frames = int((first.astype(np.int64) + steps).max()) + self._frame.stack
         frames = self._frames[:num_frames]
         frame_crcs = np.array([frame_crc(frame) for frame in frames], np.uint32)
+        transitions["window_crc"] = window_crcs(frame_crcs, first, steps, self._frame.stack)
         segment = Segment(
-            actor=actor,
-            incarnation=incarnation,
-            sequence=0,
             frame=self._frame,
             frames=b"".join(frames),
             frame_sizes=np.array([len(frame) for frame in frames], np.uint32),
             frame_crcs=frame_crcs,
-            first=first.astype(np.uint16),
-            steps=columns.steps[:count],
-            action=np.array([step.action for step in taken], np.uint16),
-            reward=columns.reward[:count],
-            discount=columns.discount[:count],
-            td_error=columns.td_error[:count],
-            window_crcs=window_crcs(frame_crcs, first, columns.steps[:count], self._frame.stack),
+            transitions=transitions,
         )
         keep = (self._steps[0].first if self._steps else self._position) - self._first_frame
         del self._frames[:keep]

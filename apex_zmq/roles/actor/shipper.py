@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import deque
 
 from apex_zmq.net.sockets import Links, wait
-from apex_zmq.types import Segment
+from apex_zmq.types import Segment, Shipment
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import encode_segment
@@ -24,12 +23,15 @@ class Shipper:
     waited_s, sent, dropped: seconds spent waiting, segments sent and dropped so far.
     """
 
-    def __init__(self, links: Links, shards: int, signature: str, *, drop_oldest: bool) -> None:
+    def __init__(
+        self, links: Links, shards: int, signature: str, actor: str, incarnation: int, *, drop_oldest: bool
+    ) -> None:
         self.waited_s = 0.0
         self.sent = self.dropped = 0
         self._outboxes = [links.connect("experience", shard) for shard in range(shards)]
         self._sequences = [0] * shards
         self._signature = signature
+        self._actor, self._incarnation = actor, incarnation
         self._drop_oldest = drop_oldest
         self._queue: deque[Segment] = deque()
         self._next = 0
@@ -59,7 +61,7 @@ class Shipper:
         self._send_queued()
         self.waited_s += time.monotonic() - started
 
-    def farewell(self, actor: str, incarnation: int) -> None:
+    def farewell(self) -> None:
         """Send what waits, then tell each shard how much it was sent, as far as they can take it at once."""
         until = time.monotonic() + FAREWELL_S
         untold = list(range(len(self._outboxes)))
@@ -67,11 +69,11 @@ class Shipper:
             wait([], [self._outboxes[shard] for shard in untold], left_s)
             self._send_queued()
             if not self._queue:
-                untold = [shard for shard in untold if not self._tell(shard, actor, incarnation)]
+                untold = [shard for shard in untold if not self._tell(shard)]
 
-    def _tell(self, shard: int, actor: str, incarnation: int) -> bool:
+    def _tell(self, shard: int) -> bool:
         count = self._sequences[shard]
-        return not count or self._outboxes[shard].send(encode(Kind.BYE, Bye(actor, incarnation, count)))
+        return not count or self._outboxes[shard].send(encode(Kind.BYE, Bye(self._actor, self._incarnation, count)))
 
     def _send_queued(self) -> None:
         while self._queue and self._try_ship(self._queue[0]):
@@ -81,9 +83,9 @@ class Shipper:
         """Send to the next shard that can take the segment now; False when none can."""
         count = len(self._outboxes)
         for shard in ((self._next + offset) % count for offset in range(count)):
-            numbered = dataclasses.replace(segment, sequence=self._sequences[shard])
             outbox = self._outboxes[shard]
-            if outbox.ready and outbox.send(encode_segment(numbered, self._signature)):
+            shipment = Shipment(self._actor, self._incarnation, self._sequences[shard], segment)
+            if outbox.ready and outbox.send(encode_segment(shipment, self._signature)):
                 self._sequences[shard] += 1
                 self.sent += 1
                 self._next = (shard + 1) % count

@@ -9,7 +9,7 @@ import numpy as np
 
 from apex_zmq.roles.learner.feeder import DecodedBatch
 from apex_zmq.rundir.files import replacing
-from apex_zmq.types import Float32s
+from apex_zmq.types import COLUMNS, Float32s
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ KEPT = 10  # the newest of each rank
 
 
 def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s) -> None:
-    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: columns named as in `Sample`, and the rest.
+    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: the columns of `TRANSITION`, and more.
 
     Only the newest `KEPT` files of a rank stay. If the file cannot be written, an error is logged.
 
@@ -38,10 +38,7 @@ def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s)
                 file,
                 keys=sample.keys,
                 priority=sample.priority,
-                action=sample.action,
-                reward=sample.reward,
-                discount=sample.discount,
-                steps=sample.steps,
+                **{name: sample.transitions[name] for name in COLUMNS},
                 windows=decoded.windows,
                 broken=decoded.broken,
                 weights=weights,

@@ -125,11 +125,13 @@ class Feeder(threading.Thread):
                 self._complain(batch.learner_incarnation)
                 continue
             started = time.monotonic()
-            unknown = batch.sample.action >= self._num_actions
-            sample = replace(batch.sample, action=np.where(unknown, np.uint16(0), batch.sample.action))
+            transitions = batch.sample.transitions.copy()
+            unknown = transitions["action"] >= self._num_actions
+            transitions["action"][unknown] = 0
+            sample = replace(batch.sample, transitions=transitions)
             windows = self._buffer(sample)
             broken = decode_windows(sample.frames, sample.frame_sizes, sample.frame, windows)
-            corrupted = corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs)
+            corrupted = corrupted_windows(sample.frames, sample.frame_sizes, transitions["window_crc"])
             self.corrupted += int(corrupted.sum())
             self.decode_s += time.monotonic() - started
             self._hand_over(DecodedBatch(replace(batch, sample=sample), windows, broken | corrupted | unknown))

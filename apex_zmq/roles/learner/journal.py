@@ -188,13 +188,13 @@ class Journal(threading.Thread):
             status = self._publisher.heard.get(timeout=max(0.0, min(timeout_s, IDLE_S)))
         except queue.Empty:
             return
-        self._stats.hear(status, time.monotonic())
+        self._stats.add(status, time.monotonic())
         self.totals = Totals.of(self._stats)
         episodes.write(time.time(), self.totals.decisions, status.episodes)
 
     def _summarize(self, board: Board, now: float) -> None:
         report = self._report
-        self._stats.hear(self._status(self._own(report)), now)
+        self._stats.add(self._status(self._own(report)), now)
         numbers = self._stats.summary(now, report.update) | self._meter.take() | self._rank_waits(report, now)
         board.write(numbers, {**report.histograms, **self._stats.ends()}, self.totals.decisions)
         self._summary = numbers | {"decisions": self.totals.decisions}

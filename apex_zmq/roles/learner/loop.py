@@ -241,15 +241,21 @@ class Learner:
         return dataclasses.replace(report, counters=counters)
 
     def _return_priorities(self, decoded: DecodedBatch, result: StepResult) -> None:
-        """Send the shard the rows' |TD|, or of a skipped step those rows that no step can use; -1 retires a row."""
+        """Send the rows' |TD| and retire broken ones; of a skipped step only retire those that no step can use."""
         batch, keys = decoded.batch, decoded.batch.sample.keys
         if result.td_error is not None:
-            td_error = np.where(decoded.broken, np.float32(-1), result.td_error)
+            td_error, retired = result.td_error, decoded.broken
         else:
             keys = keys[decoded.broken | result.hopeless]
-            td_error = np.full(len(keys), -1, np.float32)
+            td_error, retired = np.zeros(len(keys), np.float32), np.ones(len(keys), np.bool_)
         update = PriorityUpdate(
-            batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, keys, td_error
+            learner_incarnation=batch.learner_incarnation,
+            rank=batch.rank,
+            shard_incarnation=batch.shard_incarnation,
+            acknowledged=batch.number,
+            keys=keys,
+            td_error=td_error,
+            retired=retired,
         )
         self._shards[batch.shard].send(encode_priorities(update))
 

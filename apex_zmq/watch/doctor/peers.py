@@ -1,4 +1,4 @@
-"""Checks against whoever of the run is up: protocol, signatures, clocks, who is missing."""
+"""Checks against a live run: protocol, signatures, clocks, missing and refusing processes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from apex_zmq.wire.messages import (
     decode_relayed_status,
 )
 
-SILENT_S = 3.0  # a learner that publishes at all is heard every second
+SILENT_S = 3.0  # a live learner publishes every second
 TURN_S = 0.1
-ROUNDS = 2.5  # of statuses, so that everybody is heard twice
+ROUNDS = 2.5  # status intervals, so that every process reports twice
 OFFSET_S, OFFSET_MAX_S = 1.0, 10.0  # between clocks: what delays may feign, and what makes times of a run worthless
 # Counters of a status that grow while peers do not fit, and what they mean.
 FAULTS = {name: f"refuses {what}" for name, what in REFUSALS.items()} | {
@@ -42,7 +42,7 @@ FAULTS = {name: f"refuses {what}" for name, what in REFUSALS.items()} | {
 
 
 class Heard(NamedTuple):
-    """What a learner published while it was listened to.
+    """The messages of a learner during one observation.
 
     parameters, network: the newest, and the signature of what they hold. statuses: the first and the last of each
     process, by incarnation. behind_s: by incarnation, seconds by which its clock is behind this one; the least seen,
@@ -57,7 +57,7 @@ class Heard(NamedTuple):
 
 
 def check_run(config: Config, network: str | None) -> Iterator[Check]:
-    """Whether this host agrees with those of the run who are up.
+    """Whether this host agrees with the live processes of the run.
 
     network: signature of this host's; None: it needs none.
     """
@@ -119,7 +119,7 @@ def listen(config: Config) -> Heard:
 
 
 def check_protocol(heard: Heard) -> Check:
-    """Whether what the learner says can be read."""
+    """Whether the learner's messages can be decoded."""
     if heard.complaint:
         found = f"messages of the learner cannot be read: {heard.complaint}"
         return Check("protocol", "fail", found, "install the same apex_zmq on all hosts")
@@ -169,7 +169,7 @@ def _offset(behind_s: float) -> str:
 
 
 def check_peers(heard: Heard, shards: int) -> Check:
-    """Whether every role is up, and the roles take what they hear from each other."""
+    """Whether every role is up, and no process refuses another."""
     counts = Counter(status.role for status, _ in heard.statuses.values())
     found = ", ".join(f"{count} {role}{'s' if count > 1 else ''}" for role, count in sorted(counts.items()))
     missing = _missing(heard.statuses, shards)
@@ -178,6 +178,12 @@ def check_peers(heard: Heard, shards: int) -> Check:
         for first, last in heard.statuses.values()
         for metric, what in FAULTS.items()
         if last.metrics.get(metric, 0) > first.metrics.get(metric, 0)
+    ]
+    complaints += [
+        f"{last.name} on {last.host} refuses segments of {each.actor!r}: {each.reason!r}"
+        for first, last in heard.statuses.values()
+        for each in last.refusals
+        if each not in first.refusals
     ]
     if complaints:
         return Check("peers", "warn", f"{found}; {', '.join(complaints)}", "read its log: it names peer and reason")

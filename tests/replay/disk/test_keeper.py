@@ -21,9 +21,9 @@ from apex_zmq.replay.disk import arena, snapshot
 from apex_zmq.replay.disk.keeper import ARENA, PREVIOUS, SNAPSHOT, Keeper
 from apex_zmq.replay.governor import Governor
 from apex_zmq.replay.store import Store
-from apex_zmq.types import Segment
+from apex_zmq.types import Shipment
 
-from ..test_store import ALPHA, EPSILON, WINDOW, Transition, make_segment, transitions_of
+from ..test_store import ALPHA, EPSILON, WINDOW, Transition, make_shipment, transitions_of
 
 SIGNATURE = "0123456789abcdef"
 CAPACITY, ARENA_BYTES = 60, 1 << 14
@@ -41,17 +41,17 @@ class Shard:
         self.model = {} if model is None else dict(model)
         self.keeper.recover(self.store, self.governor)
 
-    def append(self, segment: Segment) -> None:
-        key = self.store.append(segment)
-        self.governor.inserts += segment.num_transitions
-        self.model.update(enumerate(transitions_of(segment), start=key))
+    def append(self, shipment: Shipment) -> None:
+        key = self.store.append(shipment)
+        self.governor.inserts += shipment.segment.num_transitions
+        self.model.update(enumerate(transitions_of(shipment), start=key))
 
     def update(self, rng: np.random.Generator) -> None:
         """New priorities for some, of which a few are retired."""
         stored = np.arange(self.store.first_key, self.store.next_key, dtype=np.uint64)
         keys = rng.permutation(stored)[: len(stored) // 2]
-        td_error = np.where(rng.random(len(keys)) < 0.1, -1, rng.random(len(keys))).astype(np.float32)
-        self.store.update(keys, td_error)
+        td_error = rng.random(len(keys)).astype(np.float32)
+        self.store.update(keys, td_error, rng.random(len(keys)) < 0.1)
         self.governor.samples += len(keys)
 
     def snapshot(self) -> None:
@@ -83,8 +83,7 @@ class Shard:
             expected = self.model[key]
             found = frames[row * WINDOW : (row + 1) * WINDOW]
             assert found == expected.window + [b""] * (WINDOW - len(expected.window))
-            columns = (sample.action, sample.reward, sample.discount, sample.steps, sample.window_crcs)
-            assert tuple(column[row] for column in columns) == expected.columns
+            assert sample.transitions[row] == expected.row
             assert self.store.actors_of([key]) == [expected.actor]
 
 
@@ -97,11 +96,11 @@ def filled(directory: Path, rng: np.random.Generator, before: int = 8, after: in
     """A shard with records older and newer than its snapshot, in a ring that has turned."""
     shard = Shard(directory, **changes)
     for _ in range(before):
-        shard.append(make_segment(rng, [int(rng.integers(1, 15))]))
+        shard.append(make_shipment(rng, [int(rng.integers(1, 15))]))
     shard.update(rng)
     shard.snapshot()
     for _ in range(after):
-        shard.append(make_segment(rng, [int(rng.integers(1, 15))]))
+        shard.append(make_shipment(rng, [int(rng.integers(1, 15))]))
     return shard
 
 
@@ -130,7 +129,7 @@ def test_a_killed_shard_is_there_again(tmp_path: Path, seed: int, before: int, a
             assert again.governor.surplus == surplus
         again.check()
         for _ in range(5):  # and goes on as a ring
-            again.append(make_segment(rng, [int(rng.integers(1, 15))]))
+            again.append(make_shipment(rng, [int(rng.integers(1, 15))]))
             again.check()
         last = again.again()
         assert last.leaves() == again.leaves()
@@ -143,9 +142,9 @@ def wrecks(tmp_path_factory: pytest.TempPathFactory) -> Shard:
     shard = filled(tmp_path_factory.mktemp("wrecks") / "shard", np.random.default_rng(5), before=14, after=4)
     shard.snapshot()
     rng = np.random.default_rng(6)
-    shard.append(make_segment(rng, [5]))
+    shard.append(make_shipment(rng, [5]))
     while not turned(shard.store):
-        shard.append(make_segment(rng, [5]))
+        shard.append(make_shipment(rng, [5]))
     shard.kill()
     return shard
 
@@ -183,7 +182,7 @@ def test_a_flipped_byte_or_a_truncation_is_detected_or_harmless(
         # What is neither there nor counted as missing is newer than the snapshot.
         unknown = wrecks.store.num_transitions - metrics["recovered"] - metrics["dropped"]
         assert unknown <= wrecks.store.next_key - known_then.next_key
-    again.append(make_segment(np.random.default_rng(1), [10]))
+    again.append(make_shipment(np.random.default_rng(1), [10]))
     again.check()
     again.kill()
 
@@ -206,7 +205,7 @@ def test_only_what_does_not_verify_is_dropped(tmp_path: Path) -> None:
         start = int(shard.store._records[key])
         header = record.header_of(shard.store._arena[start:])
         spans.append(range(int(header["first_key"]), int(header["first_key"]) + int(header["transitions"])))
-        shard.store._arena[start + record.columns_of(shard.store._arena[start:]).frames] ^= 1
+        shard.store._arena[start + record.layout_of(shard.store._arena[start:]).frames] ^= 1
     leaves = shard.leaves()
     again = shard.again(capacity=1000)
     lost = sum(map(len, spans))
@@ -278,6 +277,16 @@ def test_a_snapshot_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) ->
     assert (tmp_path / "shard" / ARENA).read_bytes() == before
 
 
+def test_files_of_an_older_format_are_refused_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "FORMAT_VERSION", 1)
+        filled(tmp_path / "shard", np.random.default_rng(0)).kill()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "shard").iterdir()}
+    with pytest.raises(ConfigError, match="have format 1, this program reads 2: start a new run, or delete them"):
+        Shard(tmp_path / "shard")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "shard").iterdir()} == before
+
+
 def test_records_of_an_earlier_log_do_not_come_back(tmp_path: Path) -> None:
     """A shard that began anew in the same file has the same keys at the same places."""
     rng = np.random.default_rng(3)
@@ -287,7 +296,7 @@ def test_records_of_an_earlier_log_do_not_come_back(tmp_path: Path) -> None:
     for name in (SNAPSHOT, PREVIOUS):
         (tmp_path / "shard" / name).unlink(missing_ok=True)
     new = Shard(tmp_path / "shard")
-    new.append(make_segment(rng, [5]))
+    new.append(make_shipment(rng, [5]))
     new.snapshot()
     new.kill()
     stop = new.store._head
@@ -301,11 +310,11 @@ def test_records_of_an_earlier_log_do_not_come_back(tmp_path: Path) -> None:
 def test_the_file_takes_and_gives_back_space_as_the_ring_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "PIECE", 2 << 20)  # a huge page: the kernel takes disk space for a whole one at once
     rng = np.random.default_rng(0)
-    segments = [make_segment(rng, [10], 1000) for _ in range(20)]
+    shipments = [make_shipment(rng, [10], 1000) for _ in range(20)]
     shard = Shard(tmp_path / "shard", capacity=400, arena_bytes=16 << 20)
     path = tmp_path / "shard" / ARENA
     for number in range(3000):
-        shard.store.append(segments[number % len(segments)])
+        shard.store.append(shipments[number % len(shipments)])
         if number % 100 == 99:
             assert path.stat().st_blocks * 512 <= shard.store.num_bytes + 3 * arena.PIECE
     assert path.stat().st_size == 16 << 20
@@ -325,9 +334,9 @@ def test_a_full_disk_ends_durability_and_nothing_else(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     while shard.store.is_durable:
-        shard.append(make_segment(rng, [3], 300))
+        shard.append(make_shipment(rng, [3], 300))
     for _ in range(3):
-        shard.append(make_segment(rng, [3], 300))
+        shard.append(make_shipment(rng, [3], 300))
         shard.check()
     assert shard.keeper._capture(shard.store, shard.governor) is None
     monkeypatch.undo()

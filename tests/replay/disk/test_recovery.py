@@ -15,7 +15,7 @@ from apex_zmq.replay.disk.recovery import Recovery, recover
 from apex_zmq.replay.store import Store
 from apex_zmq.types import UInt8s
 
-from ..test_store import make_segment, make_store
+from ..test_store import make_shipment, make_store
 
 ALL = 10**6  # a capacity that nothing reaches
 
@@ -39,10 +39,10 @@ def written_log(lengths: list[int], arena_bytes: int) -> tuple[Store, dict[int, 
     store, records = make_store(ALL, arena_bytes), dict[int, Written]()
     rng = np.random.default_rng(0)
     for length in lengths:
-        key = store.append(make_segment(rng, [length]))
+        key = store.append(make_shipment(rng, [length]))
         start = int(store._records[key % store.capacity])
         stored = store._arena[start : store._head]
-        at = record.columns_of(stored)
+        at = record.layout_of(stored)
         frame_bytes = int(stored[at.ends : at.crcs].view("<u4")[-1])
         content = stored[: at.frames + frame_bytes].tobytes()
         records[key] = Written(key, store.next_key, start, content, store.first_key)
@@ -50,7 +50,7 @@ def written_log(lengths: list[int], arena_bytes: int) -> tuple[Store, dict[int, 
 
 
 def recovered(store: Store, arena: UInt8s, capacity: int = ALL) -> Recovery:
-    return recover(arena, [(0, len(arena))], store._log, range(store.first_key, store.next_key), capacity)
+    return recover(arena, [(0, len(arena))], store._log_id, range(store.first_key, store.next_key), capacity)
 
 
 logs = st.lists(st.integers(1, 12), min_size=1, max_size=25)
@@ -122,7 +122,7 @@ def test_a_header_behind_the_newest_record_that_verifies_is_wiped() -> None:
     first = recovered(store, arena)
     assert (first.recovered, first.dropped) == (10, 5)
     assert not arena[newest.start : newest.start + record.UNIT].any()
-    second = recover(arena, [(0, len(arena))], store._log, range(10), ALL)
+    second = recover(arena, [(0, len(arena))], store._log_id, range(10), ALL)
     assert (second.recovered, second.dropped) == (10, 0)
 
 
@@ -139,10 +139,10 @@ def test_records_of_another_log_and_outside_the_written_ranges_are_not_read() ->
     store, records = written_log([5, 5], 1 << 14)
     arena = store._arena.copy()
     stored = range(10)
-    assert recover(arena, [(0, len(arena))], store._log ^ 1, stored, ALL) == Recovery([], 0, 10)
+    assert recover(arena, [(0, len(arena))], store._log_id ^ 1, stored, ALL) == Recovery([], 0, 10)
     second = records[5].start
-    assert recover(arena, [], store._log, stored, ALL) == Recovery([], 0, 10)
-    assert [span.first_key for span in recover(arena, [(second, len(arena))], store._log, stored, ALL).spans] == [5]
+    assert recover(arena, [], store._log_id, stored, ALL) == Recovery([], 0, 10)
+    assert [span.first_key for span in recover(arena, [(second, len(arena))], store._log_id, stored, ALL).spans] == [5]
 
 
 @given(st.binary(min_size=1, max_size=900), st.integers(0, 2**32 - 1))
@@ -154,4 +154,4 @@ def test_random_bytes_hold_no_records(content: bytes, seed: int) -> None:
     arena[: len(content)] = np.frombuffer(content, np.uint8)
     for start in range(0, len(arena), 2 * record.UNIT):
         arena[start : start + 8] = store._arena[:8]
-    assert recover(arena, [(0, len(arena))], store._log, range(0), ALL) == Recovery([], 0, 0)
+    assert recover(arena, [(0, len(arena))], store._log_id, range(0), ALL) == Recovery([], 0, 0)

@@ -21,7 +21,7 @@ from apex_zmq.roles.actor import shipper
 from apex_zmq.roles.actor.loop import Actor
 from apex_zmq.roles.actor.shipper import QUEUED_SEGMENTS
 from apex_zmq.signature import experience_signature, network_signature
-from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.types import FrameSpec, Shipment
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_segment
 from apex_zmq.wire.messages import Bye, Episode, Parameters, Status, decode_bye, decode_status, make_tensors
@@ -88,7 +88,7 @@ class Peers:
         )
         signature, n_step = experience_signature(self.config), self.config.agent.n_step
         links = Links(self.config)
-        self._segments: Inbox[Segment | Bye] = links.bind(
+        self._experience: Inbox[Shipment | Bye] = links.bind(
             "experience",
             {Kind.SEGMENT: lambda parts: decode_segment(parts, signature, n_step), Kind.BYE: decode_bye},
         )
@@ -105,7 +105,7 @@ class Peers:
             tensors=make_tensors(arrays),
         )
         self._publisher.publish(parameters)
-        self.segments: list[Segment] = []
+        self.shipments: list[Shipment] = []
         self.statuses: list[Status] = []
         self.bye: Bye | None = None
 
@@ -115,7 +115,7 @@ class Peers:
 
     def serve(self) -> None:
         """Hear the actor for a moment."""
-        wait([self._segments, self._statuses], [], 0.05)
+        wait([self._experience, self._statuses], [], 0.05)
         self._publisher.serve()
         self._hear_shipped(0.0)
         if (status := self._statuses.receive()) is not None:
@@ -127,16 +127,16 @@ class Peers:
         thread = threading.Thread(target=actor.run, args=(stop,))
         thread.start()
         try:
-            while len(self.segments) < segments or len(self.episodes) < 3 * self.config.actor.lanes:
+            while len(self.shipments) < segments or len(self.episodes) < 3 * self.config.actor.lanes:
                 self.serve()
         finally:
             stop.set()
             self.see_off(thread)
 
     def _hear_shipped(self, timeout_s: float) -> bool:
-        message = self._segments.receive(timeout_s)
-        if isinstance(message, Segment):
-            self.segments.append(message)
+        message = self._experience.receive(timeout_s)
+        if isinstance(message, Shipment):
+            self.shipments.append(message)
         elif message is not None:
             self.bye = message
         return message is not None
@@ -163,7 +163,7 @@ class Peers:
                 self.statuses.append(status)
 
     def close(self) -> None:
-        self._segments.close()
+        self._experience.close()
         self._statuses.close()
         self._publisher.close()
 
@@ -183,10 +183,10 @@ def test_segments_are_as_the_settings_say(make: MakePeers) -> None:
     peers = make(agent__n_step=4, agent__gamma=0.5, actor__segment_length=7, actor__threads=2)
     peers.watch()
     assert torch.get_num_threads() == 2
-    assert {segment.num_transitions for segment in peers.segments[:-1]} == {7}  # the last is what there was
-    steps = np.concatenate([segment.steps for segment in peers.segments])
-    discount = np.concatenate([segment.discount for segment in peers.segments])
-    reward = np.concatenate([segment.reward for segment in peers.segments])
+    assert {each.segment.num_transitions for each in peers.shipments[:-1]} == {7}  # the last is what there was
+    steps = np.concatenate([each.segment.transitions["steps"] for each in peers.shipments])
+    discount = np.concatenate([each.segment.transitions["discount"] for each in peers.shipments])
+    reward = np.concatenate([each.segment.transitions["reward"] for each in peers.shipments])
     assert set(steps) == {1, 2, 3, 4}
     assert set(discount) == {0.0, 0.5**4}  # an episode's last four transitions do not bootstrap
     np.testing.assert_allclose(reward, 2 - 2 * 0.5**steps)
@@ -213,7 +213,7 @@ def test_random_actions_last_as_long_as_the_settings_say(make: MakePeers) -> Non
     # An exponent so near 1 that nearly every draw exceeds the most that is allowed.
     peers = make(actor__epsilon=1.0, actor__epsilon_alpha=0.0, actor__repeat_zeta=1.01, actor__repeat_max=5)
     peers.watch()
-    actions = np.concatenate([segment.action for segment in peers.segments])
+    actions = np.concatenate([each.segment.transitions["action"] for each in peers.shipments])
     changes = np.flatnonzero(np.diff(actions))
     assert np.median(np.diff(changes)) == 5
 
@@ -266,12 +266,11 @@ def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
 
 def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper, "FAREWELL_S", PATIENCE_S)
-    monkeypatch.setattr(shipper, "LINGER_S", PATIENCE_S)
     peers = make()
     peers.watch(segments=5)
     bye = peers.await_bye()
-    assert [segment.sequence for segment in peers.segments] == list(range(bye.count))
-    assert {(segment.actor, segment.incarnation) for segment in peers.segments} == {(bye.actor, bye.incarnation)}
+    assert [each.sequence for each in peers.shipments] == list(range(bye.count))
+    assert {(each.actor, each.incarnation) for each in peers.shipments} == {(bye.actor, bye.incarnation)}
 
 
 @pytest.mark.parametrize("policy", ["block", "drop_oldest"])
@@ -283,14 +282,14 @@ def test_while_no_shard_takes_segments_the_actor_does_as_it_was_told(policy: str
     try:
         peers.await_status(lambda metrics: metrics["blocked_s"] > 0.2 or metrics["dropped_segments"] > 20)
         blocked = peers.statuses[-1].metrics
-        while len(peers.segments) < 2 * QUEUED_SEGMENTS:
+        while len(peers.shipments) < 2 * QUEUED_SEGMENTS:
             peers.serve()
     finally:
         stop.set()
         peers.see_off(thread)
     # Numbers are given on sending: what was dropped leaves no gap. The last of them may not have come: libzmq gives up
     # what a full receiver has not read when the sender hangs up.
-    assert [segment.sequence for segment in peers.segments] == list(range(len(peers.segments)))
+    assert [each.sequence for each in peers.shipments] == list(range(len(peers.shipments)))
     if policy == "block":
         assert blocked["dropped_segments"] == peers.statuses[-1].metrics["dropped_segments"] == 0
         assert blocked["decisions"] <= 4 * (blocked["segments"] + 3)  # it has not played on

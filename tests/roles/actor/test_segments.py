@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,12 +19,13 @@ from apex_zmq.agent.losses import split_windows
 from apex_zmq.replay import record
 from apex_zmq.replay.store import Store
 from apex_zmq.roles.actor.segments import SegmentBuilder
-from apex_zmq.types import Batch, Float32s, FrameSpec, Sample, Segment
+from apex_zmq.types import Batch, Float32s, FrameSpec, Sample, Segment, Shipment
 from apex_zmq.wire.checksums import corrupted_windows
 from apex_zmq.wire.experience import decode_batch, decode_segment, encode_batch, encode_segment
 from apex_zmq.wire.frames import decode_windows
 
 SIGNATURE = "0123456789abcdef"
+ACTOR = "actor-0"
 ALPHA, EPSILON = 0.6, 0.01
 BATCH_SIZE = 32
 TERMINATED, TRUNCATED, UNFINISHED = "terminated", "truncated", "unfinished"
@@ -113,9 +115,9 @@ def play(builder: SegmentBuilder, episodes: list[Episode]) -> list[Segment]:
             if is_last and number + 1 < len(episodes):
                 builder.reset(episodes[number + 1].frames[0])
             builder.bootstrap(float(episode.next_values[time]))
-            while (segment := builder.take("actor-0", incarnation=7)) is not None:
+            while (segment := builder.take()) is not None:
                 segments.append(segment)
-    while (segment := builder.take("actor-0", incarnation=7, flush=True)) is not None:
+    while (segment := builder.take(flush=True)) is not None:
         segments.append(segment)
     return segments
 
@@ -133,22 +135,24 @@ def deal(sample: Sample) -> list[bytes]:
 def check_sample(store: Store, spec: FrameSpec, n: int, expected: list[Expected]) -> None:
     """Sample, ship, decode and split a batch, and compare every row with its reference."""
     sample = decode_batch(deal(store.sample(BATCH_SIZE)), spec, n).sample
+    rows = sample.transitions
     # What stood in a recycled buffer must not show.
     windows = np.full((BATCH_SIZE, spec.stack + n, *spec.shape), 77, spec.dtype)
     assert not decode_windows(sample.frames, sample.frame_sizes, spec, windows).any()
-    assert not corrupted_windows(sample.frames, sample.frame_sizes, sample.window_crcs).any()
-    split = split_windows(torch.from_numpy(windows), torch.from_numpy(sample.steps.astype(np.int64)), spec.stack)
+    assert not corrupted_windows(sample.frames, sample.frame_sizes, rows["window_crc"]).any()
+    split = split_windows(torch.from_numpy(windows), torch.from_numpy(rows["steps"].astype(np.int64)), spec.stack)
     observation, next_observation = (tensor.numpy() for tensor in split)
-    for row, serial in enumerate(sample.action):
+    for row, serial in enumerate(rows["action"]):
         wanted = expected[serial]
         assert sample.keys[row] == serial
         assert observation[row].tobytes() == wanted.observation.tobytes()
         assert next_observation[row].tobytes() == wanted.next_observation.tobytes()
-    rows = [expected[serial] for serial in sample.action]
-    np.testing.assert_array_equal(sample.steps, [row.steps for row in rows])
-    np.testing.assert_allclose(sample.reward, [row.reward for row in rows], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(sample.discount, [row.discount for row in rows], rtol=1e-6)
-    np.testing.assert_allclose(sample.priority, [(row.td_error + EPSILON) ** ALPHA for row in rows], rtol=1e-4)
+    wanted_rows = [expected[serial] for serial in rows["action"]]
+    np.testing.assert_array_equal(rows["steps"], [row.steps for row in wanted_rows])
+    np.testing.assert_allclose(rows["reward"], [row.reward for row in wanted_rows], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows["discount"], [row.discount for row in wanted_rows], rtol=1e-6)
+    np.testing.assert_allclose(rows["td_error"], [row.td_error for row in wanted_rows], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sample.priority, [(row.td_error + EPSILON) ** ALPHA for row in wanted_rows], rtol=1e-4)
 
 
 image = st.builds(lambda shape, stack: FrameSpec(shape, "uint8", stack), st.just((6, 8)), st.integers(1, 4))
@@ -191,14 +195,15 @@ def test_what_is_sampled_is_what_was_played(
     segments = play(SegmentBuilder(spec, n, gamma, length), episodes)
 
     # Every step of every finished episode is in exactly one transition, and so are the others whose end is known.
-    serials = np.concatenate([segment.action for segment in segments])
+    serials = np.concatenate([segment.transitions["action"] for segment in segments])
     np.testing.assert_array_equal(serials, np.arange(len(expected)))
     assert all(segment.num_transitions == length for segment in segments[:-1])
     assert 1 <= segments[-1].num_transitions <= length
     for segment in segments:  # no frame before the first observation or behind the last
-        needed = segment.first.astype(int) + segment.steps + spec.stack
-        assert (segment.first.min(), needed.max()) == (0, len(segment.frame_sizes))
-    shipped = np.concatenate([segment.td_error for segment in segments])
+        first, steps = segment.transitions["first"], segment.transitions["steps"]
+        needed = first.astype(int) + steps + spec.stack
+        assert (first.min(), needed.max()) == (0, len(segment.frame_sizes))
+    shipped = np.concatenate([segment.transitions["td_error"] for segment in segments])
     np.testing.assert_allclose(shipped, [each.td_error for each in expected], rtol=1e-4, atol=1e-5)
 
     # Little more room than one segment needs, so that slots and bytes wrap.
@@ -210,14 +215,15 @@ def test_what_is_sampled_is_what_was_played(
         epsilon=EPSILON,
         seed=seed,
     )
-    for segment in segments:
-        store.append(decode_segment(on_the_wire(encode_segment(segment, SIGNATURE)), SIGNATURE, n))
+    for sequence, segment in enumerate(segments):
+        shipment = Shipment(ACTOR, 7, sequence, segment)
+        store.append(decode_segment(on_the_wire(encode_segment(shipment, SIGNATURE)), SIGNATURE, n))
         check_sample(store, spec, n, expected)
     store.check_valid()
 
 
 def record_bytes(segment: Segment) -> int:
-    return record.size_of(segment.num_transitions, len(segment.frame_sizes), len(segment.actor), len(segment.frames))
+    return record.size_of(segment.num_transitions, len(segment.frame_sizes), len(ACTOR), len(segment.frames))
 
 
 def test_within_an_episode_each_frame_is_stored_once() -> None:
@@ -240,9 +246,20 @@ def builder_after(steps: int) -> SegmentBuilder:
 
 def test_a_segment_is_ready_once_all_its_transitions_are_complete() -> None:
     for steps in range(6):
-        assert builder_after(steps).take("actor-0", 0) is None
-        flushed = builder_after(steps).take("actor-0", 0, flush=True)
+        assert builder_after(steps).take() is None
+        flushed = builder_after(steps).take(flush=True)
         assert (flushed.num_transitions if flushed else 0) == max(0, steps - 2)
-    segment = builder_after(6).take("actor-0", 5)
+    segment = builder_after(6).take()
     assert segment is not None
-    assert (segment.actor, segment.incarnation, segment.num_transitions) == ("actor-0", 5, 4)
+    assert segment.num_transitions == 4
+
+
+def test_a_step_without_its_value_is_neither_followed_nor_taken() -> None:
+    builder = SegmentBuilder(FrameSpec((3,), "float32", 1), n_step=1, gamma=0.9, length=2)
+    frame = np.zeros(3, np.float32)
+    builder.reset(frame)
+    builder.step(0, 0.0, frame, 1.0, False, False)
+    with pytest.raises(AssertionError, match="bootstrap"):
+        builder.take(flush=True)
+    with pytest.raises(AssertionError, match="bootstrap"):
+        builder.step(0, 0.0, frame, 1.0, False, False)

@@ -15,7 +15,7 @@ from apex_zmq.net.sockets import Inbox, Links
 from apex_zmq.roles.actor import shipper as shipper_module
 from apex_zmq.roles.actor.segments import SegmentBuilder
 from apex_zmq.roles.actor.shipper import QUEUED_SEGMENTS, Shipper
-from apex_zmq.types import FrameSpec, Segment
+from apex_zmq.types import FrameSpec, Segment, Shipment
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_segment
 from apex_zmq.wire.messages import Bye, decode_bye
@@ -34,11 +34,11 @@ class Shards:
         self._opened = opened
 
     def shipper(self, *, drop_oldest: bool = False) -> Shipper:
-        shipper: Shipper = self._opened(Shipper(self._links, 2, SIGNATURE, drop_oldest=drop_oldest))
+        shipper: Shipper = self._opened(Shipper(self._links, 2, SIGNATURE, "actor", 7, drop_oldest=drop_oldest))
         return shipper
 
-    def bind(self, shard: int) -> Inbox[Segment | Bye]:
-        inbox: Inbox[Segment | Bye] = self._opened(
+    def bind(self, shard: int) -> Inbox[Shipment | Bye]:
+        inbox: Inbox[Shipment | Bye] = self._opened(
             self._links.bind(
                 "experience",
                 {Kind.SEGMENT: lambda parts: decode_segment(parts, SIGNATURE, N_STEP), Kind.BYE: decode_bye},
@@ -63,17 +63,17 @@ def segment(number: int) -> Segment:
     builder = SegmentBuilder(FrameSpec((2,), "float32", 1), N_STEP, 0.9, 4)
     frame = np.zeros(2, np.float32)
     builder.reset(frame)
-    while (made := builder.take("actor", incarnation=7)) is None:
+    while (made := builder.take()) is None:
         builder.step(number, 0.0, frame, 0.0, False, False)
         builder.bootstrap(0.0)
     return made
 
 
-def received(inbox: Inbox[Segment | Bye]) -> tuple[int, int] | Bye:
+def received(inbox: Inbox[Shipment | Bye]) -> tuple[int, int] | Bye:
     """(number, sequence) of the next segment, or the BYE."""
     message = inbox.receive(PATIENCE_S)
     assert message is not None
-    return message if isinstance(message, Bye) else (int(message.action[0]), message.sequence)
+    return message if isinstance(message, Bye) else (int(message.segment.transitions["action"][0]), message.sequence)
 
 
 def test_segments_go_to_the_shards_in_rotation_numbered_per_shard(shards: Shards) -> None:
@@ -138,7 +138,7 @@ def test_farewell_sends_what_waits_then_the_count_of_each_shard(shards: Shards) 
         await_ready(outbox)
     shipper.ship(segment(1))  # sends the first too
     shipper.ship(segment(2))
-    shipper.farewell("actor", 7)
+    shipper.farewell()
     assert [received(inboxes[0]) for _ in range(3)] == [(0, 0), (2, 1), Bye("actor", 7, 2)]
     assert [received(inboxes[1]) for _ in range(2)] == [(1, 0), Bye("actor", 7, 1)]
 
@@ -149,7 +149,7 @@ def test_a_shard_that_was_sent_nothing_gets_no_bye(shards: Shards) -> None:
     await_ready(shipper._outboxes[0])
     await_ready(shipper._outboxes[1])
     shipper.ship(segment(0))
-    shipper.farewell("actor", 7)
+    shipper.farewell()
     assert [received(inboxes[0]) for _ in range(2)] == [(0, 0), Bye("actor", 7, 1)]
     shipper.close()
     assert inboxes[1].receive() is None

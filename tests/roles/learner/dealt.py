@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from apex_zmq.types import Batch, FrameSpec, Sample
+from apex_zmq.types import TRANSITION, Batch, FrameSpec, Sample
 from apex_zmq.wire.checksums import window_crcs
 
 N_STEP, WIDTH = 3, 4
@@ -34,20 +34,17 @@ def dealt(
     steps = np.full(rows, N_STEP, np.uint8)
     crcs = window_crcs(frame_crcs, np.arange(rows) * (1 + N_STEP), steps, FRAME.stack)
     crcs[list(corrupted)] += 1
-    actions = np.zeros(rows, np.uint16)
+    transitions = np.zeros(rows, TRANSITION)
+    transitions["reward"], transitions["steps"], transitions["window_crc"] = 1.0, steps, crcs
     for row, value in enumerate(action):
-        actions[row] = value
+        transitions["action"][row] = value
     sample = Sample(
         num_transitions=100,
         mass=100.0,
         frame=FRAME,
         keys=np.arange(rows, dtype=np.uint64),
         priority=np.ones(rows),
-        action=actions,
-        reward=np.ones(rows, np.float32),
-        discount=np.zeros(rows, np.float32),
-        steps=steps,
-        window_crcs=crcs,
+        transitions=transitions,
         frame_sizes=np.full((rows, 1 + N_STEP), FRAME.nbytes, np.uint32),
         frames=frames.tobytes(),
     )

@@ -11,6 +11,7 @@ import pytest
 from apex_zmq.roles.learner import bad_batches
 from apex_zmq.roles.learner.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner.feeder import DecodedBatch
+from apex_zmq.types import COLUMNS
 
 from .dealt import N_STEP, WIDTH, dealt
 
@@ -30,8 +31,9 @@ def test_a_file_holds_all_that_the_step_was_given(tmp_path: Path) -> None:
     (path,) = (tmp_path / DIRECTORY).iterdir()
     assert path.name == "update-000000017-rank-0-shard-0-9.npz"
     sample = kept.batch.sample
-    columns = ("keys", "priority", "action", "reward", "discount", "steps")
-    expected = {name: getattr(sample, name) for name in columns} | {
+    expected = {name: sample.transitions[name] for name in COLUMNS} | {
+        "keys": sample.keys,
+        "priority": sample.priority,
         "windows": kept.windows,
         "broken": kept.broken,
         "weights": WEIGHTS,

@@ -11,9 +11,10 @@ import pytest
 from apex_zmq.net.sockets import wait
 from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Sample
 from apex_zmq.wire.checksums import frame_crc, window_crcs
-from apex_zmq.wire.experience import encode_batch, encode_priorities
+from apex_zmq.wire.experience import encode_batch
 from apex_zmq.wire.messages import Hello, Parameters
 
+from ...transitions import make_transitions
 from ..test_replay import Peers as ShardPeers
 from .test_loop import N_STEP, PATIENCE_S, ROWS, MakePeers, Peers
 
@@ -36,11 +37,13 @@ def teach(peers: Peers, broken: list[int], number: int, no_action: tuple[int, ..
         frame=FrameSpec((4,), "float32", 1),
         keys=np.arange(ROWS, dtype=np.uint64),
         priority=np.ones(ROWS),
-        action=action,
-        reward=np.ones(ROWS, np.float32),
-        discount=np.zeros(ROWS, np.float32),
-        steps=steps,
-        window_crcs=window_crcs(crcs, np.arange(ROWS) * (1 + N_STEP), steps, 1),
+        transitions=make_transitions(
+            ROWS,
+            action=action,
+            reward=1.0,
+            steps=steps,
+            window_crc=window_crcs(crcs, np.arange(ROWS) * (1 + N_STEP), steps, 1),
+        ),
         frame_sizes=np.full((ROWS, 1 + N_STEP), 16, np.uint32),
         frames=frames.tobytes(),
     )
@@ -59,16 +62,16 @@ def numbers(parameters: Parameters) -> dict[str, Any]:
 def test_nothing_of_a_broken_row_reaches_a_gradient(make: MakePeers) -> None:
     peers = make(learner__sync_every=1)
     before = numbers(peers.published())
-    assert (teach(peers, [0, 1, 2, 3], 0).td_error < 0).all()
+    assert teach(peers, [0, 1, 2, 3], 0).retired.all()
     after = numbers(peers.published())
     for name, tensor in before.items():
         np.testing.assert_array_equal(after[name], tensor)
     answer = teach(peers, [2], 1)
-    assert (answer.td_error < 0).tolist() == [False, False, True, False]
+    assert answer.retired.tolist() == [False, False, True, False]
     learned = numbers(peers.published())
     assert all(np.isfinite(tensor).all() for tensor in learned.values())
     assert any((learned[name] != tensor).any() for name, tensor in after.items())
-    assert (teach(peers, [2], 2, no_action=(0,)).td_error < 0).tolist() == [True, False, True, False]
+    assert teach(peers, [2], 2, no_action=(0,)).retired.tolist() == [True, False, True, False]
 
 
 def test_the_actor_of_a_broken_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,14 +80,10 @@ def test_the_actor_of_a_broken_row_is_named(tmp_path: Path, caplog: pytest.LogCa
         shard.send(3)
         shard.greet()
         batch = shard.batch()
-        td_error = np.full(len(batch.sample.keys), -1, np.float32)
-        update = PriorityUpdate(
-            batch.learner_incarnation, batch.rank, batch.shard_incarnation, batch.number, batch.sample.keys, td_error
-        )
-        assert shard._learner.send(encode_priorities(update))
+        shard.acknowledge(batch, retired=batch.sample.keys.tolist())
         retired = len(np.unique(batch.sample.keys))
         shard.status_when(lambda metrics: metrics["retired"] >= retired)
-        assert "transitions nobody can learn from, by 'actor': 'among" in caplog.text
+        assert "retired transitions of 'actor': 'among" in caplog.text
         later = shard.batch().sample.keys
         while np.isin(later, batch.sample.keys).any():  # dealt before the answer came
             later = shard.batch().sample.keys

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
-from apex_zmq.net.sockets import Outbox, wait
+from apex_zmq.net.sockets import Links, wait
 from apex_zmq.roles.learner.feeder import DECODED_AHEAD, FOREIGN_PER_LINE, DecodedBatch, Feeder, bind_batches
 from apex_zmq.types import Batch
 from apex_zmq.wire.experience import encode_batch
@@ -30,13 +30,13 @@ class Shard:
     """Deals batches to a feeder that it has started."""
 
     def __init__(self, directory: Path) -> None:
-        address = f"ipc://{directory}/batches"
-        config: Config = loading.replace(Config(), {"addresses.batches": address, "agent.n_step": N_STEP})
-        self.feeder = Feeder(
-            bind_batches(config, 0, FRAME), learner_incarnation=INCARNATION, num_actions=NUM_ACTIONS, pin_memory=False
-        )
+        settings = {"addresses.batches": f"ipc://{directory}/batches", "agent.n_step": N_STEP}
+        config: Config = loading.replace(Config(), settings)
+        links = Links(config)
+        inbox = bind_batches(links, config, 0, FRAME)
+        self.feeder = Feeder(inbox, learner_incarnation=INCARNATION, num_actions=NUM_ACTIONS, pin_memory=False)
         self.feeder.start()
-        self._outbox = Outbox(address, hwm=4)
+        self._outbox = links.connect("batches")
 
     def deal(self, batch: Batch) -> None:
         wait([], [self._outbox], PATIENCE_S)
@@ -78,7 +78,7 @@ def test_exactly_the_rows_that_nobody_can_learn_from_are_broken(
     assert decoded.batch.number == number
     assert set(np.flatnonzero(decoded.broken)) == nan | corrupted | unknown
     assert shard.feeder.corrupted - before == len(corrupted)
-    assert (decoded.batch.sample.action < NUM_ACTIONS).all()
+    assert (decoded.batch.sample.transitions["action"] < NUM_ACTIONS).all()
     whole = [row for row in range(ROWS) if row not in nan]
     np.testing.assert_array_equal(decoded.windows[whole], windows_of(batch)[whole])
     shard.feeder.recycle(decoded)
@@ -135,5 +135,5 @@ def test_a_feeder_whose_batches_nobody_takes_can_be_closed(directory: Path) -> N
 def test_a_feeder_that_has_not_begun_frees_its_address(directory: Path) -> None:
     config: Config = loading.replace(Config(), {"addresses.batches": f"ipc://{directory}/batches"})
     for _ in range(2):
-        inbox = bind_batches(config, 0, FRAME)
+        inbox = bind_batches(Links(config), config, 0, FRAME)
         Feeder(inbox, learner_incarnation=1, num_actions=2, pin_memory=False).close()

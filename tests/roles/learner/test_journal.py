@@ -20,13 +20,14 @@ from apex_zmq.agent.trainer import Trainer
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config, Run
 from apex_zmq.envs.make import env_spec
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner import journal
 from apex_zmq.roles.learner.journal import Journal, Origin, Saver, StepReport, Totals, spent_budget
 from apex_zmq.roles.learner.publisher import Publisher
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.directory import SETTINGS
 from apex_zmq.rundir.episodes import EPISODES
+from apex_zmq.watch.stats import TOTALS
 from apex_zmq.watch.tensorboard import Board
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -67,16 +68,17 @@ class Kept:
         }
         settings |= {"telemetry.log_interval_s": log_interval_s, "telemetry.status_interval_s": 0.05}
         self.config: Config = loading.replace(CARTPOLE, settings)
-        self.publisher = Publisher(self.config.addresses)
+        links = Links(self.config)
+        self.publisher = Publisher(links)
         self.journal = Journal(self.config, directory, origin or Origin.of(None), begin, self.publisher)
-        self.subscribed: Inbox[Any] = Inbox.subscribe(
-            self.config.addresses.parameters,
+        self.subscribed: Inbox[Any] = links.subscribe(
+            "parameters",
             {
                 Kind.RELAYED_STATUS: decode_relayed_status,
                 Kind.PARAMETERS: lambda parts: decode_parameters(parts)[0],
             },
         )
-        self._actor = Outbox(self.config.addresses.status, hwm=16)
+        self._actor = links.connect("status")
         self.publisher.start()
         self.journal.start()
 
@@ -225,14 +227,15 @@ def saver_of(directory: Path, origin: Origin) -> tuple[Saver, Trainer]:
 
 def test_a_checkpoint_is_where_the_next_process_begins(tmp_path: Path) -> None:
     saver, trainer = saver_of(tmp_path, Origin.of(None))
-    totals = Totals(episodes=3, decisions=40, clears=1, best_x=500, low_epsilon_return=2.5)
+    info = dict.fromkeys(TOTALS, 5.0)
+    totals = Totals(episodes=3, decisions=40, info=info, low_epsilon_return=2.5)
     saver.save(trainer, totals, elapsed_s=12.5)
     saved = load(tmp_path)
     assert (saved.experience, saved.network, saved.counters["updates"]) == ("experience", "network", 0)
     origin = Origin.of(saved)
     assert (origin.run_id, origin.elapsed_s, origin.best_score) == (saved.run_id, 12.5, 2.5)
     assert origin.learner_incarnation > saved.learner_incarnation
-    assert origin.totals == Totals(episodes=3, decisions=40, clears=1, best_x=500)
+    assert origin.totals == Totals(episodes=3, decisions=40, info=info)
 
 
 def test_only_a_better_score_replaces_the_best(tmp_path: Path) -> None:

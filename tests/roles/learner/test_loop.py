@@ -21,7 +21,7 @@ from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner.loop import DivergenceError, Learner
 from apex_zmq.rundir.checkpoint import load
-from apex_zmq.types import Batch, FrameSpec, PriorityUpdate, Sample
+from apex_zmq.types import COLUMNS, Batch, FrameSpec, PriorityUpdate, Sample
 from apex_zmq.watch.stats import PROGRESS_LOG
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import window_crcs
@@ -36,6 +36,8 @@ from apex_zmq.wire.messages import (
     decode_parameters,
     decode_relayed_status,
 )
+
+from ...transitions import make_transitions
 
 PATIENCE_S = 30.0
 ROWS, N_STEP = 4, 3
@@ -107,11 +109,7 @@ class Peers:
             frame=FrameSpec((4,), "float32", 1),
             keys=np.arange(ROWS, dtype=np.uint64),
             priority=np.ones(ROWS),
-            action=np.zeros(ROWS, np.uint16),
-            reward=rewards,
-            discount=np.zeros(ROWS, np.float32),
-            steps=np.full(ROWS, N_STEP, np.uint8),
-            window_crcs=crcs,
+            transitions=make_transitions(ROWS, reward=rewards, steps=N_STEP, window_crc=crcs),
             frame_sizes=np.full((ROWS, 1 + N_STEP), 16, np.uint32),
             frames=frames.tobytes(),
         )
@@ -128,7 +126,7 @@ class Peers:
         while isinstance(answer := self._priorities.receive(PATIENCE_S), Hello):
             pass
         assert answer is not None
-        assert answer.number == self._number
+        assert answer.acknowledged == self._number
         self._number += 1
         return answer
 
@@ -265,7 +263,7 @@ def await_count(peers: Peers, metric: str, count: float) -> None:
 def test_rows_that_are_not_what_their_actor_sent_are_retired_and_counted(make: MakePeers) -> None:
     peers = make(telemetry__log_interval_s=0.02)
     answer = peers.learn(corrupted=(1, 3))
-    assert (answer.td_error < 0).tolist() == [False, True, False, True]
+    assert answer.retired.tolist() == [False, True, False, True]
     await_count(peers, "train/corrupted_windows", 2)
 
 
@@ -273,7 +271,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_batch_kept(make: MakePeers
     peers = make(learner__loss="l2", learner__max_bad_steps=2, telemetry__log_interval_s=0.02)
     for _ in range(KEPT + 1):
         answer = peers.learn(reward=3e38)  # finite, but not its square
-        assert (answer.keys.tolist(), answer.td_error.tolist()) == ([0], [-1])  # only this row, and for good
+        assert (answer.keys.tolist(), answer.retired.tolist()) == ([0], [True])  # only this row, and for good
         assert len(peers.learn().keys) == ROWS  # so that there are never two in a row
     await_count(peers, "train/bad_steps", KEPT + 1)
     kept = sorted((peers.directory / DIRECTORY).iterdir())
@@ -284,10 +282,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_batch_kept(make: MakePeers
         assert set(batch) == {
             "keys",
             "priority",
-            "action",
-            "reward",
-            "discount",
-            "steps",
+            *COLUMNS,
             "windows",
             "broken",
             "weights",

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_zmq.config import loading
-from apex_zmq.config.settings import Addresses, Config
 from apex_zmq.errors import ConfigError
-from apex_zmq.net.sockets import Inbox, Outbox, wait
+from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles.learner.publisher import HEARD_AHEAD, Publisher
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -27,6 +25,8 @@ from apex_zmq.wire.messages import (
     decode_relayed_status,
     make_tensors,
 )
+
+from ...channels import links_of
 
 PATIENCE_S = 30.0
 Opened = Callable[[Any], Any]
@@ -43,22 +43,20 @@ def status(number: int, name: str = "actor") -> Status:
 
 
 @pytest.fixture
-def addresses(directory: Path) -> Addresses:
-    names = ("parameters", "status")
-    config: Config = loading.replace(Config(), {f"addresses.{name}": f"ipc://{directory}/{name}" for name in names})
-    return config.addresses
+def links(directory: Path) -> Links:
+    return links_of(parameters=f"ipc://{directory}/parameters", status=f"ipc://{directory}/status")
 
 
 @pytest.fixture
-def publisher(addresses: Addresses) -> Iterator[Publisher]:
-    with closing(Publisher(addresses)) as publisher:
+def publisher(links: Links) -> Iterator[Publisher]:
+    with closing(Publisher(links)) as publisher:
         publisher.start()
         yield publisher
 
 
-def subscribe(addresses: Addresses) -> Inbox[Any]:
-    return Inbox.subscribe(
-        addresses.parameters,
+def subscribe(links: Links) -> Inbox[Any]:
+    return links.subscribe(
+        "parameters",
         {
             Kind.PARAMETERS: lambda parts: decode_parameters(parts)[0],
             Kind.HEARTBEAT: decode_heartbeat,
@@ -76,24 +74,24 @@ def next_of(inbox: Inbox[Any], kind: type) -> Any:
 
 
 def test_subscribers_get_the_newest_parameters_and_its_heartbeats(
-    addresses: Addresses, publisher: Publisher, opened: Opened
+    links: Links, publisher: Publisher, opened: Opened
 ) -> None:
     publisher.publish(parameters(1))
-    early = opened(subscribe(addresses))
+    early = opened(subscribe(links))
     assert next_of(early, Parameters) == parameters(1)
     for version in (2, 3):
         publisher.publish(parameters(version))
     while (newest := next_of(early, Parameters)).version < 3:
         assert newest.version == 2
-    late = opened(subscribe(addresses))
+    late = opened(subscribe(links))
     assert next_of(late, Parameters) == parameters(3)  # its welcome
     heartbeat = next_of(late, Heartbeat)
     assert (heartbeat.version, heartbeat.update) == (3, 30)
 
 
-def test_of_several_parameters_that_wait_only_the_newest_leave(addresses: Addresses, opened: Opened) -> None:
-    publisher = opened(Publisher(addresses))
-    subscriber = opened(subscribe(addresses))
+def test_of_several_parameters_that_wait_only_the_newest_leave(links: Links, opened: Opened) -> None:
+    publisher = opened(Publisher(links))
+    subscriber = opened(subscribe(links))
     for version in (1, 2, 3):
         publisher.publish(parameters(version))
     publisher.start()
@@ -101,12 +99,12 @@ def test_of_several_parameters_that_wait_only_the_newest_leave(addresses: Addres
 
 
 def test_statuses_are_handed_over_and_relayed_in_their_order(
-    addresses: Addresses, publisher: Publisher, opened: Opened
+    links: Links, publisher: Publisher, opened: Opened
 ) -> None:
     publisher.publish(parameters(1))
-    subscriber = opened(subscribe(addresses))
+    subscriber = opened(subscribe(links))
     next_of(subscriber, Parameters)  # it is subscribed
-    actor = opened(Outbox(addresses.status, hwm=16))
+    actor = opened(links.connect("status"))
     sent = [status(number) for number in range(5)]
     for each in sent:
         wait([], [actor], PATIENCE_S)
@@ -119,16 +117,16 @@ def test_statuses_are_handed_over_and_relayed_in_their_order(
 
 
 def test_a_journal_that_is_behind_delays_no_parameters_and_costs_no_status(
-    addresses: Addresses, publisher: Publisher, opened: Opened
+    links: Links, publisher: Publisher, opened: Opened
 ) -> None:
     count = 3 * HEARD_AHEAD
-    actor = opened(Outbox(addresses.status, hwm=count))
-    wait([], [actor], PATIENCE_S)
-    for number in range(count):
+    actor = opened(links.connect("status"))
+    for number in range(count):  # more than its own queue holds: the publisher's socket keeps them
+        wait([], [actor], PATIENCE_S)
         assert actor.send(encode(Kind.STATUS, status(number)))
     while not publisher.heard.full():
         assert publisher.is_alive()
-    subscriber = opened(subscribe(addresses))
+    subscriber = opened(subscribe(links))
     for version in (1, 2, 3):
         publisher.publish(parameters(version))
         while next_of(subscriber, Parameters).version < version:
@@ -138,10 +136,8 @@ def test_a_journal_that_is_behind_delays_no_parameters_and_costs_no_status(
     assert heard == list(range(count))
 
 
-def test_a_message_that_breaks_the_protocol_is_counted(
-    addresses: Addresses, publisher: Publisher, opened: Opened
-) -> None:
-    actor = opened(Outbox(addresses.status, hwm=16))
+def test_a_message_that_breaks_the_protocol_is_counted(links: Links, publisher: Publisher, opened: Opened) -> None:
+    actor = opened(links.connect("status"))
     wait([], [actor], PATIENCE_S)
     assert actor.send(encode(Kind.RELAYED_STATUS, status(0)))
     assert actor.send(encode(Kind.STATUS, status(1)))
@@ -149,18 +145,18 @@ def test_a_message_that_breaks_the_protocol_is_counted(
     assert publisher.refused == 1
 
 
-def test_addresses_are_free_once_it_is_closed(addresses: Addresses) -> None:
+def test_addresses_are_free_once_it_is_closed(links: Links) -> None:
     for begin in (True, False, True):
-        publisher = Publisher(addresses)
+        publisher = Publisher(links)
         if begin:
             publisher.start()
         publisher.close()
         assert not publisher.is_alive()
 
 
-def test_who_cannot_bind_one_address_leaves_the_other_free(addresses: Addresses, opened: Opened) -> None:
-    statuses = opened(Inbox.bind(addresses.status, {Kind.STATUS: decode_relayed_status}, hwm=1))
+def test_who_cannot_bind_one_address_leaves_the_other_free(links: Links, opened: Opened) -> None:
+    statuses = opened(links.bind("status", {Kind.STATUS: decode_relayed_status}))
     with pytest.raises(ConfigError, match="is in use"):
-        Publisher(addresses)
+        Publisher(links)
     statuses.close()
-    Publisher(addresses).close()
+    Publisher(links).close()

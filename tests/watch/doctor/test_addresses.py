@@ -149,12 +149,12 @@ def test_keys_say_whose_they_are(root: Path, holder: str, role: str) -> None:
 
 def test_the_lists_of_a_server_are_told(root: Path) -> None:
     config = settings(keys=str(root / "learner"))
-    assert check_keys(config, ["learner"], []).found.endswith("of learner; lets in alice, bob, box, judge, replay")
+    assert check_keys(config, ["learner"], []).found.endswith("of learner; accepts alice, bob, box, judge, replay")
     (root / "learner" / "allowed" / "batches").write_text("# nobody\n")
     found = check_keys(config, ["learner"], [])
-    assert (found.level, "allowed/batches: lets nobody in" in found.found) == ("warn", True)
+    assert (found.level, "allowed/batches: names no client" in found.found) == ("warn", True)
     (root / "learner" / "allowed" / "batches").write_text("replay\n")
-    assert "allowed/batches: line 1 is left out" in check_keys(config, ["learner"], []).found
+    assert "allowed/batches: line 1 is ignored" in check_keys(config, ["learner"], []).found
 
 
 def test_keys_that_are_not_safe_or_another_roles_are_refused(root: Path) -> None:
@@ -169,8 +169,8 @@ def test_keys_that_are_not_safe_or_another_roles_are_refused(root: Path) -> None
     secret.chmod(0o644)
     found = check_keys(config, ["replay"], [])
     assert found.level == "fail"
-    assert f"{secret} can be read by others (mode 644)" in found.found
-    assert found.remedy == "chmod 600 it"
+    assert f"{secret} can be read by other users (mode 644)" in found.found
+    assert found.remedy == f"chmod 600 {secret}"
     secret.unlink()
     assert "cannot read" in check_keys(config, ["replay"], []).found
 
