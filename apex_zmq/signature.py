@@ -1,4 +1,4 @@
-"""Signatures by which peers know that they belong to the same run's setting."""
+"""Signatures by which peers verify that they use compatible settings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from apex_zmq.envs.mario import RULES_VERSION
 
 
 def experience_signature(config: settings.Config) -> str:
-    """16 hex digits over all that gives a stored transition its meaning.
+    """16 hex digits over the settings that define the meaning of a stored transition.
 
-    Computed from the config alone, so that a replay host needs no emulator.
-    Emulator and stages are left out: actors may differ in them. That the whole game is played stays in.
+    Computed from the config alone, so that a replay host needs no emulator. The emulator and the stages are excluded,
+    since actors of one run may differ in them, but for `stages: all`, which changes what an episode is.
     """
     env = settings.to_tree(config.env)
     del env["emulator"]
@@ -32,7 +32,7 @@ def experience_signature(config: settings.Config) -> str:
 
 
 def network_signature(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """16 hex digits over names, shapes and dtypes of a network's parameters."""
+    """16 hex digits over the names, shapes and dtypes of a network's parameters."""
     return _digest([[name, list(array.shape), str(array.dtype)] for name, array in arrays.items()])
 
 

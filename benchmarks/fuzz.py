@@ -189,8 +189,8 @@ class Ledger:
 
     def take(self, bye: Bye) -> None:
         """Take a BYE; an unknown sender is first registered with its count as a sequence number."""
-        if self._accounts.goodbye(bye.actor, bye.incarnation, bye.count) is None:
-            self._accounts.take(bye.actor, bye.incarnation, bye.count)
+        if self._accounts.finish(bye.actor, bye.incarnation, bye.count) is None:
+            self._accounts.admit(bye.actor, bye.incarnation, bye.count)
         assert len(self._accounts) <= 64
         assert min(asdict(self._accounts.totals).values()) >= 0
 

@@ -36,8 +36,8 @@ class SwitchedReplay(ReplayServer):
     def __init__(self, config: Config, shard: int, switch: Path) -> None:
         super().__init__(config, shard)
         assert self._keeper is not None
-        take = self._keeper.turn
-        self._keeper.turn = lambda *arguments: take(*arguments) if switch.exists() else None  # type: ignore[method-assign]
+        take = self._keeper.maybe_snapshot
+        self._keeper.maybe_snapshot = lambda *arguments: take(*arguments) if switch.exists() else None  # type: ignore[method-assign]
 
 
 def measure(stored: int, rounds: int, seconds: float) -> Row:

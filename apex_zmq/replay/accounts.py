@@ -1,4 +1,4 @@
-"""What became of the segments that actors sent to a shard: received, lost, duplicate, refused."""
+"""Counts of the segments that actors sent to a shard: received, lost, duplicate, refused."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 WINDOW = 1024  # sequence numbers that may arrive out of order, per actor process
-MAX_JUMP = 1 << 16  # no connection loses so many segments at once: a number so far ahead is made up
-MAX_ACCOUNTS = 4096
+MAX_JUMP = 1 << 16  # no connection loses so many segments at once; a number further ahead is invalid
+MAX_ACCOUNTS = 4096  # actor processes
 MAX_REFUSED = 16  # actors whose refusals are remembered
 
 
 @dataclass(slots=True)
 class Counts:
-    """received: stored, each once. lost: never came. duplicate: came again. refused: contradict themselves."""
+    """Segments by outcome.
+
+    received: stored, each counted once.
+    lost: skipped in the numbering and not arrived since.
+    duplicate: arrived before, or too old to tell.
+    refused: invalid.
+    """
 
     received: int = 0
     lost: int = 0
@@ -21,7 +27,7 @@ class Counts:
     refused: int = 0
 
     def add(self, *, received: int = 0, lost: int = 0, duplicate: int = 0, refused: int = 0) -> None:
-        """Change the counts by so many."""
+        """Add to the counts; a negative value corrects an earlier one."""
         self.received += received
         self.lost += lost
         self.duplicate += duplicate
@@ -30,7 +36,11 @@ class Counts:
 
 @dataclass(slots=True)
 class _Account:
-    """first .. next - 1: the sequence numbers judged so far; bit i of seen: next - 1 - i has come."""
+    """Sequence numbers of one actor process.
+
+    first, next: the numbers first .. next - 1 are counted, as received or as lost.
+    seen: bit i is set if number next - 1 - i has arrived, i < WINDOW.
+    """
 
     first: int
     next: int
@@ -43,14 +53,15 @@ class _Account:
 
 
 class Accounts:
-    """One account per actor process, by the sequence numbers of its segments.
+    """One account per actor process, kept by the sequence numbers of its segments.
 
-    A gap counts as lost from the moment it shows, and no more once it is filled: the connections of one actor may
-    overtake each other. Numbers are remembered over a sliding window, as against replayed packets in RFC 4303,
-    sec. 3.4.3; what is older counts as a duplicate. What came before the first number seen is another incarnation's.
-    Of the accounts that were heard longest ago only the totals are kept.
+    The numbers of a gap count as lost as soon as a later number arrives, and no longer once they arrive themselves: two
+    connections of one actor may overtake each other. A sliding window remembers which numbers have arrived, as the
+    anti-replay window of RFC 4303, section 3.4.3; an older number counts as a duplicate. Numbers below the first one
+    that arrived do not count as lost: they were sent to an earlier incarnation of the shard. Beyond the maximum number
+    of accounts, the least recently used is dropped and only its share of the totals is kept.
 
-    totals: over all actor processes.
+    totals: counts over all actor processes.
     """
 
     def __init__(self, max_accounts: int = MAX_ACCOUNTS) -> None:
@@ -62,8 +73,8 @@ class Accounts:
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def take(self, actor: str, incarnation: int, sequence: int) -> bool:
-        """Whether a segment that has come is to be stored; it then counts as received."""
+    def admit(self, actor: str, incarnation: int, sequence: int) -> bool:
+        """Count a segment that has arrived; True if it is to be stored, and then counted as received."""
         account = self._find(actor, incarnation, sequence)
         if sequence - account.next > MAX_JUMP or account.first - sequence > MAX_JUMP:
             self._count(account, refused=1)
@@ -87,12 +98,16 @@ class Accounts:
         return True
 
     def refuse(self, actor: str, incarnation: int, reason: str) -> None:
-        """Count a segment that was just taken as refused: it could not be stored."""
+        """Count a segment as refused instead of received, because it could not be stored after `admit`."""
         self._count(self._accounts[actor, incarnation], received=-1, refused=1)
         self.refusals.add(actor, reason)
 
-    def goodbye(self, actor: str, incarnation: int, count: int) -> Counts | None:
-        """The actor process ends, having sent `count` segments: what became of them; None: nothing of it ever came."""
+    def finish(self, actor: str, incarnation: int, count: int) -> Counts | None:
+        """Close the account of an actor process that has sent `count` segments.
+
+        Returns:
+            Their counts; None if no segment of this process has arrived.
+        """
         account = self._accounts.get((actor, incarnation))
         if account is None:
             return None

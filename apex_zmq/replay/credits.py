@@ -1,4 +1,4 @@
-"""Batches in flight to the ranks of a learner."""
+"""Credits: a limit on the batches in flight from a shard to each rank of a learner."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Credits:
-    """Batches in flight to one rank of the learner: what may still be dealt, and what got lost.
+    """Batches in flight to one rank of the learner.
 
-    A batch is in flight from dealing until a priority message acknowledges its
-    number or a later one, or until it is older than the timeout.
+    A batch is in flight from `deal` until a priority message acknowledges its number or a later one, or until the
+    timeout has passed.
+
+    limit: maximum number of batches in flight.
+    timeout_s: seconds after which a batch counts as lost.
+    next_number: number of the next batch.
+    lost: batches that were not acknowledged in time.
     """
 
     limit: int
@@ -21,7 +26,7 @@ class Credits:
     _in_flight: deque[tuple[int, float]] = field(default_factory=deque)
 
     def available(self, now: float) -> bool:
-        """Whether one more batch may be dealt; returns credits older than the timeout."""
+        """Whether one more batch may be dealt; batches older than the timeout are counted as lost first."""
         while self._in_flight and now - self._in_flight[0][1] > self.timeout_s:
             self._in_flight.popleft()
             self.lost += 1
@@ -29,11 +34,11 @@ class Credits:
 
     @property
     def in_flight(self) -> int:
-        """Batches on their way, or being learned from."""
+        """Batches dealt, and neither acknowledged nor lost."""
         return len(self._in_flight)
 
     def deal(self, now: float) -> int:
-        """Spend a credit; the number of the batch."""
+        """Spend a credit; return the number of the batch."""
         number = self.next_number
         self._in_flight.append((number, now))
         self.next_number += 1
@@ -47,12 +52,12 @@ class Credits:
 
 @dataclass
 class Dealing:
-    """The learner that batches are dealt to.
+    """The learner that receives batches.
 
-    heard: when any of its ranks last greeted (monotonic seconds).
-    credits: of the ranks that have greeted.
+    last_hello: time of the last HELLO from any of its ranks, in monotonic seconds.
+    credits: credits by rank, of the ranks that have sent HELLO.
     """
 
     learner_incarnation: int
-    heard: float
+    last_hello: float
     credits: dict[int, Credits] = field(default_factory=dict)

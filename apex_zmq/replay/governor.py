@@ -1,8 +1,7 @@
-"""The pace of one replay shard: how many samples it deals per transition inserted.
+"""Rate limiter of one replay shard: samples per inserted transition.
 
-The rule is that of Reverb's rate limiter (Cassirer et al. 2021, arXiv
-2102.04736, section 3.4): the samples dealt follow a line over the transitions
-inserted, and whichever side runs too far ahead of it waits.
+The rule is that of Reverb's rate limiter (Cassirer et al. 2021, arXiv 2102.04736, section 3.4): the number of samples
+follows a line over the number of inserted transitions, and the side that runs too far ahead of the line waits.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, kw_only=True)
 class Governor:
-    """Counts of one shard and what they allow next; the caller adds to `inserts` and `samples`.
+    """Counts of one shard, and whether they allow the next batch or segment; the caller adds to the counts.
 
     min_size: transitions inserted before the first batch.
-    samples_per_insert: slope of the line; None: free-running apart from min_size (Horgan et al. 2018).
-    tolerance: samples the account may be off the line, each way.
+    samples_per_insert: slope of the line; None: no limit but min_size (Horgan et al. 2018).
+    tolerance: maximum distance from the line in either direction, in samples.
     batch_size: samples per batch.
-    max_segment: transitions a segment holds at most.
+    max_segment: maximum length of a segment, in transitions.
+    inserts, samples: transitions inserted and samples dealt so far.
 
     The surplus stays in [-tolerance, tolerance], except that the segment that
     reaches min_size may leave it at -samples_per_insert * (max_segment - 1).
@@ -39,20 +39,23 @@ class Governor:
         if self.samples_per_insert is not None:
             needed = self.batch_size + self.samples_per_insert * self.max_segment
             if 2 * self.tolerance < needed:
-                raise ValueError(f"2 x tolerance {self.tolerance:g} must reach {needed:g}, or the shard can deadlock")
+                raise ValueError(f"2 x tolerance {self.tolerance:g} must reach {needed:g}, or both sides may wait")
 
     @property
     def surplus(self) -> float:
-        """Samples dealt beyond the line samples_per_insert * (inserts - min_size); 0 when free-running."""
+        """Samples dealt minus samples_per_insert * (inserts - min_size); 0 without samples_per_insert."""
         if self.samples_per_insert is None:
             return 0.0
         return self.samples - self.samples_per_insert * (self.inserts - self.min_size)
 
     def resume(self, inserts: int, samples: int, newer: int) -> None:
-        """Go on from counts that were noted before the `newer` last transitions were inserted.
+        """Restore counts from a snapshot.
 
-        What was dealt meanwhile is not known: it is taken to have followed the line, as it did up to the tolerance.
-        Counts that followed another line, of other settings, are brought to the tolerance of this one.
+        The samples dealt since the snapshot are not known; they are assumed to have followed the line. A surplus beyond
+        the tolerance, which comes from other settings, is clipped to it.
+
+        inserts, samples: counts of the snapshot.
+        newer: transitions inserted since the snapshot.
         """
         slope = self.samples_per_insert or 0.0
         self.inserts = inserts + newer
@@ -63,17 +66,17 @@ class Governor:
             self.samples = max(0, round(slope * over_line[1] + surplus))
 
     def may_sample(self) -> bool:
-        """Whether one more batch keeps to the tolerance."""
+        """Whether one more batch stays within the tolerance."""
         if self.inserts < self.min_size:
             return False
         return self.samples_per_insert is None or self.surplus <= self._highest_to_sample
 
     def may_insert(self) -> bool:
-        """Whether one more segment, the longest even, keeps to the tolerance."""
+        """Whether one more segment of the maximum length stays within the tolerance."""
         if self.inserts < self.min_size or self.samples_per_insert is None:
             return True
         lowest = self.samples_per_insert * self.max_segment - self.tolerance
-        # Where both thresholds are equal but for rounding, one side must still be free.
+        # Where both thresholds are equal but for rounding, one side must still be allowed.
         return self.surplus >= min(lowest, self._highest_to_sample)
 
     @property

@@ -1,9 +1,9 @@
-"""A sum tree with eight children per node, walked for a whole batch at once.
+"""A sum tree with eight children per node, descended by a whole batch at once.
 
 Proportional prioritized sampling (Schaul et al. 2016, arXiv 1511.05952, section
 3.3 and appendix B.2.1). Eight float64 children fill one cache line, so the tree
-is a third as deep as a binary one, and a batch goes down one level at a time:
-its cache misses then overlap where a walk sample by sample waits for each.
+is a third as deep as a binary one. A batch descends one level at a time, so that
+its cache misses overlap; sample by sample, each would be waited for.
 """
 
 from __future__ import annotations

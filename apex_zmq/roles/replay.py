@@ -140,7 +140,7 @@ class ReplayServer:
                     self._deal(rank)
                     break
             if self._keeper is not None:
-                self._keeper.turn(self._store, self._governor)
+                self._keeper.maybe_snapshot(self._store, self._governor)
             self._report()
 
     def _close(self) -> None:
@@ -162,7 +162,7 @@ class ReplayServer:
         if foreign is None or foreign.until <= self._version_shown:
             return
         self._version_shown = foreign.until
-        if self._dealing is None or foreign.until - self._dealing.heard > SILENT_S:
+        if self._dealing is None or foreign.until - self._dealing.last_hello > SILENT_S:
             for outbox in self._batches:
                 outbox.send([pack(Kind.BATCH, b"")])
         self._priorities.check_version("learner")
@@ -219,12 +219,12 @@ class ReplayServer:
             if (
                 current is not None
                 and hello.learner_incarnation < current.learner_incarnation
-                and now - current.heard <= SILENT_S
+                and now - current.last_hello <= SILENT_S
             ):
                 return
             log.info("dealing to learner of run %r, incarnation %d", hello.run, hello.learner_incarnation)
             current = self._dealing = Dealing(hello.learner_incarnation, now)
-        current.heard = now
+        current.last_hello = now
         if hello.rank not in current.credits:
             current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
@@ -242,13 +242,13 @@ class ReplayServer:
                 self._insert(message)
 
     def _handle_bye(self, bye: Bye) -> None:
-        counts = self._accounts.goodbye(bye.actor, bye.incarnation, bye.count)
+        counts = self._accounts.finish(bye.actor, bye.incarnation, bye.count)
         if counts is not None:
             log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
 
     def _insert(self, shipment: Shipment) -> None:
         actor, incarnation, sequence = shipment.actor, shipment.incarnation, shipment.sequence
-        if not self._accounts.take(actor, incarnation, sequence):
+        if not self._accounts.admit(actor, incarnation, sequence):
             return
         try:
             self._store.append(shipment)

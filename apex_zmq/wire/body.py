@@ -1,4 +1,4 @@
-"""What all messages have in common: one part of prelude and body, then buffer parts; the body is a typed struct."""
+"""Encoding common to all messages: one part with prelude and body, then buffer parts; the body is a typed struct."""
 
 from __future__ import annotations
 
@@ -34,15 +34,18 @@ _decoder = functools.cache(msgspec.msgpack.Decoder)
 
 
 def encode(kind: Kind, body: Body, *buffers: Buffer) -> list[Buffer]:
-    """Parts of a message."""
+    """The parts of a message."""
     return [pack(kind, _encode_body(body)), *buffers]
 
 
 def decode_body(parts: Parts, kind: Kind, body: type[B], buffers: int = 0) -> B:
-    """The body of a message of that kind and so many buffer parts, types and bounds checked.
+    """Decode the body of a message, and check its types and bounds.
+
+    buffers: number of buffer parts that the kind has.
+
 
     Raises:
-        WireError: another kind, other parts, a size over the kind's limit, a body that is not valid.
+        WireError: another kind or number of parts, a part over the kind's limit, an invalid body.
     """
     if len(parts) != 1 + buffers:
         raise WireError(f"{kind.name} of {len(parts)} parts, {1 + buffers} expected")

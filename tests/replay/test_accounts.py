@@ -16,7 +16,7 @@ journeys = st.lists(st.tuples(st.sampled_from([0, 1, 1, 1, 2, 3]), st.integers(0
 @settings(max_examples=200)
 @given(journeys, st.integers(0, 1000), st.booleans())
 def test_every_segment_is_accounted_for_whatever_order_they_come_in(
-    journey: list[tuple[int, int]], start: int, says_goodbye: bool
+    journey: list[tuple[int, int]], start: int, says_bye: bool
 ) -> None:
     """start: of a replay that began when the actor had sent so many to its predecessor."""
     arrivals = sorted(
@@ -26,13 +26,13 @@ def test_every_segment_is_accounted_for_whatever_order_they_come_in(
     )
     accounts, stored = Accounts(), set[int]()
     for _, sequence in arrivals:
-        assert accounts.take("actor", 7, sequence) == (sequence not in stored)
+        assert accounts.admit("actor", 7, sequence) == (sequence not in stored)
         stored.add(sequence)
     sent = start + len(journey)
-    if says_goodbye:
-        counts = accounts.goodbye("actor", 7, sent)
+    if says_bye:
+        counts = accounts.finish("actor", 7, sent)
         assert (counts is None) == (not stored)
-    end = sent if says_goodbye else max(stored, default=0) + 1
+    end = sent if says_bye else max(stored, default=0) + 1
     span = range(min(stored), end) if stored else range(0)
     totals = accounts.totals
     assert totals.received == len(stored)
@@ -41,36 +41,36 @@ def test_every_segment_is_accounted_for_whatever_order_they_come_in(
     assert totals.refused == 0
 
 
-def test_a_goodbye_that_comes_first_is_made_up_for() -> None:
+def test_a_bye_that_overtakes_segments_is_corrected() -> None:
     accounts = Accounts()
-    assert accounts.goodbye("actor", 1, 9) is None
-    assert accounts.take("actor", 1, 0)
-    assert accounts.goodbye("actor", 1, 3) == Counts(received=1, lost=2)
-    assert accounts.take("actor", 1, 2)
-    assert not accounts.take("actor", 1, 2)
-    assert accounts.goodbye("actor", 1, 3) == Counts(received=2, lost=1, duplicate=1)
-    assert accounts.goodbye("actor", 1, 0) == accounts.totals == Counts(received=2, lost=1, duplicate=1)
+    assert accounts.finish("actor", 1, 9) is None
+    assert accounts.admit("actor", 1, 0)
+    assert accounts.finish("actor", 1, 3) == Counts(received=1, lost=2)
+    assert accounts.admit("actor", 1, 2)
+    assert not accounts.admit("actor", 1, 2)
+    assert accounts.finish("actor", 1, 3) == Counts(received=2, lost=1, duplicate=1)
+    assert accounts.finish("actor", 1, 0) == accounts.totals == Counts(received=2, lost=1, duplicate=1)
 
 
-def test_numbers_far_off_disturb_nobody() -> None:
+def test_invalid_numbers_change_no_other_count() -> None:
     accounts = Accounts()
     for sequence in range(2 * WINDOW):
-        assert accounts.take("actor", 1, sequence)
-    assert not accounts.take("actor", 1, 2**62)
-    assert not accounts.take("actor", 1, 2 * WINDOW + MAX_JUMP + 1)
-    assert accounts.goodbye("actor", 1, 2**62) == Counts(received=2 * WINDOW, refused=2)
-    assert not accounts.take("actor", 1, 0)  # too old to tell; every number this far back has come
-    assert accounts.take("actor", 1, 2 * WINDOW)
+        assert accounts.admit("actor", 1, sequence)
+    assert not accounts.admit("actor", 1, 2**62)
+    assert not accounts.admit("actor", 1, 2 * WINDOW + MAX_JUMP + 1)
+    assert accounts.finish("actor", 1, 2**62) == Counts(received=2 * WINDOW, refused=2)
+    assert not accounts.admit("actor", 1, 0)  # too old to tell; every number this far back has come
+    assert accounts.admit("actor", 1, 2 * WINDOW)
     assert accounts.totals == Counts(received=2 * WINDOW + 1, duplicate=1, refused=2)
 
 
 def test_a_number_far_behind_takes_no_memory() -> None:
     accounts = Accounts()
-    assert accounts.take("actor", 1, 0)
+    assert accounts.admit("actor", 1, 0)
     for count in range(MAX_JUMP, 2000 * MAX_JUMP, MAX_JUMP):
-        accounts.goodbye("actor", 1, count)
+        accounts.finish("actor", 1, count)
     tracemalloc.start()
-    assert not accounts.take("actor", 1, 0)
+    assert not accounts.admit("actor", 1, 0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000
@@ -79,9 +79,9 @@ def test_a_number_far_behind_takes_no_memory() -> None:
 
 def test_what_could_not_be_stored_is_refused_and_not_received() -> None:
     accounts = Accounts()
-    assert accounts.take("actor", 1, 0)
+    assert accounts.admit("actor", 1, 0)
     accounts.refuse("actor", 1, "another frame")
-    assert not accounts.take("actor", 1, 0)
+    assert not accounts.admit("actor", 1, 0)
     assert accounts.totals == Counts(duplicate=1, refused=1)
 
 
@@ -90,7 +90,7 @@ def test_the_number_of_accounts_is_bounded_and_totals_stay(arrivals: list[tuple[
     accounts = Accounts(max_accounts=3)
     taken = 0
     for incarnation, sequence in arrivals:
-        taken += accounts.take("actor", incarnation, sequence)
+        taken += accounts.admit("actor", incarnation, sequence)
         assert len(accounts) <= 3
     assert accounts.totals.received == taken
     assert taken + accounts.totals.duplicate == len(arrivals)
@@ -108,9 +108,9 @@ def test_refusals_are_kept_of_the_latest_actors() -> None:
 
 def test_a_refused_segment_has_a_reason() -> None:
     accounts = Accounts()
-    assert accounts.take("actor", 1, 5)
-    assert not accounts.take("actor", 1, 5 + 2 * MAX_JUMP)
-    assert accounts.take("actor", 1, 6)
+    assert accounts.admit("actor", 1, 5)
+    assert not accounts.admit("actor", 1, 5 + 2 * MAX_JUMP)
+    assert accounts.admit("actor", 1, 6)
     accounts.refuse("actor", 1, "another frame")
     assert accounts.refusals.by_actor["actor"] == Refused(2, "another frame")
     assert accounts.totals.refused == 2

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scipy.stats import chisquare
 
-from apex_zmq.errors import ConfigError
 from apex_zmq.replay import record
 from apex_zmq.replay.disk import arena
 from apex_zmq.replay.store import Store, UpdateCounts
@@ -212,12 +211,6 @@ def test_evicts_no_more_than_the_capacity_needs() -> None:
         store.append(make_shipment(rng, [length]))
         kept = next(i for i in range(index + 1) if sum(lengths[i : index + 1]) <= 50)
         assert store.first_key == sum(lengths[:kept])
-
-
-def test_memory_that_cannot_be_had_is_a_config_error() -> None:
-    """A process may be held to less than the machine has, as by `ulimit -v`."""
-    with pytest.raises(ConfigError, match=r"lower replay\.arena_bytes"):
-        arena.Arena(1 << 60)
 
 
 def test_the_arena_holds_what_its_bytes_allow() -> None:

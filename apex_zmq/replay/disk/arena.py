@@ -1,4 +1,4 @@
-"""The memory behind a shard's log: its own, or that of a file which outlives the process."""
+"""Memory of a shard's log: anonymous, or mapped from a file that outlives the process."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from apex_zmq.types import UInt8s
 
 log = logging.getLogger(__name__)
 
-PIECE = 4 << 20  # bytes taken from the disk, and given back, at once: whole huge pages
+PIECE = 4 << 20  # bytes allocated on disk, and released, at once: whole huge pages
 
 
 class Arena:
-    """Zeroed bytes, resident from when they are written until they are given back.
+    """Zeroed bytes that occupy memory, or disk space, from when they are written until they are released.
 
-    A ring as long as its budget would in time be resident as a whole, however little of it is in use. So would it
-    be on the disk: a file takes and gives back its space in pieces too.
+    Without releasing, a ring would in time be resident as a whole, however little of it holds records. Memory and the
+    disk space of a file are allocated and released in pieces of `PIECE` bytes.
 
-    bytes: [size], to read; and to write, after `reserve`, which may put others in their place.
+    bytes: uint8 [size]. Call `reserve` before writing to a range; it may replace this array.
     """
 
     def __init__(self, size: int, path: Path | None = None) -> None:
-        """path: of the file, made where there is none; what it holds is there again. None: memory of its own.
+        """Map the memory.
+
+        size: bytes.
+        path: file that holds the bytes, created if missing; its contents are kept. None: anonymous memory.
 
         Raises:
-            ConfigError: the file cannot be opened or mapped, or so much memory.
+            ConfigError: the file cannot be opened or mapped, or there is not enough memory.
         """
         self._file: int | None = None
         try:
@@ -47,8 +50,8 @@ class Arena:
             remedy = "lower replay.arena_bytes" if path is None else "set another replay.snapshot_dir"
             what = f"map {size / 1e9:.1f} GB of memory" if path is None else f"use {path}"
             raise ConfigError(f"cannot {what}: {error.strerror}; {remedy}") from None
-        self._reserved = np.zeros(-(-size // PIECE), bool)  # pieces whose space on the disk is certain
-        self._evicted = 0  # up to here, a multiple of PIECE, the records evicted since the front have been given back
+        self._reserved = np.zeros(-(-size // PIECE), bool)  # pieces with allocated disk space
+        self._evicted = 0  # offset, a multiple of PIECE: up to it, this round of evictions has been released
 
     def _map(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -58,13 +61,13 @@ class Arena:
 
     @property
     def is_file(self) -> bool:
-        """Whether what is written outlives the process."""
+        """Whether the bytes outlive the process."""
         return self._file is not None
 
     def reserve(self, start: int, stop: int) -> None:
-        """Make sure that [start, stop) can be written: on a full disk writing to a mapped file is a bus error.
+        """Allocate disk space for [start, stop): writing to a mapped file on a full disk would raise SIGBUS.
 
-        Where the disk has no space left, the contents move into memory of their own and the file stays as it is.
+        If the disk is full, the contents move to anonymous memory, the file stays as it is, and an error is logged.
         """
         if self._file is None:
             return
@@ -75,7 +78,10 @@ class Arena:
             try:
                 os.posix_fallocate(self._file, begin, min(PIECE, len(self.bytes) - begin))
             except OSError as error:
-                log.error("the log goes on in memory and is lost at the end: no space for it, %s", error.strerror)
+                log.error(
+                    "%s: the replay continues in memory and is not kept; free disk space and restart",
+                    error.strerror,
+                )
                 self._leave_file()
                 return
             self._reserved[piece] = True
@@ -85,20 +91,20 @@ class Arena:
         self._map(mmap.mmap(-1, len(before), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         for start, stop in self.written():
             self.bytes[start:stop] = before[start:stop]
-        self._file = None  # and not closed: another thread may be in `sync`
+        self._file = None  # not closed: another thread may be in `sync`
 
     def sync(self) -> None:
-        """Wait until what has been written so far is on the disk; from any thread.
+        """Flush to disk all that has been written so far (fdatasync); callable from any thread.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the disk cannot be written.
         """
         file = self._file
         if file is not None:
             os.fdatasync(file)
 
     def written(self) -> Iterator[tuple[int, int]]:
-        """Ranges [start, stop), multiples of the page size but for the end, outside of which a file holds only zeros.
+        """Ranges [start, stop), whole pages but at the end, outside of which the file holds only zeros.
 
         Raises:
             OSError: the file cannot be read.
@@ -109,44 +115,47 @@ class Arena:
             try:
                 start = os.lseek(self._file, stop, os.SEEK_DATA)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing behind
+                if error.errno == errno.ENXIO:  # no data beyond
                     return
                 raise
             stop = os.lseek(self._file, start, os.SEEK_HOLE)
             yield start, stop
 
     def clear(self) -> None:
-        """Give back everything."""
-        self._give_back(0, len(self.bytes))
+        """Release everything."""
+        self._release(0, len(self.bytes))
 
     def keep(self, tail: int, head: int) -> None:
-        """Give back all but the records from offset `tail` to `head`, around the end of the ring where head <= tail."""
+        """Release all but the range from offset `tail` to `head`, which wraps if head <= tail."""
         self._evicted = tail // PIECE * PIECE
         if head > tail:
-            self._give_back(0, self._evicted)
-            self._give_back(_piece_after(head), len(self.bytes))
+            self._release(0, self._evicted)
+            self._release(_piece_after(head), len(self.bytes))
         else:
-            self._give_back(_piece_after(head), self._evicted)
+            self._release(_piece_after(head), self._evicted)
 
     def evict(self, offset: int, end: int, head: int) -> None:
-        """Give back what the records evicted from the tail leave unused, the last of them being [offset, end).
+        """Release the whole pieces that became unused when the record at [offset, end) was evicted from the tail.
 
-        Bytes given back are zero again. head: offset behind the newest record; what lies between it and the tail is
-        in use, around the end of the ring where head <= offset.
+        Released bytes are zero again.
+
+        offset, end: the record that was the oldest.
+        head: offset behind the newest record. Stored records lie from `end` to `head`, wrapping around the end of the
+            ring if head <= offset.
         """
-        if offset < self._evicted:  # the tail has come round to the front
-            self._give_back(max(self._evicted, _piece_after(head)), len(self.bytes))
+        if offset < self._evicted:  # the tail has wrapped to the front: first release the rest of the last round
+            self._release(max(self._evicted, _piece_after(head)), len(self.bytes))
             self._evicted = 0
         free_from = self._evicted if head > offset else max(self._evicted, _piece_after(head))
-        self._give_back(free_from, end // PIECE * PIECE)
+        self._release(free_from, end // PIECE * PIECE)
         self._evicted = end // PIECE * PIECE
 
-    def _give_back(self, start: int, stop: int) -> None:
+    def _release(self, start: int, stop: int) -> None:
         if stop <= start:
             return
         if self._file is not None:
             self._reserved[start // PIECE : -(-stop // PIECE)] = False
-            with contextlib.suppress(OSError):  # a file system without holes keeps the space
+            with contextlib.suppress(OSError):  # a file system without holes: the space stays allocated
                 self._memory.madvise(mmap.MADV_REMOVE, start, stop - start)
                 return
         self._memory.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -1,4 +1,4 @@
-"""What a shard will need of the machine, before anything is allocated."""
+"""Memory and disk space that shards need, checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import psutil
 from apex_zmq.config.settings import Config
 from apex_zmq.errors import ConfigError
 
-# Beside the arena: a slot's record offset and its share of the tree, with a margin.
+# Memory beside the arena: a slot's record offset and its share of the sum tree, with a margin.
 INDEX_BYTES_PER_TRANSITION = 24
-SNAPSHOT_BYTES_PER_TRANSITION = 24  # in three files while the third is written
+SNAPSHOT_BYTES_PER_TRANSITION = 24  # three files of 8 bytes each, while the third is written
 CONTROL_GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_memory(config: Config, shards: int) -> int:
-    """Bytes that so many shards of this config need on one machine.
+    """Bytes of memory that `shards` shards of this config need on one machine.
+
+    The limit is the machine's total memory, or that of its control groups: the memory that other processes use now may
+    be free by the time the replay fills.
 
     Raises:
-        ConfigError: more than the machine has, or a container or job may use of it. What others use of it now they may
-            have freed by the time it fills.
+        ConfigError: they need more.
     """
     needed = _share(config, shards, INDEX_BYTES_PER_TRANSITION)
     total = min([psutil.virtual_memory().total, *_group_limits()])
@@ -33,7 +35,7 @@ def check_memory(config: Config, shards: int) -> int:
 
 
 def _group_limits() -> list[int]:
-    """Bytes that each control group around this process may use, as far as they are to be seen from within one."""
+    """Memory limits of the control groups that contain this process, in bytes, as far as they are visible."""
     limits = []
     for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, controllers, name = line.split(":", 2)
@@ -52,7 +54,7 @@ def _group_limits() -> list[int]:
 
 
 def disk_bytes(config: Config, shards: int) -> int:
-    """Bytes that the files of so many shards take at most (`replay.snapshot_dir`)."""
+    """Maximum size of the files of `shards` shards in `replay.snapshot_dir`, in bytes."""
     return _share(config, shards, SNAPSHOT_BYTES_PER_TRANSITION)
 
 

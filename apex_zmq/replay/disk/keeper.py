@@ -1,4 +1,4 @@
-"""Keeps a shard on disk: recovers it when it starts, takes snapshots while it serves."""
+"""Durable shards: recovery at the start, periodic snapshots while the shard runs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ARENA, SNAPSHOT, PREVIOUS, LOCK = "arena", "snapshot", "snapshot.previous", ".lo
 
 
 def keeper_of(config: Config, shard: int, signature: str) -> Keeper | None:
-    """The keeper that the settings ask for.
+    """The keeper of a shard; None if the settings do not enable snapshots.
 
     Raises:
-        ConfigError: as `Keeper` does.
+        ConfigError: as for `Keeper`.
     """
     replay = config.replay
     if replay.snapshot_dir is None or replay.snapshot_interval_s is None:
@@ -37,7 +37,7 @@ def keeper_of(config: Config, shard: int, signature: str) -> Keeper | None:
     free = shutil.disk_usage(directory).free + sum(file.stat().st_blocks * 512 for file in directory.iterdir())
     log.log(
         logging.WARNING if needed > free else logging.INFO,
-        "shard %d is kept in %s: up to %.2f GB, for which the disk has %.2f GB",
+        "shard %d is stored in %s: needs up to %.2f GB, %.2f GB are free",
         shard,
         directory,
         needed / 1e9,
@@ -47,12 +47,12 @@ def keeper_of(config: Config, shard: int, signature: str) -> Keeper | None:
 
 
 class Keeper:
-    """The directory of one shard, held by one process at a time.
+    """The directory of one shard, locked by one process at a time.
 
-    arena_path: of the file for the store's records.
+    arena_path: file of the store's records.
 
     Raises:
-        ConfigError: the directory is in use, cannot be written, or holds another experience.
+        ConfigError: the directory is in use, cannot be written, or holds experience of another signature.
     """
 
     def __init__(self, directory: Path, signature: str, interval_s: float) -> None:
@@ -62,7 +62,7 @@ class Keeper:
         self._interval_s = interval_s
         self._thread: threading.Thread | None = None
         self._next = 0.0  # monotonic
-        self._recovered = self._dropped = self._taken = 0
+        self._recovered = self._dropped = self._written = 0
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(directory / LOCK)
@@ -80,7 +80,7 @@ class Keeper:
         self._newest_at = None if self._found is None else self._found.time
 
     def _read(self) -> Snapshot | None:
-        """The newest snapshot that is whole."""
+        """The newest snapshot that verifies; None if there is none."""
         for name in (SNAPSHOT, PREVIOUS):
             path = self._directory / name
             try:
@@ -88,7 +88,7 @@ class Keeper:
             except FileNotFoundError:
                 continue
             except SnapshotError as error:
-                log.error("%s is %s; taking the one before it", path, error)
+                log.error("snapshot %s is %s; trying the previous one", path, error)
                 continue
             if found.signature != self._signature:
                 raise ConfigError(
@@ -97,11 +97,11 @@ class Keeper:
                 )
             return found
         if self.arena_path.exists():
-            log.error("no snapshot in %s is whole, what else it holds is dropped: starting empty", self._directory)
+            log.error("no valid snapshot in %s: its records are dropped, the replay starts empty", self._directory)
         return None
 
     def recover(self, store: Store, governor: Governor) -> None:
-        """Put what verifies into the empty store, and let the account go on where it stood."""
+        """Restore the records that verify into the empty store, and the governor's counts."""
         found, self._found = self._found, None
         if found is None:
             return
@@ -120,31 +120,33 @@ class Keeper:
             newer,
             recovery.dropped,
         )
-        taken = self._take(store, governor) if recovery.dropped else None
-        if taken is not None:
-            self._write(store, taken)  # before keys that were dropped are given out again
+        # Dropped keys are assigned again; a snapshot must first say that their former transitions are gone.
+        captured = self._capture(store, governor) if recovery.dropped else None
+        if captured is not None:
+            self._write(store, captured)
 
-    def turn(self, store: Store, governor: Governor) -> None:
-        """Begin a snapshot if one is due; returns once the priorities have been copied."""
+    def maybe_snapshot(self, store: Store, governor: Governor) -> None:
+        """Start writing a snapshot in a thread if one is due; returns once the priorities have been copied."""
         now = time.monotonic()
         if now < self._next or (self._thread is not None and self._thread.is_alive()):
             return
-        taken = self._take(store, governor)
-        if taken is not None:
+        captured = self._capture(store, governor)
+        if captured is not None:
             self._next = now + self._interval_s
-            self._thread = threading.Thread(target=self._write, args=(store, taken), name="snapshot", daemon=True)
+            self._thread = threading.Thread(target=self._write, args=(store, captured), name="snapshot", daemon=True)
             self._thread.start()
 
     def close(self, store: Store, governor: Governor) -> None:
-        """Take a last snapshot and let others use the directory."""
+        """Write a last snapshot and unlock the directory."""
         if self._thread is not None:
             self._thread.join()
-        taken = self._take(store, governor)
-        if taken is not None:
-            self._write(store, taken)
+        captured = self._capture(store, governor)
+        if captured is not None:
+            self._write(store, captured)
         self._lock.release()
 
-    def _take(self, store: Store, governor: Governor) -> Snapshot | None:
+    def _capture(self, store: Store, governor: Governor) -> Snapshot | None:
+        """The shard's state now; None if its records are not in a file, or there are none."""
         state = store.state() if store.is_durable else None
         if state is None:
             return None
@@ -156,19 +158,19 @@ class Keeper:
             store=state,
         )
 
-    def _write(self, store: Store, taken: Snapshot) -> None:
+    def _write(self, store: Store, captured: Snapshot) -> None:
         try:
             store.sync()
-            snapshot.write(self._directory / SNAPSHOT, taken, self._directory / PREVIOUS)
+            snapshot.write(self._directory / SNAPSHOT, captured, self._directory / PREVIOUS)
         except OSError as error:
-            log.error("snapshot not written, the one before it stands: %s", error)
+            log.error("cannot write a snapshot, the previous one stays in use: %s", error)
             return
-        self._taken += 1
-        self._newest_at = taken.time
+        self._written += 1
+        self._newest_at = captured.time
 
     @property
     def metrics(self) -> dict[str, float]:
-        """For the shard's status."""
-        counts = {"recovered": self._recovered, "dropped": self._dropped, "snapshots": self._taken}
+        """Counters for the shard's status; snapshot_age_s, in seconds, once there is a snapshot."""
+        counts = {"recovered": self._recovered, "dropped": self._dropped, "snapshots": self._written}
         at = self._newest_at
         return counts | ({} if at is None else {"snapshot_age_s": max(0.0, time.time() - at)})

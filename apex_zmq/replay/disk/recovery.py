@@ -1,4 +1,4 @@
-"""Finds a shard's records again in an arena of which any byte may be wrong."""
+"""Recovery of a shard's records from an arena in which any byte may be damaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from apex_zmq.replay import record
 from apex_zmq.types import UInt8s
 
-CHUNK = 1 << 16  # units looked at together
+CHUNK = 1 << 16  # units searched at once
 
 
 class Span(NamedTuple):
@@ -24,12 +24,13 @@ class Span(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """What is left of a log.
+    """The recovered part of a log.
 
-    spans: of its records, oldest first, without a gap between their keys: tombstones, which the caller is to write,
-        stand for what does not verify.
-    recovered: transitions that verify.
-    dropped: transitions that were stored, as far as what is left tells, and do not verify or stood beyond a gap.
+    spans: its records, oldest first, with contiguous keys. Tombstones, which the caller must write, take the
+        places of records that do not verify.
+    recovered: transitions of records that verify.
+    dropped: transitions known to have been stored that do not verify, or are older than a gap without room for a
+        tombstone.
     """
 
     spans: list[Span]
@@ -40,48 +41,57 @@ class Recovery(NamedTuple):
 def recover(
     arena: UInt8s, written: Iterable[tuple[int, int]], log_id: int, stored_then: range, capacity: int
 ) -> Recovery:
-    """Verify the records of one log, and find room for tombstones of what is missing between them.
+    """Verify the records of one log, and find room for tombstones between them.
 
-    The newest record that verifies tells which key was the oldest when it was written, so no index is needed that could
-    be older than the records are. Lost are a record that was being written and those that made room for it.
+    Each record holds the key that was the oldest when it was written, so the newest record that verifies bounds the log
+    and no index is needed, which could be older than the records. A record that was being written, and the records
+    evicted for it, are lost.
 
-    arena: uint8 [size]; headers of records whose frames do not verify are wiped out where nothing newer does.
-    written: ranges of the arena outside of which there is nothing.
-    stored_then: keys that were stored at some time, to tell how much is missing.
-    capacity: transitions kept at most, the newest.
+    Invariants of a log in the ring, read from newest to oldest: keys are contiguous, each record ends before the next
+    newer one begins, and offsets wrap once at most, from the front to the end of the arena, behind the newest record.
+
+    arena: uint8 [size]; headers of records newer than the newest one that verifies are zeroed.
+    written: ranges of the arena outside of which it holds only zeros.
+    stored_then: keys stored at the time of the snapshot, to count missing transitions.
+    capacity: maximum number of transitions to keep, the newest.
     """
     found = sorted(_spans(arena, written, log_id), reverse=True)
     newest = next((place for place, span in enumerate(found) if _frames_valid(arena, span)), len(found))
-    for span in found[:newest]:  # nothing to be found, and counted, once more
+    # Their keys will be assigned again, so the next recovery must not find these headers.
+    for span in found[:newest]:
         arena[span.start : span.start + record.UNIT] = 0
     end = max([stored_then.stop, *(span.next_key for span in found)])
     if newest == len(found):
         return Recovery([], 0, end - stored_then.start)
     oldest_key = int(record.header_of(arena[found[newest].start :])["oldest_key"])
-    spans = [found[newest]]
-    buried = 0
+    spans = [found[newest]]  # newest first
+    in_tombstones = 0  # transitions
     wrapped = False
     for span in found[newest + 1 :]:
         later = spans[-1]
+        # Skip records evicted before, remains of overwritten ones, and damaged ones.
         if span.first_key < oldest_key or span.next_key > later.first_key or not _frames_valid(arena, span):
             continue
+        # `free` holds the ranges between this record and the next newer one.
         if span.stop <= later.start and not (wrapped and span.start < spans[0].stop):
-            rooms = [(span.stop, later.start)]
+            free = [(span.stop, later.start)]
         elif not wrapped and span.start >= spans[0].stop:
-            wrapped, rooms = True, [(span.stop, len(arena)), (0, later.start)]
+            wrapped, free = True, [(span.stop, len(arena)), (0, later.start)]
         else:
-            continue
+            continue  # it would overlap newer records: not of this round of the ring
         missing = later.first_key - span.next_key
         if missing:
+            # Keys must stay contiguous, since a key is found by its slot: a tombstone covers the missing ones. It needs
+            # less room than the records did, but at the wrap their room is in two parts.
             size = record.size_of(missing, 0, 0, 0)
-            start = next((start for start, stop in rooms if stop - start >= size), None)
+            start = next((start for start, stop in free if stop - start >= size), None)
             if start is None:
-                break  # a log has no gaps, so what is older goes too
+                break  # the keys end here, so older records are dropped
             spans.append(Span(span.next_key, later.first_key, start, start + size, tombstone=True))
-            buried += missing
+            in_tombstones += missing
         spans.append(span)
     next_key = spans[0].next_key
-    dropped = end - oldest_key - _transitions(spans) + buried
+    dropped = end - oldest_key - _transitions(spans) + in_tombstones
     while spans and next_key - spans[-1].first_key > capacity:
         del spans[-1]
     spans.reverse()
@@ -89,7 +99,7 @@ def recover(
 
 
 def _spans(arena: UInt8s, written: Iterable[tuple[int, int]], log_id: int) -> Iterator[Span]:
-    """All records of a log whose CRC verifies."""
+    """The records of a log whose header and columns verify; their frames are not checked."""
     headers = arena.view(record.HEADER)
     for start, stop in written:
         for unit in range(start // record.UNIT, stop // record.UNIT, CHUNK):

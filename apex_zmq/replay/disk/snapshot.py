@@ -1,8 +1,8 @@
-"""What a shard knows beside its records, as a file: priorities, counters, random state.
+"""The state of a shard beside its records, as a file: priorities, counters, random state.
 
 magic     8 bytes
-crc       uint32, CRC-32 of all that follows
-header    uint32, bytes of the header
+crc       uint32, CRC-32 of all following bytes
+header    uint32, length of the header in bytes
 header    JSON, UTF-8
 priority  float64[N], little-endian: of the transitions first_key .. first_key + N - 1
 """
@@ -28,21 +28,21 @@ FORMAT_VERSION = 2  # of snapshots and of the records beside them
 _PRELUDE = struct.Struct("<8sII")
 _CRC_AT = _PRELUDE.size - 4  # all behind the field
 _PIECE_BYTES = 1 << 18
-_BYTES_PER_S = 32e6  # slower than disks, so that sampling keeps its processor
+_BYTES_PER_S = 32e6  # slower than disks, so that writing leaves the processor to sampling
 
 
 class SnapshotError(Exception):
-    """Bytes that are no snapshot, or not a whole one."""
+    """A file that is not a snapshot, or not a complete one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreState:
-    """What a store knows beside its records.
+    """The state of a store beside its records.
 
     log_id: of the log whose records it knows.
     priority: float64 [N], of the transitions from first_key on, as stored.
-    alpha, epsilon: by which they were computed.
-    random: state of the generator that samples.
+    alpha, epsilon: exponent and offset by which the priorities were computed.
+    random: state of the generator that draws samples.
     """
 
     log_id: int
@@ -64,7 +64,7 @@ class Snapshot:
     """A shard at one moment.
 
     time: Unix seconds.
-    signature: of the experience.
+    signature: experience signature of its config.
     inserts, samples: the governor's counts.
     """
 
@@ -76,7 +76,7 @@ class Snapshot:
 
 
 def encode(snapshot: Snapshot) -> tuple[bytes, memoryview]:
-    """The file's bytes: prelude and header, and the priorities."""
+    """The file's contents in two parts: prelude with header, and priorities."""
     priority = np.ascontiguousarray(snapshot.store.priority, "<f8")
     store = {each.name: getattr(snapshot.store, each.name) for each in fields(StoreState) if each.name != "priority"}
     store["frame"] = asdict(snapshot.store.frame)
@@ -88,14 +88,14 @@ def encode(snapshot: Snapshot) -> tuple[bytes, memoryview]:
 
 
 def decode(data: bytes) -> Snapshot:
-    """A snapshot that is whole.
+    """Decode a file's contents.
 
     Raises:
-        SnapshotError: it is not.
-        ConfigError: it is of another format.
+        SnapshotError: they are incomplete or damaged.
+        ConfigError: they are of another format version.
     """
     if len(data) < _PRELUDE.size:
-        raise SnapshotError("cut off")
+        raise SnapshotError("truncated")
     magic, crc, header_bytes = _PRELUDE.unpack_from(data)
     if magic != MAGIC or crc != zlib.crc32(memoryview(data)[_CRC_AT:]):
         raise SnapshotError("damaged")
@@ -113,10 +113,10 @@ def decode(data: bytes) -> Snapshot:
 
 
 def write(path: Path, snapshot: Snapshot, previous: Path) -> None:
-    """Put a snapshot at `path`, where there is all of it or none; what was there goes to `previous`.
+    """Atomically replace `path` by a snapshot; the former file moves to `previous`.
 
     Raises:
-        OSError: it cannot be written; both are as before then.
+        OSError: the file cannot be written; both files are unchanged then.
     """
     with replacing(path, previous) as temporary, temporary.open("wb") as file:
         for part in encode(snapshot):

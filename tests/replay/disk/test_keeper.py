@@ -55,7 +55,7 @@ class Shard:
         self.governor.samples += len(keys)
 
     def snapshot(self) -> None:
-        taken = self.keeper._take(self.store, self.governor)
+        taken = self.keeper._capture(self.store, self.governor)
         assert taken is not None
         self.keeper._write(self.store, taken)
 
@@ -338,7 +338,7 @@ def test_a_full_disk_ends_durability_and_nothing_else(tmp_path: Path, monkeypatc
     for _ in range(3):
         shard.append(make_shipment(rng, [3], 300))
         shard.check()
-    assert shard.keeper._take(shard.store, shard.governor) is None
+    assert shard.keeper._capture(shard.store, shard.governor) is None
     monkeypatch.undo()
     again = shard.again()
     assert again.leaves().items() >= {key: on_disk[key] for key in again.leaves() if key in on_disk}.items()
