@@ -31,9 +31,10 @@ def frame_crcs(frames: Buffer, sizes: UInt32s) -> UInt32s:
         frames: encoded frames, concatenated; its length is the sum of `sizes`.
         sizes: [F] bytes of each frame.
     """
-    ends = sizes.cumsum(dtype=np.int64)
+    lengths = sizes.astype(np.int64)
+    ends = lengths.cumsum()
     found = np.empty(len(sizes), np.uint32)
-    _kernel()(np.frombuffer(frames, np.uint8), ends - sizes, ends, found)
+    _kernel()(np.frombuffer(frames, np.uint8), ends - lengths, ends, found)
     return found
 
 
