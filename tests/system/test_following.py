@@ -119,6 +119,12 @@ class Run:
         self._publisher.close()
 
 
+@pytest.fixture(autouse=True)
+def same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tools.evaluate --follow` lowers the priority of its process, here that of all tests after it."""
+    monkeypatch.setattr("apex_zmq.cli.tools.os.nice", lambda _: 0)
+
+
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs = []
