@@ -24,6 +24,20 @@ def frame_crc(encoded: Buffer) -> int:
     return zlib.crc32(encoded)
 
 
+def frame_crcs(frames: Buffer, sizes: UInt32s) -> UInt32s:
+    """CRC-32 of each encoded frame, uint32 [F].
+
+    Args:
+        frames: encoded frames, concatenated; its length is the sum of `sizes`.
+        sizes: [F] bytes of each frame.
+    """
+    lengths = sizes.astype(np.int64)
+    ends = lengths.cumsum()
+    found = np.empty(len(sizes), np.uint32)
+    _kernel()(np.frombuffer(frames, np.uint8), ends - lengths, ends, found)
+    return found
+
+
 def window_crcs(
     frame_crcs: UInt32s, first: npt.NDArray[np.integer[Any]], steps: npt.NDArray[np.uint8], stack: int
 ) -> UInt32s:
@@ -50,13 +64,10 @@ def corrupted_windows(frames: Buffer, sizes: UInt32s, window_crcs: UInt32s) -> n
     Returns:
         bool [B], True where the CRC-32 differs.
     """
-    present = sizes[sizes > 0].astype(np.int64)
-    frame_ends = present.cumsum()
-    frame_crcs = np.empty(len(present), np.uint32)
-    _kernel()(np.frombuffer(frames, np.uint8), frame_ends - present, frame_ends, frame_crcs)
+    crcs = frame_crcs(frames, sizes[sizes > 0])
     lengths = (sizes > 0).sum(axis=1, dtype=np.int64)
     ends = lengths.cumsum()
-    return np.not_equal(_crcs_of_crcs(frame_crcs, ends - lengths, ends), window_crcs)
+    return np.not_equal(_crcs_of_crcs(crcs, ends - lengths, ends), window_crcs)
 
 
 def _crcs_of_crcs(crcs: UInt32s, begins: Int64s, ends: Int64s) -> UInt32s:

@@ -8,7 +8,6 @@ size that was not checked.
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Literal
 
 import msgspec
@@ -29,12 +28,13 @@ from apex_zmq.types import (
     Transitions,
 )
 from apex_zmq.wire.body import Body, Name, Parts, UInt, decode_body, encode, require, require_finite
-from apex_zmq.wire.checksums import frame_crc, window_crcs
+from apex_zmq.wire.checksums import frame_crcs, window_crcs
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, from_bytes, to_bytes, unpack
 
 MAX_TRANSITIONS = 1024  # per segment
 MAX_FRAMES = 1 << 16  # per segment: a u16 index reaches no further
 MAX_BATCH = 1 << 16
+_COLUMNS = [(name, TRANSITION[name]) for name in COLUMNS]
 
 
 class FrameBody(Body, frozen=True):
@@ -128,9 +128,9 @@ def _from_columns(data: bytes) -> Transitions:
     require(not rest, f"transitions of {len(data)} bytes, {TRANSITION.itemsize} each")
     table = np.empty(rows, TRANSITION)
     offset = 0
-    for name in COLUMNS:
-        table[name] = np.frombuffer(data, TRANSITION[name], rows, offset)
-        offset += table[name].nbytes
+    for name, dtype in _COLUMNS:
+        table[name] = np.frombuffer(data, dtype, rows, offset)
+        offset += rows * dtype.itemsize
     return table
 
 
@@ -211,10 +211,8 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Shipment:
 
 def _check_checksums(segment: Segment) -> None:
     """Raises: WireError: a CRC-32 of a frame or of a window is not that of the bytes."""
-    view = memoryview(segment.frames)
-    borders = itertools.pairwise(itertools.accumulate(segment.frame_sizes.tolist(), initial=0))
-    found = [frame_crc(view[start:stop]) for start, stop in borders]
-    require(found == segment.frame_crcs.tolist(), "a frame's CRC does not match frame_crcs: damaged on the way")
+    found = frame_crcs(segment.frames, segment.frame_sizes)
+    require((found == segment.frame_crcs).all(), "a frame's CRC does not match frame_crcs: damaged on the way")
     first, steps = segment.transitions["first"], segment.transitions["steps"]
     expected = window_crcs(segment.frame_crcs, first, steps, segment.frame.stack)
     wrong = np.flatnonzero(segment.transitions["window_crc"] != expected)

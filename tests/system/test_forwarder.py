@@ -11,6 +11,7 @@ from apex_zmq.config.settings import Config
 from apex_zmq.net.parameters import ParameterFollower, ParameterPublisher
 from apex_zmq.net.sockets import Inbox, wait
 from apex_zmq.signature import experience_signature, network_signature
+from apex_zmq.watch.metrics import unknown
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Heartbeat, Parameters, Status, decode_heartbeat, decode_status, make_tensors
 
@@ -78,6 +79,7 @@ def test_parameters_reach_early_and_late_actors_and_outlive_the_learner(
             break
     assert status is not None
     assert status.role == "forwarder"
+    assert not unknown("forwarder", status.metrics)
     chain.forwarder.interrupt()
     assert chain.forwarder.wait() == 0
 

@@ -75,7 +75,7 @@ BAD = {
         "set only one of them",
     ),
     "keys that are not there": Case(
-        f"apex-replay {SMALL_REPLAY} --keys {{nowhere}}", "{nowhere}/identity.key_secret", "apex-keys has made"
+        f"apex-replay {SMALL_REPLAY} --keys {{nowhere}}", "{nowhere}/identity.key_secret", "made by apex-keys"
     ),
     "no address": Case("apex-actor --parameters host:1", "address host:1", "write tcp://host:port"),
     "no address to forward to": Case("apex-forwarder --bind 5556", "address 5556", "write tcp://host:port"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from apex_zmq.types import Batch
 from apex_zmq.wire import checksums
-from apex_zmq.wire.checksums import corrupted_windows, frame_crc, window_crcs
+from apex_zmq.wire.checksums import corrupted_windows, frame_crc, frame_crcs, window_crcs
 
 
 def by_definition(blocks: list[bytes]) -> int:
@@ -56,6 +56,13 @@ def test_windows_are_checked_by_zlibs_polynomial(rows: list[list[bytes]]) -> Non
     frames = b"".join(block for row in rows for block in row)
     assert not corrupted_windows(frames, sizes, expected).any()
     assert corrupted_windows(frames, sizes, expected ^ np.uint32(1 << 17)).all()
+
+
+@settings(max_examples=50)
+@given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=6))
+def test_the_checksum_of_each_frame_is_zlibs(frames: list[bytes]) -> None:
+    sizes = np.array([len(frame) for frame in frames], np.uint32)
+    assert frame_crcs(b"".join(frames), sizes).tolist() == [zlib.crc32(frame) for frame in frames]
 
 
 def test_the_actors_checksums_are_of_whole_windows() -> None:

@@ -70,7 +70,9 @@ class Publisher(threading.Thread):
             self._parameters.publish(parameters)
         while not self._relays.empty():
             self._parameters.send(encode(Kind.RELAYED_STATUS, self._relays.get()))
-        while not self.heard.full() and (status := self._statuses.receive()) is not None:
+        for _ in range(HEARD_AHEAD):  # at most, so that a flood of statuses cannot delay parameters
+            if self.heard.full() or (status := self._statuses.receive()) is None:
+                break
             self.heard.put(status)
             self._parameters.send(encode(Kind.RELAYED_STATUS, status))
 

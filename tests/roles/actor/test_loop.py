@@ -22,6 +22,7 @@ from apex_zmq.roles.actor.loop import Actor
 from apex_zmq.roles.actor.shipper import QUEUED_SEGMENTS
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import FrameSpec, Shipment
+from apex_zmq.watch.metrics import unknown
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import decode_segment
 from apex_zmq.wire.messages import Bye, Episode, Parameters, Status, decode_bye, decode_status, make_tensors
@@ -160,6 +161,7 @@ class Peers:
             wait([self._statuses], [], 0.05)
             self._publisher.serve()
             if (status := self._statuses.receive()) is not None:
+                assert not unknown("actor", status.metrics)
                 self.statuses.append(status)
 
     def close(self) -> None:

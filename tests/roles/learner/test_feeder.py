@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
+from apex_zmq.errors import MismatchError
+from apex_zmq.net import sockets
 from apex_zmq.net.sockets import Links, wait
 from apex_zmq.roles.learner.feeder import DECODED_AHEAD, FOREIGN_PER_LINE, DecodedBatch, Feeder, bind_batches
 from apex_zmq.types import Batch
+from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import encode_batch
 
 from .dealt import FRAME, N_STEP, WIDTH, dealt
@@ -121,6 +125,27 @@ def test_messages_that_break_the_protocol_are_counted(shard: Shard) -> None:
     shard.deal(dealt(1, incarnation=INCARNATION, number=5))
     assert shard.decoded().batch.number == 5
     assert shard.feeder.refused == refused + 1
+
+
+def test_a_shard_that_the_settings_do_not_list_is_refused(shard: Shard) -> None:
+    refused = shard.feeder.refused
+    shard.deal(replace(dealt(1, incarnation=INCARNATION, number=6), shard=1))
+    shard.deal(dealt(1, incarnation=INCARNATION, number=7))
+    assert shard.decoded().batch.number == 7
+    assert shard.feeder.refused == refused + 1
+
+
+def test_a_learner_ends_when_its_shards_speak_another_version(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Shard(directory)) as shard:
+        for _ in range(2):
+            shard.feeder.check_version()
+            wait([], [shard._outbox], PATIENCE_S)
+            assert shard._outbox.send([bytes([Kind.BATCH, 9, 0, 1])])
+        while shard.feeder.refused < 2:
+            assert shard.feeder.is_alive()
+        monkeypatch.setattr(sockets, "FOREIGN_VERSION_S", 0.0)
+        with pytest.raises(MismatchError, match=r"the replay speaks protocol 9\.1, this program"):
+            shard.feeder.check_version()
 
 
 def test_a_feeder_whose_batches_nobody_takes_can_be_closed(directory: Path) -> None:

@@ -22,6 +22,7 @@ from apex_zmq.roles.learner.bad_batches import DIRECTORY, KEPT
 from apex_zmq.roles.learner.loop import DivergenceError, Learner
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.types import COLUMNS, Batch, FrameSpec, PriorityUpdate, Sample
+from apex_zmq.watch.metrics import unknown
 from apex_zmq.watch.stats import PROGRESS_LOG
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.checksums import window_crcs
@@ -237,6 +238,7 @@ def test_the_learner_tells_what_apex_top_wants_to_know(make: MakePeers) -> None:
         pass
     told = {"shards": 1, "batch_size": ROWS, "sync_every": 7, "live_actor": 1, "live_replay": 0, "train/updates": 1}
     assert told.items() <= status.metrics.items()
+    assert not unknown("learner", status.metrics)
     assert status.metrics["waited_s"] > 0
     assert status.metrics["cpu_s"] > 0
     assert status.metrics["decode_s"] > 0
