@@ -135,6 +135,16 @@ def test_the_newest_records_that_fit_the_capacity_are_kept(capacity: int) -> Non
     assert kept.dropped == 0
 
 
+def test_evicted_records_that_are_still_in_the_arena_do_not_come_back() -> None:
+    store, rng = make_store(10, 1 << 14), np.random.default_rng(0)
+    for _ in range(4):
+        store.append(make_shipment(rng, [5]))
+    assert record.at(store._arena, 0) is not None
+    recovery = recovered(store, store._arena.copy())
+    assert [span.first_key for span in recovery.spans] == [10, 15]
+    assert (recovery.recovered, recovery.dropped) == (10, 0)
+
+
 def test_records_of_another_log_and_outside_the_written_ranges_are_not_read() -> None:
     store, records = written_log([5, 5], 1 << 14)
     arena = store._arena.copy()
