@@ -211,6 +211,8 @@ def test_tensorboard_has_what_its_charts_ask_for(watched: Watched) -> None:
     for category in Layout.FromString(layout.tensor_proto.string_val[0]).category:
         for chart in category.chart:
             for pattern in chart.multiline.tag:
+                if pattern.startswith("wait/rank_"):  # of a learner of several ranks
+                    continue
                 assert any(re.match(pattern, tag) for tag in (*tags["scalars"], *evaluated)), pattern
     assert {"train/td_error", "replay/priority"} <= set(tags["histograms"])
     for role in ("actor", "replay", "learner"):

@@ -37,10 +37,12 @@ def settings(**changes: object) -> Config:
     return loading.replace(Config(), {name.replace("__", "."): value for name, value in changes.items()})
 
 
-def install(directory: Path, package: str) -> Path:
-    """A package that hides the real one, without what the real one brings."""
+def install(directory: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty package that hides the real one, also where an earlier test has imported that."""
     (directory / package).mkdir()
     (directory / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(directory)
+    monkeypatch.delitem(sys.modules, package, raising=False)
     return directory / package
 
 
@@ -74,8 +76,7 @@ def test_an_emulator_plays() -> None:
 
 
 def test_without_the_rom_there_is_no_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = install(tmp_path, "gym_super_mario_bros")
-    monkeypatch.syspath_prepend(tmp_path)
+    package = install(tmp_path, "gym_super_mario_bros", monkeypatch)
     assert host.check_emulator("auto", MARIO) == Check(
         "emulator", "fail", "gym_super_mario_bros/_roms/*.nes not found", "pip install gym-super-mario-bros"
     )
@@ -86,8 +87,7 @@ def test_without_the_rom_there_is_no_game(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_without_fceumm_it_is_slow_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "stable_retro")
-    monkeypatch.syspath_prepend(tmp_path)
+    install(tmp_path, "stable_retro", monkeypatch)
     slow, none = host.check_emulator("auto", MARIO), host.check_emulator("fceumm", MARIO)
     assert slow.level == "warn"
     assert "nes-py, several times slower" in slow.found
