@@ -1,4 +1,4 @@
-"""Keys on disk: a process's own key, the servers it trusts, the clients it accepts (docs/OPERATIONS.md, Security).
+"""Keys on disk: a process's own key, the servers it trusts, the clients it accepts (docs/SECURITY.md).
 
 A keys directory (0700) belongs to one holder, a process or the processes of one host. Each link has its own channel,
 which has the link's name:

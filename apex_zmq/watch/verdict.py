@@ -1,6 +1,6 @@
 """Diagnosis of a run: rules over a view that name the bottleneck and the change; the first that holds decides.
 
-docs/OPERATIONS.md, "Tuning by verdict", says the same in the same order.
+docs/TUNING.md, "Who waits for whom", lists the same rules in the same order.
 """
 
 from __future__ import annotations
