@@ -46,7 +46,10 @@ HEADER = np.dtype(
 )
 MAGIC = int.from_bytes(b"APX2", "little")  # the digit counts formats: records of another one are not found
 UNIT = HEADER.itemsize  # records begin at multiples of it
-ROW_BYTES = TRANSITION.itemsize
+# A literal: Numba caches the kernels below by the contents of this file, so a change of TRANSITION must change it too.
+# It changes the format of records: raise MAGIC with it.
+ROW_BYTES = 21
+assert TRANSITION.itemsize == ROW_BYTES, "set ROW_BYTES to the size of TRANSITION, and raise MAGIC"
 
 
 class Layout(NamedTuple):
