@@ -1,4 +1,4 @@
-"""What every program under `bin/` does with errors and Ctrl-C."""
+"""Handling of errors and Ctrl-C, common to all programs under `bin/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks across settings. What a single setting may be stands in its type, in `settings`."""
+"""Checks across settings. The bounds of a single setting stand in its type, in `settings`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What environments tell of an episode in `Step.info`, and the figures that are made of it, as data.
+"""Entries of `Step.info` that environments report, and the figures made of them, as data.
 
 `Step.info` maps names to numbers and travels to the learner as it is (`Episode.info` of docs/PROTOCOL.md). Statistics,
 TensorBoard, the progress line, evaluations and `episodes.csv` know the names of this table only. Imports nothing heavy.

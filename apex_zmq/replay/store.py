@@ -36,7 +36,7 @@ from apex_zmq.types import (
 
 
 class UpdateCounts(NamedTuple):
-    """What became of each row of a priority update; the four add up to its length."""
+    """Number of rows of a priority update by outcome; the four add up to its length."""
 
     applied: int
     retired: int  # retired by this row, or retired before and left so

@@ -1,4 +1,4 @@
-"""What the ranks of one learner tell each other: at the start whose run it is, before each step what each one has."""
+"""Exchanges between the ranks of one learner: the run at the start, their batches before each step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROW = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What all ranks said before a step.
+    """Messages of all ranks before a step.
 
     leave: whether any rank leaves; all do then.
     draws: the ranks' batches in their order; empty unless every rank has one.

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Level = Literal["ok", "warn", "fail"]
 
 
 class Check(NamedTuple):
-    """What one check has found, and what to do about it unless it is ok."""
+    """The finding of one check, and a remedy unless it is ok."""
 
     name: str
     level: Level
