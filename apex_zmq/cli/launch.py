@@ -21,6 +21,7 @@ from apex_zmq.cli import logs
 from apex_zmq.cli.program import EXIT_BAD_INPUT
 from apex_zmq.config import loading, sources
 from apex_zmq.config.settings import ADDRESSES, Config
+from apex_zmq.net.links import LINKS
 from apex_zmq.rundir import directory as rundir
 
 ADDRESS_VARIABLES = {sources.variable_of(f"addresses.{name}") for name in ADDRESSES}  # of runs over several machines
@@ -227,7 +228,7 @@ def launch(
 
 def local_addresses(shards: int, home: Path | None) -> dict[str, object]:
     """Address settings of a run on this machine, without keys: ipc sockets in `home`, or free loopback ports."""
-    counts = {"experience": shards, "priorities": shards, "batches": 1, "parameters": 1, "status": 1}
+    counts = {name: shards if link.one_per == "shard" else 1 for name, link in LINKS.items()}
     total = sum(counts.values())
     if home is not None:
         pool = [f"ipc://{home}/{number}" for number in range(total)]
@@ -236,7 +237,7 @@ def local_addresses(shards: int, home: Path | None) -> dict[str, object]:
     addresses: dict[str, object] = {"addresses.keys": None}
     for name, count in counts.items():
         taken, pool = pool[:count], pool[count:]
-        addresses[f"addresses.{name}"] = taken if name in ("experience", "priorities") else taken[0]
+        addresses[f"addresses.{name}"] = taken if LINKS[name].one_per == "shard" else taken[0]
     return addresses
 
 

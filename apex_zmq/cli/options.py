@@ -50,8 +50,7 @@ def parse(
     addressed: as for `check.validate`.
 
     Raises:
-        ConfigError: as `loading.resolve`, which names the file and line, variable or flag of a bad value;
-            as `games.check_env`.
+        ConfigError: as `loading.resolve`, which names the file and line, variable or flag of a bad value.
     """
     arguments = parser.parse_args(argv)
     options = vars(arguments)
@@ -61,9 +60,7 @@ def parse(
         *(value for value in options.values() if isinstance(value, Value)),
         *arguments.overrides,
     ]
-    config = loading.resolve(values, addressed=addressed)
-    check_env(config.env)
-    return arguments, config
+    return arguments, loading.resolve(values, addressed=addressed, check=lambda config: check_env(config.env))
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

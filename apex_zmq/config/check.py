@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from apex_zmq.config.settings import Addresses, Config, all_addresses, tolerance
+from apex_zmq.config.settings import LINK_ADDRESSES, Addresses, Config, addresses_of, tolerance
 from apex_zmq.errors import ConfigError
 
 
-class ConflictError(ConfigError):
-    """Settings that cannot work together; settings: their dotted names."""
+class SettingError(ConfigError):
+    """Settings of the right type that cannot be used; settings: their dotted names, for the places they come from."""
 
     def __init__(self, message: str, settings: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -20,8 +20,7 @@ def validate(config: Config, *, addressed: bool = True) -> None:
     addressed: whether to check the addresses; a launcher chooses its own.
 
     Raises:
-        ConflictError: settings that contradict each other; names them and the remedy.
-        ConfigError: an address that ZeroMQ would refuse.
+        SettingError: settings that contradict each other, or an address that ZeroMQ would refuse.
     """
     _check_sizes(config)
     if addressed:
@@ -30,7 +29,7 @@ def validate(config: Config, *, addressed: bool = True) -> None:
 
 def _require(condition: bool, message: str, *settings: str) -> None:
     if not condition:
-        raise ConflictError(message, settings)
+        raise SettingError(message, settings)
 
 
 def _check_sizes(config: Config) -> None:
@@ -94,8 +93,12 @@ def _check_addresses(addresses: Addresses, shards: int) -> None:
         "addresses.insecure",
         "addresses.keys",
     )
-    for address in all_addresses(addresses):
-        check_address(address)
+    for name in LINK_ADDRESSES:
+        for address in addresses_of(addresses, name):
+            try:
+                check_address(address)
+            except ConfigError as error:
+                raise SettingError(str(error), (f"addresses.{name}",)) from None
 
 
 def check_address(address: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,21 @@ import msgspec
 import yaml
 
 from apex_zmq.config import sources
-from apex_zmq.config.check import ConflictError, validate
+from apex_zmq.config.check import SettingError, validate
 from apex_zmq.config.settings import Config, Section, Setting, by_name, sections, to_tree
 from apex_zmq.config.sources import Value
 from apex_zmq.errors import ConfigError
 
+Check = Callable[[Config], None]
 DEFAULTS = Config()
 
 
-def resolve(values: Iterable[Value], base: Config = DEFAULTS, *, addressed: bool = True) -> Config:
+def resolve(
+    values: Iterable[Value], base: Config = DEFAULTS, *, addressed: bool = True, check: Check = lambda _: None
+) -> Config:
     """`base`, changed by values, of which the last one for a setting wins; checked across settings.
 
-    addressed: as for `check.validate`.
+    addressed: as for `check.validate`. check: a further check, which raises SettingError.
 
     Raises:
         ConfigError: unknown setting, wrong type, value out of range, settings that cannot work together. Names the
@@ -36,9 +39,10 @@ def resolve(values: Iterable[Value], base: Config = DEFAULTS, *, addressed: bool
     assert isinstance(config, Config)
     try:
         validate(config, addressed=addressed)
-    except ConflictError as conflict:
-        places = [f"{name} from {newest[name].place}" for name in conflict.settings if name in newest]
-        raise ConfigError(f"{conflict} ({', '.join(places)})" if places else str(conflict)) from None
+        check(config)
+    except SettingError as error:
+        places = [f"{name} from {newest[name].place}" for name in error.settings if name in newest]
+        raise ConfigError(f"{error} ({', '.join(places)})" if places else str(error)) from None
     return config
 
 

@@ -16,8 +16,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-# Settings of `addresses` that have a flag and an environment variable.
-ADDRESSES = ("experience", "priorities", "batches", "parameters", "status", "keys")
 LARGEST = 1e30  # finite, in float32 too
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}  # of bounds, by msgspec's name
 
@@ -284,6 +282,11 @@ class Addresses(Section, frozen=True):
     )
 
 
+# Settings of `addresses` that are the addresses of links, and those that have a flag and an environment variable.
+LINK_ADDRESSES = tuple(name for name in Addresses.__struct_fields__ if name not in ("keys", "insecure"))
+ADDRESSES = (*LINK_ADDRESSES, "keys")
+
+
 class Config(Section, frozen=True):
     """All settings of a run."""
 
@@ -397,17 +400,12 @@ def min_size_per_shard(config: Config) -> int:
     return math.ceil(config.replay.min_size / config.replay.shards)
 
 
-def batch_addresses(addresses: Addresses) -> tuple[str, ...]:
-    """Addresses that the ranks of the learner receive batches at, in the order of ranks."""
-    return (addresses.batches,) if isinstance(addresses.batches, str) else addresses.batches
+def addresses_of(addresses: Addresses, name: str) -> tuple[str, ...]:
+    """Addresses of a link, in the order of shards or ranks; name: one of `LINK_ADDRESSES`."""
+    found = getattr(addresses, name)
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def all_addresses(addresses: Addresses) -> tuple[str, ...]:
     """Every address of a run."""
-    return (
-        *addresses.experience,
-        *addresses.priorities,
-        *batch_addresses(addresses),
-        addresses.parameters,
-        addresses.status,
-    )
+    return tuple(address for name in LINK_ADDRESSES for address in addresses_of(addresses, name))

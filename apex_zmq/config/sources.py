@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from apex_zmq.config.settings import sections
+from apex_zmq.config.settings import by_name, sections
 from apex_zmq.errors import ConfigError
 
 BAD_YAML = (yaml.YAMLError, ValueError, AttributeError)  # the latter two: an impossible date, such as 2026-02-30
-LISTS = ("addresses.experience", "addresses.priorities")
 
 
 class Value(NamedTuple):
@@ -82,7 +81,7 @@ def from_text(name: str, text: str, place: str) -> Value:
         ConfigError: not YAML.
     """
     if name.startswith("addresses."):
-        listed = name in LISTS or (name == "addresses.batches" and "," in text)
+        listed = "," in text or isinstance(by_name()[name].default, tuple)
         return Value(name, text.split(",") if listed else text, place)
     try:
         return Value(name, yaml.safe_load(text), place)

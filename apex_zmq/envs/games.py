@@ -5,8 +5,8 @@ Imports neither an emulator nor NumPy, so that every program can check its setti
 
 from __future__ import annotations
 
+from apex_zmq.config.check import SettingError
 from apex_zmq.config.settings import Env
-from apex_zmq.errors import ConfigError
 
 MARIO = "SuperMarioBros"
 WORLDS = {MARIO: 8, "SuperMarioBros2": 4}  # worlds of each game's ROM, by `env.id`; four stages each
@@ -56,24 +56,31 @@ def check_env(env: Env) -> None:
     """Refuse settings that a Mario game cannot be played with; other environments pass.
 
     Raises:
-        ConfigError: names the setting and the remedy.
+        SettingError: names the setting and the remedy.
     """
     if env.id not in WORLDS:
         return
     if env.max_pool and env.frame_skip == 1:
-        raise ConfigError("env.max_pool takes two frames of a decision; raise env.frame_skip to 2 or more")
+        raise SettingError(
+            "env.max_pool takes two frames of a decision; raise env.frame_skip to 2 or more",
+            ("env.max_pool", "env.frame_skip"),
+        )
     known = stages(env.id)
     for stage in () if env.stages == "all" else env.stages:
         if stage not in known:
-            raise ConfigError(f"env.stages: no stage {stage!r} in {env.id}; stages run from {known[0]} to {known[-1]}")
+            raise SettingError(
+                f"env.stages: no stage {stage!r} in {env.id}; stages run from {known[0]} to {known[-1]}",
+                ("env.stages",),
+            )
     if isinstance(env.actions, str):
         return
     if not env.actions:
-        raise ConfigError("env.actions: list at least one action, such as [right]")
+        raise SettingError("env.actions: list at least one action, such as [right]", ("env.actions",))
     for action in env.actions:
         unknown = set(action) - BUTTONS.keys()
         if unknown or not action:
-            raise ConfigError(
+            raise SettingError(
                 f"env.actions: {list(action)} names {', '.join(sorted(unknown)) or 'no button'}; "
-                f"buttons are {' '.join(sorted(BUTTONS))}"
+                f"buttons are {' '.join(sorted(BUTTONS))}",
+                ("env.actions",),
             )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from apex_zmq.config.settings import Addresses
 from apex_zmq.wire.codec import Kind
 
 ROLES = ("actor", "replay", "learner", "evaluator", "forwarder")
@@ -101,9 +100,3 @@ LINKS = {
         ),
     )
 }
-
-
-def addresses_of(addresses: Addresses, name: str) -> tuple[str, ...]:
-    """Addresses of a link, in the order of shards or ranks."""
-    found = getattr(addresses, name)
-    return (found,) if isinstance(found, str) else tuple(found)

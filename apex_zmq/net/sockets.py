@@ -15,11 +15,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import zmq
 
-from apex_zmq.config.settings import Config
+from apex_zmq.config.settings import Config, addresses_of
 from apex_zmq.errors import ConfigError, MismatchError
 from apex_zmq.net import access
 from apex_zmq.net.keys import ClientKeys, ServerKeys, client_keys, server_keys
-from apex_zmq.net.links import LINKS, Link, addresses_of
+from apex_zmq.net.links import LINKS, Link
 from apex_zmq.net.rate_limited_log import RateLimitedLog
 from apex_zmq.rundir.files import FileLock
 from apex_zmq.wire.body import Parts

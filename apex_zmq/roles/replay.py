@@ -63,7 +63,7 @@ class ReplayServer:
         self._priorities: Inbox[PriorityUpdate | Hello] = links.bind(
             "priorities", {Kind.PRIORITIES: decode_priorities, Kind.HELLO: self._decode_hello}, shard
         )
-        ranks = len(settings.batch_addresses(config.addresses))
+        ranks = len(settings.addresses_of(config.addresses, "batches"))
         self._batches = [links.connect("batches", rank) for rank in range(ranks)]
         self._keeper = keeper_of(config, shard, self._signature)
         self._store = Store(

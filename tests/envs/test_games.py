@@ -67,7 +67,8 @@ def test_every_program_of_a_run_refuses_them_before_it_starts(
 ) -> None:
     run = ["--run-dir", str(tmp_path / "run")] if program in (main.learner, main.train) else []
     assert program([*run, "--set", "env.stages=[9-1]"]) == 2
-    assert "no stage '9-1' in SuperMarioBros" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "no stage '9-1' in SuperMarioBros; stages run from 1-1 to 8-4 (env.stages from --set)" in shown
     assert not (tmp_path / "run").exists()
 
 

@@ -10,10 +10,10 @@ import pytest
 import zmq
 
 from apex_zmq.config import loading
-from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.config.settings import Config, addresses_of
 from apex_zmq.errors import ConfigError
 from apex_zmq.net.keys import OPENS, SERVES, make_client, make_servers
-from apex_zmq.net.links import LINKS, ROLES, Link, addresses_of
+from apex_zmq.net.links import LINKS, ROLES, Link
 from apex_zmq.net.sockets import Inbox, Links, Outbox, max_message_bytes
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
@@ -135,7 +135,7 @@ def test_every_link_has_its_setting_and_every_kind_its_link() -> None:
         },
     )
     counts = {name: len(addresses_of(config.addresses, name)) for name in LINKS}
-    numbers = {"shard": config.replay.shards, "rank": len(batch_addresses(config.addresses)), None: 1}
+    numbers = {"shard": config.replay.shards, "rank": len(addresses_of(config.addresses, "batches")), None: 1}
     assert counts == {name: numbers[link.one_per] for name, link in LINKS.items()}
     assert {kind for link in LINKS.values() for kind in link.kinds} == {*Kind}
     links = Links(config)

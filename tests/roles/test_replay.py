@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apex_zmq.config import loading
-from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.config.settings import Config, addresses_of
 from apex_zmq.net.sockets import Inbox, Links, wait
 from apex_zmq.roles import replay
 from apex_zmq.roles.actor.segments import SegmentBuilder
@@ -60,7 +60,7 @@ class Peers:
         links = Links(self.config)
         self._batches: list[Inbox[Batch]] = [
             links.bind("batches", {Kind.BATCH: lambda parts: decode_batch(parts, self.frame, n_step)}, rank)
-            for rank in range(len(batch_addresses(self.config.addresses)))
+            for rank in range(len(addresses_of(self.config.addresses, "batches")))
         ]
         self.statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
         self._actor, self._learner = links.connect("experience"), links.connect("priorities")

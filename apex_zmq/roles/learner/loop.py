@@ -16,7 +16,7 @@ import torch
 from apex_zmq.agent.importance import ImportanceWeights
 from apex_zmq.agent.ranks import ALONE, Ranks
 from apex_zmq.agent.trainer import StepResult, Trainer
-from apex_zmq.config.settings import Config, batch_addresses
+from apex_zmq.config.settings import Config, addresses_of
 from apex_zmq.envs.make import env_spec
 from apex_zmq.errors import CheckpointError, ConfigError, UserError
 from apex_zmq.net.sockets import Links
@@ -69,7 +69,7 @@ class Learner:
         ranks: Ranks = ALONE,
     ) -> None:
         torch.set_num_threads(config.learner.threads)
-        if (listed := len(batch_addresses(config.addresses))) != ranks.size:
+        if (listed := len(addresses_of(config.addresses, "batches"))) != ranks.size:
             raise ConfigError(
                 f"addresses.batches lists {listed} for {ranks.size} ranks of the learner; list one for each that "
                 "torchrun starts"

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import psutil
 
-from apex_zmq.config.settings import Addresses, Config, all_addresses, batch_addresses
+from apex_zmq.config.settings import Addresses, Config, addresses_of, all_addresses
 from apex_zmq.net.keys import role_of
-from apex_zmq.net.links import LINKS, Link, addresses_of
+from apex_zmq.net.links import LINKS, Link
 from apex_zmq.net.sockets import is_local
 
 WILDCARDS = ("", "*", "0.0.0.0", "::")  # hosts that stand for all of this machine's interfaces
@@ -136,7 +136,7 @@ def roles_here(config: Config) -> list[str]:
     if addresses.keys is not None and (role := role_of(Path(addresses.keys))) is not None:
         return [role]
     roles = ["replay"] if shards_here(addresses) else []
-    ranks = any(map(is_here, batch_addresses(addresses)))
+    ranks = any(map(is_here, addresses_of(addresses, "batches")))
     if ranks and is_here(addresses.parameters) and is_here(addresses.status):
         roles.append("learner")
     if not roles or all(map(is_local, all_addresses(addresses))):
