@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
-from apex_zmq.net.sockets import BoundSocket, Outbox, wait
+from apex_zmq.net.sockets import BoundSocket, Inbox, Outbox, wait
 from apex_zmq.wire.codec import PROTOCOL_VERSION, Kind
 
 from ..channels import PATIENCE_S, links_of
@@ -48,7 +48,7 @@ def test_an_actor_ends_at_the_learners_first_message(start: StartProgram) -> Non
 
 def test_a_shard_shows_the_learner_its_version_and_ends(start: StartProgram) -> None:
     addresses = {name: free_tcp_address() for name in ("experience", "priorities", "batches")}
-    batches = links_of(batches=addresses["batches"]).bind("batches", {})
+    batches: Inbox[object] = links_of(batches=addresses["batches"]).bind("batches", {})
     learner = links_of(priorities=addresses["priorities"]).connect("priorities")
     with closing(batches), closing(learner):
         replay = start("replay", *CONFIG, *(word for name in addresses for word in (f"--{name}", addresses[name])))
