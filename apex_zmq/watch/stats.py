@@ -1,4 +1,4 @@
-"""Statistics of a run, made from the statuses of all roles, for TensorBoard and the progress line."""
+"""Statistics of a run for TensorBoard and the progress line, aggregated from the statuses of all roles."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from apex_zmq.envs.info import ENDS, STATISTICS
 from apex_zmq.watch.metrics import COUNTERS, METRICS, ROLES, Metric, rates
 from apex_zmq.wire.messages import Episode, Status
 
-LOW_EPSILON = 0.01
-EPISODE_WINDOW = 100  # as in Stable-Baselines3's rollout/ep_rew_mean
+EPISODE_WINDOW = 100  # episodes averaged, as in Stable-Baselines3's rollout/ep_rew_mean
+LOW_EPSILON = 0.01  # upper bound of epsilon of the episodes under rollout/low_epsilon
 LOW_EPSILON_WINDOW = 20
-# Returns are averaged per bucket of epsilon too, over the last episodes of each: up to 0.001, up to 0.01, ...
-EPSILON_BOUNDS = (0.001, 0.01, 0.1, 1.0)
+EPSILON_BOUNDS = (0.001, 0.01, 0.1, 1.0)  # upper bounds of the ranges of epsilon that are averaged separately
 EPSILON_WINDOW = 20
 BY_EPSILON = {
     "rollout/ep_rew_mean",
@@ -29,20 +28,20 @@ BY_EPSILON = {
     *(f"rollout/{statistic.window}" for statistic in STATISTICS if statistic.is_rate),
 }
 TOTALS = {statistic.total: statistic for statistic in STATISTICS if statistic.total}
-STARTED_TOGETHER_S = 60.0  # largest age beyond the learner's of a process started for the same learner
-MAX_SOURCES = 4096  # bound on remembered processes, and on stages
-MAX_NUMBER = float(1 << 53)  # bound on reported values; TensorBoard's axis ends at 2^63
+STARTED_TOGETHER_S = 60.0  # a process at most this much older than the learner was started with it
+MAX_SOURCES = 4096  # limit on remembered processes, and on stages
+MAX_NUMBER = float(1 << 53)  # limit on reported values; TensorBoard's axis ends at 2^63
 PROGRESS_LOG = "apex_zmq.progress"  # logger of the progress lines
-AWAY_S = 10.0  # seconds without a status after which a process is away
+SILENT_S = 10.0  # seconds without a status after which a process is silent
 
 
 @dataclass
 class RunStats:
-    """Sums the statuses of all roles; sums of counters continue over restarts of their processes.
+    """Aggregates the statuses of all roles. Sums of counters continue when a process restarts and counts from 0.
 
-    since: monotonic seconds at which this learner started; counts of older processes from before are left out.
-    episodes, decisions: of the whole run, resumed ones included. info: likewise, totals of `envs.info` by name.
-    restarts: processes that replaced one of the same name.
+    since: monotonic seconds at which this learner started; counts of older processes up to then are excluded.
+    episodes, decisions: of the whole run, including the part before a resume. info: likewise, totals of `envs.info` by
+    name. restarts: number of processes that replaced one of the same name.
     """
 
     since: float = -math.inf
@@ -51,7 +50,7 @@ class RunStats:
     info: dict[str, float] = field(default_factory=dict)
     restarts: int = 0
     _last: dict[tuple[str, int], Status] = field(default_factory=dict)
-    _heard_at: dict[tuple[str, int], float] = field(default_factory=dict)
+    _received_at: dict[tuple[str, int], float] = field(default_factory=dict)
     _counters: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
     _at_summary: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0.0))
     _summary_time: float = field(default_factory=time.monotonic)
@@ -64,7 +63,7 @@ class RunStats:
     _ends: dict[str, deque[float]] = field(default_factory=dict)
 
     def add(self, status: Status, now: float) -> None:
-        """Add one status; now: monotonic seconds."""
+        """Add one status. now: monotonic seconds."""
         status = _bounded(status)
         key = (status.name, status.incarnation)
         before: dict[str, float] = {}
@@ -79,9 +78,9 @@ class RunStats:
         if key not in self._last:
             self.restarts += any(name == status.name for name, _ in self._last)
             if len(self._last) >= MAX_SOURCES:
-                silent = min(self._heard_at, key=self._heard_at.__getitem__)
-                del self._last[silent], self._heard_at[silent]
-        self._last[key], self._heard_at[key] = status, now
+                oldest = min(self._received_at, key=self._received_at.__getitem__)
+                del self._last[oldest], self._received_at[oldest]
+        self._last[key], self._received_at[key] = status, now
         for episode in status.episodes:
             self.episodes += 1
             for name, statistic in TOTALS.items():
@@ -100,23 +99,23 @@ class RunStats:
 
     @property
     def low_epsilon_return(self) -> float | None:
-        """Mean return of the last low-epsilon episodes, once there are enough of them."""
-        recent = list(self._recent_low)  # a copy: another thread may be adding
+        """Mean return of the newest low-epsilon episodes; None: fewer than `LOW_EPSILON_WINDOW` have ended."""
+        recent = list(self._recent_low)  # copied, because another thread may append
         if len(recent) < LOW_EPSILON_WINDOW:
             return None
         return float(np.mean([episode.episode_return for episode in recent]))
 
     def live(self, role: str, now: float) -> list[Status]:
-        """The newest status of each live process of a role; of processes of one name, that of the latest."""
-        latest = {key[0]: key for key in sorted(self._heard_at, key=self._heard_at.__getitem__)}
+        """The newest status of each live process of a role; of several with one name, that of the newest process."""
+        latest = {key[0]: key for key in sorted(self._received_at, key=self._received_at.__getitem__)}
         return [
             self._last[key]
             for key in latest.values()
-            if self._last[key].role == role and now - self._heard_at[key] <= AWAY_S
+            if self._last[key].role == role and now - self._received_at[key] <= SILENT_S
         ]
 
     def summary(self, now: float, update: int) -> dict[str, float]:
-        """Numbers since the last summary, by TensorBoard tag."""
+        """The run's curves by TensorBoard tag; rates are measured since the last call. now: monotonic seconds."""
         rate = rates(self._at_summary, self._counters, max(now - self._summary_time, 1e-9))
         self._at_summary, self._summary_time = dict(self._counters), now
         actors = self.live("actor", now)
@@ -151,9 +150,9 @@ class RunStats:
         return numbers
 
     def _curve(self, metric: Metric, rate: Mapping[str, float], live: Sequence[Status]) -> float | None:
-        """The value of `Metric.curve`; None: no process reports what it is made of.
+        """The value of `Metric.curve`; None: no live process reports the metric.
 
-        rate: growth per second of counters over all processes. live: of the metric's role.
+        rate: growth per second of each counter, summed over processes. live: statuses of the metric's role.
         """
         assert metric.curve is not None
         values = [status.metrics[metric.name] for status in live if metric.name in status.metrics]
@@ -170,12 +169,12 @@ class RunStats:
                 return float(np.mean(values)) if values else None
 
     def ends(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Where the last episodes that did not succeed ended: the entry of `ENDS`, by TensorBoard tag of the stage."""
+        """`ENDS.entry` (for Mario: largest x) of the newest unsuccessful episodes, by TensorBoard tag of the stage."""
         return {f"{ENDS.tag}/{stage}": np.array(ends) for stage, ends in self._ends.items()}
 
 
 def _bounded(status: Status) -> Status:
-    """The status with values clipped, so that sums and means neither overflow nor exceed what a checkpoint can hold."""
+    """Clip the values of a status, so that sums and means neither overflow nor exceed the range of a checkpoint."""
     episodes = (
         replace(
             each,
@@ -212,7 +211,7 @@ def _rollout(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
 
 
 class Meter:
-    """Means of numbers; one thread adds, another takes."""
+    """Means of named numbers; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -220,14 +219,14 @@ class Meter:
         self._counts: defaultdict[str, int] = defaultdict(int)
 
     def add(self, numbers: Mapping[str, float]) -> None:
-        """One more value of each."""
+        """Add one value of each number."""
         with self._lock:
             for name, value in numbers.items():
                 self._sums[name] += value
                 self._counts[name] += 1
 
     def take(self) -> dict[str, float]:
-        """Means since the last call."""
+        """Return the means of the values added since the last call."""
         with self._lock:
             means = {name: self._sums[name] / self._counts[name] for name in self._sums}
             self._sums.clear()
@@ -236,9 +235,9 @@ class Meter:
 
 
 def progress_line(numbers: Mapping[str, float]) -> str:
-    """The run in one line.
+    """Format the main numbers of a run as one line.
 
-    numbers: of the learner's status, or of a summary: by TensorBoard tag. Those that are missing are left out.
+    numbers: by TensorBoard tag, from a summary or from the learner's status; absent ones are omitted.
     """
     shown: list[tuple[str, str, Callable[[float], str]]] = [
         ("episodes", "rollout/episodes", lambda x: f"{x:.0f}"),

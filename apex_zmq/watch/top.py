@@ -1,4 +1,4 @@
-"""apex-top: a live run in a terminal, from the statuses that its learner relays."""
+"""apex-top: displays a live run in a terminal, from the statuses that its learner relays."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Status, decode_relayed_status
 
 REFRESH_S = 1.0
-ONCE_S = 2.0  # of which `once` takes rates and shares, at least
+ONCE_S = 2.0  # shortest interval over which `once` measures rates and shares
 MAX_REFUSALS = 3  # lines per shard
-WIDTH = 120  # columns where there is no terminal
-OTHER_ROWS = 16  # of a terminal, for what is no process
-STYLES: dict[State, str] = {"working": "green", "filling": "cyan", "away": "bold red", "stuck": "bold red"}
+WIDTH = 120  # columns of output that is not a terminal
+OTHER_ROWS = 16  # rows of a terminal that are reserved for everything but the processes
+STYLES: dict[State, str] = {"working": "green", "filling": "cyan", "silent": "bold red", "stuck": "bold red"}
 Numbers = Mapping[str, float]
 
 
 class Listener:
     """Receives the statuses that a learner relays on its parameters link.
 
-    address: of the link.
+    address: of that link.
     """
 
     def __init__(self, links: Links) -> None:
@@ -42,8 +42,8 @@ class Listener:
         self._watch = Watch(time.monotonic())
         self._inbox: Inbox[Status] = links.subscribe("parameters", {Kind.RELAYED_STATUS: decode_relayed_status})
 
-    def listen(self, seconds: float) -> None:
-        """Receive statuses for so many seconds."""
+    def receive(self, seconds: float) -> None:
+        """Receive statuses for a number of seconds."""
         until = time.monotonic() + seconds
         while (left_s := until - time.monotonic()) > 0:
             status = self._inbox.receive(left_s)
@@ -53,11 +53,11 @@ class Listener:
 
     @property
     def complete(self) -> bool:
-        """Whether every role has reported for long enough to be judged."""
+        """Whether every process has reported for long enough to measure its rates."""
         return self._watch.complete(ONCE_S)
 
     def view(self) -> View:
-        """The run now."""
+        """Snapshot of the run."""
         return self._watch.view(time.monotonic())
 
     def close(self) -> None:
@@ -75,24 +75,25 @@ class LastWarning(logging.Handler):
 
 
 def once(listener: Listener, timeout_s: float, *, as_json: bool) -> int:
-    """Print the run once, when every role that the learner knows of has been heard.
+    """Print the run once, as soon as every process that the learner counts has reported, or after `timeout_s`.
 
     Returns:
-        Exit code: 1 when no learner has been heard in time.
+        Exit code: 1 if no learner has reported by then, else 0.
     """
     deadline = time.monotonic() + timeout_s
     while not listener.complete and time.monotonic() < deadline:
-        listener.listen(0.1)
+        listener.receive(0.1)
     view = listener.view()
     if view.learner is None:
         print(
-            f"apex-top: no word from a learner at {listener.address} within {timeout_s:g} s; is it running, and are "
-            "--parameters (its own, not a forwarder's) and --keys right?",
+            f"apex-top: no status from a learner at {listener.address} within {timeout_s:g} s; check that it is "
+            "running, that --parameters is its address (not a forwarder's), and --keys",
             file=sys.stderr,
         )
         return 1
     if not listener.complete:
-        print(f"apex-top: within {timeout_s:g} s not every role has been heard; see --timeout", file=sys.stderr)
+        message = f"apex-top: not every process has reported within {timeout_s:g} s; raise --timeout to wait longer"
+        print(message, file=sys.stderr)
     verdict = judge(view)
     if as_json:
         print(to_json(view, verdict))
@@ -105,7 +106,7 @@ def once(listener: Listener, timeout_s: float, *, as_json: bool) -> int:
 
 
 def live(listener: Listener, stop: threading.Event) -> None:
-    """Show the run until told to stop; standard output is a terminal."""
+    """Show the run until `stop` is set. Standard output must be a terminal."""
     console, warning = Console(), LastWarning(logging.WARNING)
     logging.basicConfig(handlers=[warning])
     with Live(console=console, screen=True, auto_refresh=False) as screen:
@@ -113,28 +114,28 @@ def live(listener: Listener, stop: threading.Event) -> None:
             view = listener.view()
             shown = frame(view, judge(view), max_processes=max(1, console.height - OTHER_ROWS))
             screen.update(Group(shown, Text(warning.line, style="red")), refresh=True)
-            listener.listen(REFRESH_S)
+            listener.receive(REFRESH_S)
 
 
 def to_json(view: View, verdict: Verdict) -> str:
-    """All that a frame shows, and more, as one JSON object in one line."""
+    """Serialize verdict and view as one JSON object in one line."""
     return json.dumps({"verdict": asdict(verdict), **asdict(view)})
 
 
 def frame(view: View, verdict: Verdict, max_processes: int | None = None) -> RenderableType:
-    """One picture of the run.
+    """Render the run.
 
-    max_processes: rows at most; actors that work are left out first. None: all.
+    max_processes: maximum rows of the table of processes; working actors are omitted first. None: no limit.
     """
-    beside = Table.grid(padding=(0, 4))
-    beside.add_row(_shards(view.live("replay")), _buckets(view.buckets))
+    bottom = Table.grid(padding=(0, 4))
+    bottom.add_row(_shards(view.live("replay")), _buckets(view.buckets))
     return Group(
         Text(progress_line(view.run)),
         Text.assemble(("verdict: ", "bold"), (f"{verdict.rule}: ", "bold yellow"), verdict.text),
         Text(),
         _processes(view.processes, max_processes),
         Text(),
-        beside,
+        bottom,
         *(
             Text(f"{shard.name} refused {each.segments} segments of {each.actor!r}, the last one: {each.reason!r}")
             for shard in view.live("replay")
@@ -143,30 +144,30 @@ def frame(view: View, verdict: Verdict, max_processes: int | None = None) -> Ren
     )
 
 
-def _processes(processes: Sequence[Process], at_most: int | None) -> Table:
+def _processes(processes: Sequence[Process], max_rows: int | None) -> Table:
     table = _table("process", "host:pid", "up", "state", "CPU", "memory", "per second", "waits", "queue", "age")
     shown = processes
-    if at_most is not None and len(processes) > at_most:
-        shown = sorted(processes, key=_urgency)[:at_most]
+    if max_rows is not None and len(processes) > max_rows:
+        shown = sorted(processes, key=_priority)[:max_rows]
     for each in shown:
         numbers = each.numbers
-        state = f"{each.state} {_time(each.silent_s)}" if each.state == "away" else each.state
+        state = f"{each.state} {_duration(each.silent_s)}" if each.state == "silent" else each.state
         table.add_row(
-            Text(each.name),  # of a peer: not rich markup
+            Text(each.name),  # sent by a peer, so never parsed as markup
             Text(f"{each.host}:{each.pid}" if each.pid else ""),
-            _time(each.age_s) if each.pid else "",
+            _duration(each.age_s) if each.pid else "",
             Text(state, style=STYLES.get(each.state, "yellow")),
             _show(numbers, "cpu", "{:.0%}"),
             _show(numbers, "rss_bytes", "{:.0f} MB", 1e-6),
-            *(DOES[each.role](numbers) if each.role in DOES else ()),
+            *(COLUMNS[each.role](numbers) if each.role in COLUMNS else ()),
         )
     if len(shown) < len(processes):
         table.add_row(f"and {len(processes) - len(shown)} more")
     return table
 
 
-def _urgency(process: Process) -> int:
-    """Sort key: processes with the lowest are kept longest."""
+def _priority(process: Process) -> int:
+    """Sort key of the processes to show; the lowest come first."""
     return 0 if process.role != "actor" else 1 + (process.state == "working")
 
 
@@ -180,10 +181,10 @@ def _learner(numbers: Numbers) -> tuple[str, ...]:
 
 def _replay(numbers: Numbers) -> tuple[str, ...]:
     rates = _show(numbers, "inserts_per_s", "{:.0f} in"), _show(numbers, "samples_per_s", "{:.0f} out")
-    held = _show(numbers, "insert_blocked", "{:.0%} in"), _show(numbers, "sample_blocked", "{:.0%} out")
+    waits = _show(numbers, "insert_blocked", "{:.0%} in"), _show(numbers, "sample_blocked", "{:.0%} out")
     return (
         ", ".join(filter(None, rates)),
-        ", ".join(filter(None, held)),
+        ", ".join(filter(None, waits)),
         _show(numbers, "in_flight", "{:.0f} in flight"),
         _show(numbers, "sample_age_s", "{:.0f} s"),
     )
@@ -199,7 +200,8 @@ def _actor(numbers: Numbers) -> tuple[str, ...]:
     )
 
 
-DOES: dict[str, Callable[[Numbers], tuple[str, ...]]] = {"learner": _learner, "replay": _replay, "actor": _actor}
+# Cells of the columns "per second", "waits", "queue" and "age", by role.
+COLUMNS: dict[str, Callable[[Numbers], tuple[str, ...]]] = {"learner": _learner, "replay": _replay, "actor": _actor}
 
 
 def _shards(shards: Sequence[Process]) -> Table:
@@ -233,11 +235,11 @@ def _table(*columns: str) -> Table:
 
 
 def _show(numbers: Numbers, name: str, form: str, factor: float = 1.0) -> str:
-    """A number, or an empty cell where it is not reported."""
+    """Format a number; an empty cell if it is not reported."""
     return form.format(factor * numbers[name]) if name in numbers else ""
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -1,6 +1,7 @@
-"""Diagnosis of a run: rules over a view that name the bottleneck and the change; the first that holds decides.
+"""Diagnosis of a run: an ordered table of rules over a view. The first rule that applies is the verdict.
 
-docs/TUNING.md, "Who waits for whom", lists the same rules in the same order.
+A rule is a function that returns one line (the bottleneck, its evidence, and the setting to change), or None if it does
+not apply. docs/TUNING.md, "Finding the bottleneck", lists the same rules in the same order.
 """
 
 from __future__ import annotations
@@ -12,70 +13,74 @@ from dataclasses import dataclass
 from apex_zmq.watch.metrics import COUNTERS, REFUSALS
 from apex_zmq.watch.view import Process, View, mean, total
 
-WAITS = 0.25  # share of time; a process that waits longer is held up
-BUSY = 0.8  # share of time; a process that works longer is saturated
-FULL = 0.95  # share of all cores of a host
-REFUSED_PER_S = 0.2  # a client with the wrong key tries every two seconds
-STALE_S = 60.0  # from one publication of parameters to the next
-FEW_UPDATES = 100  # parameters so few updates old are not stale, however long the updates take
-LATE_S = 10.0  # beyond two publications: parameters that have not come
+WAITING = 0.25  # share of time from which a process counts as waiting
+BUSY = 0.8  # share of time from which a process counts as saturated
+FULL = 0.95  # share of a host's cores from which none counts as free
+REFUSED_PER_S = 0.2  # messages and connections; a client with a wrong key retries every two seconds
+STALE_S = 60.0  # longest period between publications of parameters
+STALE_UPDATES = 100  # publications at most this many updates apart are never stale
+LATE_S = 10.0  # beyond two publication periods, parameters of an actor count as late
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """rule: name of the rule that holds. text: one line, what is the matter and what to change."""
+    """rule: name of the rule that applies. text: its line: the bottleneck, its evidence, and the change."""
 
     rule: str
     text: str
 
 
 def judge(view: View) -> Verdict:
-    """The verdict on a run."""
+    """Return the first rule that applies to a run, with its text."""
     return next(Verdict(name, text) for name, rule in RULES if (text := rule(view)) is not None)
 
 
-def _no_word(view: View) -> str | None:
+def _no_learner(view: View) -> str | None:
     if view.learner is None:
-        return "no word from a learner yet: all others are heard through it"
-    return None
-
-
-def _learner_away(view: View) -> str | None:
-    if view.learner is not None and view.learner.state == "away":
         return (
-            f"the learner has been silent for {view.learner.silent_s:.0f} s, and nobody is heard without it: start it "
-            "again with --resume; the others wait"
+            "no status of a learner has been received, and it relays those of the other roles: start it, or check "
+            "--parameters and --keys"
         )
     return None
 
 
-def _lost_shard(view: View) -> str | None:
-    away = [process for process in view.processes if process.role == "replay" and process.state == "away"]
-    if not away:
+def _learner_silent(view: View) -> str | None:
+    if view.learner is None or view.learner.state != "silent":
         return None
     return (
-        f"{_names(away)} has been silent for {max(each.silent_s for each in away):.0f} s: start it again with the same "
-        f"arguments; the run goes on with {len(view.live('replay'))} of {len(away) + len(view.live('replay'))} shards"
+        f"the learner, which relays the statuses of all roles, has been silent for {view.learner.silent_s:.0f} s: "
+        "restart it with --resume; the other roles wait for it"
+    )
+
+
+def _lost_shard(view: View) -> str | None:
+    lost = [process for process in view.processes if process.role == "replay" and process.state == "silent"]
+    if not lost:
+        return None
+    live = len(view.live("replay"))
+    return (
+        f"{_names(lost)} has been silent for {max(each.silent_s for each in lost):.0f} s: restart it with the same "
+        f"arguments; the run continues with {live} of {live + len(lost)} shards"
     )
 
 
 def _refused(view: View) -> str | None:
-    refusing = {process.name: _refused_per_s(process) for process in view.processes if process.state != "away"}
-    worst = max(refusing, key=refusing.__getitem__)
-    if refusing[worst] < REFUSED_PER_S:
+    rates = {process.name: _refused_per_s(process) for process in view.processes if process.state != "silent"}
+    worst = max(rates, key=rates.__getitem__)
+    if rates[worst] < REFUSED_PER_S:
         return None
     return (
-        f"{worst} refuses {_count(refusing[worst])} messages or connections per second: its log names who sends them; "
-        "most often a peer with another config, version or key"
+        f"{worst} refuses {_count(rates[worst])} messages or connections per second: its log names the sender, most "
+        "often a peer with another config, version or key"
     )
 
 
 def _no_actor(view: View) -> str | None:
     actors = view.live("actor")
     if not actors:
-        return "no actor is heard: start some; where they run, --status must reach the learner"
+        return "no status of an actor has been received: start actors, or check that --status reaches the learner"
     if all(actor.state == "no parameters" for actor in actors):
-        return f"{_names(actors)}: no parameters yet; --parameters must reach the learner"
+        return f"{_names(actors)} has no parameters: check that --parameters of the actors reaches the learner"
     return None
 
 
@@ -83,124 +88,125 @@ def _filling(view: View) -> str | None:
     filling = [shard for shard in view.live("replay") if shard.state == "filling"]
     if not filling or len(filling) < len(view.live("replay")):
         return None
-    left, rate = total(filling, "min_size_left"), total(filling, "inserts_per_s")
-    when = f"at {_count(rate)}/s in {left / rate:.0f} s" if rate else "and none comes: look at the actors' logs"
-    return f"training begins when {left:.0f} more transitions are stored (replay.min_size), {when}"
+    missing, rate = total(filling, "min_size_left"), total(filling, "inserts_per_s")
+    when = f"in {missing / rate:.0f} s at {_count(rate)}/s" if rate else "but none arrives: read the actors' logs"
+    return f"training starts when {missing:.0f} more transitions are stored (replay.min_size), {when}"
 
 
 def _slow_replay(view: View) -> str | None:
     busy = [shard for shard in view.live("replay") if _busy(shard) >= BUSY]
-    if _waited(view) < WAITS or not busy:
+    if _waited(view) < WAITING or not busy:
         return None
     batches = total(busy, "samples_per_s") / _setting(view, "batch_size")
-    where = " on another host: its own has no core left" if _full(busy) else ""
+    where = " on another host, because this one has no free core" if _all_full(busy) else ""
     return (
-        f"learner waits {_waited(view):.0%} of the time: {_names(busy)} sends {_count(batches)} batches/s at "
-        f"{mean(busy, 'cpu'):.0%} CPU; add a shard (replay.shards){where}"
+        f"the learner waits {_waited(view):.0%} of the time: {_names(busy)} is saturated at {_count(batches)} "
+        f"batches/s and {mean(busy, 'cpu'):.0%} CPU; add a shard (replay.shards){where}"
     )
 
 
 def _too_few_actors(view: View) -> str | None:
     shards, actors, waited = view.live("replay"), view.live("actor"), _waited(view)
-    if waited < WAITS or mean(shards, "sample_blocked") < waited / 2:
+    if waited < WAITING or mean(shards, "sample_blocked") < waited / 2:
         return None
     target, inserts = mean(shards, "samples_per_insert_target"), total(shards, "inserts_per_s")
-    wanted = f"about {math.ceil(round(len(actors) / max(1 - waited, 0.05), 1))} in place of {len(actors)}"
-    where = ", on other hosts: those they are on have no core left" if _full(actors) else ""
+    batches = inserts * target / _setting(view, "batch_size")
+    wanted = math.ceil(round(len(actors) / max(1 - waited, 0.05), 1))
+    where = " on other hosts, because theirs have no free core" if _all_full(actors) else ""
     return (
-        f"learner waits {waited:.0%} of the time: actors bring {_count(inserts)} transitions/s, at {target:g} samples "
-        f"per insert enough for {_count(inserts * target / _setting(view, 'batch_size'))} batches/s; add actors, "
-        f"{wanted}{where}, or raise replay.samples_per_insert"
+        f"the learner waits {waited:.0%} of the time: the actors send {_count(inserts)} transitions/s, which at "
+        f"{target:g} samples per insert suffice for {_count(batches)} batches/s; run about {wanted} actors instead of "
+        f"{len(actors)}{where}, or raise replay.samples_per_insert"
     )
 
 
 def _slow_decoding(view: View) -> str | None:
     learner = view.learner
-    if learner is None or _waited(view) < WAITS or learner.numbers.get("decode", 0.0) < BUSY:
+    if learner is None or _waited(view) < WAITING or learner.numbers.get("decode", 0.0) < BUSY:
         return None
     return (
-        f"learner waits {_waited(view):.0%} of the time: decoding its batches takes {learner.numbers['decode']:.0%} "
-        "of a core; smaller frames (env.frame_height, env.frame_width), a faster core, or several ranks under torchrun"
+        f"the learner waits {_waited(view):.0%} of the time: decoding batches takes {learner.numbers['decode']:.0%} "
+        "of a core; use smaller frames (env.frame_height, env.frame_width), a faster core, or several ranks (torchrun)"
     )
 
 
 def _starved_learner(view: View) -> str | None:
     shards, waited = view.live("replay"), _waited(view)
-    if waited < WAITS:
+    if waited < WAITING:
         return None
-    held = mean(shards, "link_blocked") >= waited / 2
-    if held and not total(shards, "in_flight") and not total(shards, "samples_per_s"):
+    unsent = mean(shards, "link_blocked") >= waited / 2
+    if unsent and not total(shards, "in_flight") and not total(shards, "samples_per_s"):
         return (
-            f"learner waits {waited:.0%} of the time: {_names(shards)} cannot send it batches; --batches and "
-            "--priorities must lead both to each other"
+            f"the learner waits {waited:.0%} of the time: {_names(shards)} cannot send batches; check the addresses "
+            "that --batches and --priorities give the learner and the replay"
         )
     full = {each.host for each in [*shards, view.learner] if each and each.numbers.get("host_cpu", 0.0) >= FULL}
     if full:
         return (
-            f"learner waits {waited:.0%} of the time, and {', '.join(sorted(full))} has no core left: move actors to "
-            "other hosts, or start fewer"
+            f"the learner waits {waited:.0%} of the time, and {', '.join(sorted(full))} has no free core: move actors "
+            "to other hosts, or run fewer"
         )
     return (
-        f"learner waits {waited:.0%} of the time: {total(shards, 'in_flight'):.0f} batches are on their way, and no "
-        "shard is busy or holds them back; raise replay.credits, or look at the link between replay and learner"
+        f"the learner waits {waited:.0%} of the time: {total(shards, 'in_flight'):.0f} batches are in flight, and no "
+        "shard is saturated or limited by the ratio; raise replay.credits, or check the link from replay to learner"
     )
 
 
 def _stale_parameters(view: View) -> str | None:
-    every, rate = _setting(view, "sync_every"), view.learner.numbers.get("updates_per_s", 0.0) if view.learner else 0.0
+    every, rate = _setting(view, "sync_every"), _updates(view)
     if rate <= 0:
         return None
     period_s = every / rate
-    if every > FEW_UPDATES and period_s > STALE_S:
-        wanted = max(FEW_UPDATES, round(rate * STALE_S / 6))
+    if every > STALE_UPDATES and period_s > STALE_S:
         return (
-            f"parameters are published every {period_s:.0f} s ({every:.0f} updates at {_count(rate)}/s); lower "
-            f"learner.sync_every to {wanted} or less"
+            f"parameters are published every {period_s:.0f} s ({every:.0f} updates at {_count(rate)}/s): lower "
+            f"learner.sync_every to {max(STALE_UPDATES, round(rate * STALE_S / 6))} or less"
         )
-    playing = [actor for actor in view.live("actor") if actor.state == "working"]
-    late = [actor for actor in playing if actor.numbers.get("parameter_age_s", 0.0) > 2 * period_s + LATE_S]
+    working = [actor for actor in view.live("actor") if actor.state == "working"]
+    late = [actor for actor in working if actor.numbers.get("parameter_age_s", 0.0) > 2 * period_s + LATE_S]
     if not late:
         return None
     return (
-        f"{_names(late)} plays with parameters {mean(late, 'parameter_age_s'):.0f} s old, and new ones are published "
-        f"every {_count(period_s)} s: look at the link from the learner, or its forwarder"
+        f"{_names(late)} uses parameters {mean(late, 'parameter_age_s'):.0f} s old, although new ones are published "
+        f"every {_count(period_s)} s: check the link from the learner, or the forwarder"
     )
 
 
 def _throttled_actors(view: View) -> str | None:
     shards = view.live("replay")
-    held = mean(shards, "insert_blocked")  # and not that of actors, who first fill what the network holds
-    if held < WAITS:
+    blocked = mean(shards, "insert_blocked")  # actors block later, when the network buffers are full
+    if blocked < WAITING:
         return None
     inserts, target = total(shards, "inserts_per_s"), mean(shards, "samples_per_insert_target")
     return (
-        f"experience is held back {held:.0%} of the time, actors wait {mean(view.live('actor'), 'blocked'):.0%}: the "
-        f"learner takes {_count(_updates(view))} batches/s, at {target:g} samples per insert no more than "
-        f"{_count(inserts)} transitions/s; a faster learner, fewer actors, or a lower replay.samples_per_insert"
+        f"inserts are blocked {blocked:.0%} of the time, actors {mean(view.live('actor'), 'blocked'):.0%}: the learner "
+        f"takes {_count(_updates(view))} batches/s, which at {target:g} samples per insert allow {_count(inserts)} "
+        "transitions/s; use a faster learner, fewer actors, or a lower replay.samples_per_insert"
     )
 
 
 def _slow_inserts(view: View) -> str | None:
     shards, actors = view.live("replay"), view.live("actor")
-    if mean(actors, "blocked") < WAITS and not total(actors, "dropped_segments_per_s"):
+    if mean(actors, "blocked") < WAITING and not total(actors, "dropped_segments_per_s"):
         return None
     return (
-        f"actors wait {mean(actors, 'blocked'):.0%} of the time, and not for the learner: "
-        f"{_names(shards)} stores {_count(total(shards, 'inserts_per_s'))} transitions/s at {mean(shards, 'cpu'):.0%} "
-        "CPU; add a shard (replay.shards), or look at the link to the replay"
+        f"actors are blocked {mean(actors, 'blocked'):.0%} of the time, but not by the ratio: {_names(shards)} stores "
+        f"{_count(total(shards, 'inserts_per_s'))} transitions/s at {mean(shards, 'cpu'):.0%} CPU; add a shard "
+        "(replay.shards), or check the link to the replay"
     )
 
 
 def _balanced(view: View) -> str | None:
     return (
-        f"nobody waits for long (learner {_waited(view):.0%}, actors {mean(view.live('actor'), 'blocked'):.0%} of the "
-        f"time): {_count(_updates(view))} updates/s are what the learner can do; more want a faster one, then actors"
+        f"no role waits long (learner {_waited(view):.0%}, actors {mean(view.live('actor'), 'blocked'):.0%} of the "
+        f"time): the learner is at its limit of {_count(_updates(view))} updates/s; for more, use a faster learner, "
+        "then more actors"
     )
 
 
 RULES: tuple[tuple[str, Callable[[View], str | None]], ...] = (
-    ("no word", _no_word),
-    ("learner away", _learner_away),
+    ("no learner", _no_learner),
+    ("learner silent", _learner_silent),
     ("lost shard", _lost_shard),
     ("refused", _refused),
     ("no actor", _no_actor),
@@ -225,7 +231,7 @@ def _updates(view: View) -> float:
 
 
 def _setting(view: View, setting: str) -> float:
-    """A setting as the learner reports it; 1 where it does not."""
+    """A setting as reported by the learner, at least 1; 1 if it is not reported."""
     return max(1.0, view.learner.numbers.get(setting, 1.0)) if view.learner else 1.0
 
 
@@ -233,8 +239,8 @@ def _busy(shard: Process) -> float:
     return 1 - shard.numbers.get("idle", 1.0)
 
 
-def _full(processes: Sequence[Process]) -> bool:
-    """Whether their hosts have no core left."""
+def _all_full(processes: Sequence[Process]) -> bool:
+    """Whether none of the processes' hosts has a free core."""
     return all(process.numbers.get("host_cpu", 0.0) >= FULL for process in processes)
 
 
@@ -248,5 +254,5 @@ def _names(processes: Sequence[Process]) -> str:
 
 
 def _count(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format with three significant digits, or as an integer from 100 on."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The verdict over a real run whose bottleneck is put there: a replay that is slow, held back, cut off, killed."""
+"""The verdict on real runs with an injected bottleneck: a slow, throttled, disconnected or killed replay."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ sys.exit(cli.replay(sys.argv[1:]))
 
 
 class Run:
-    """An actor and a learner as real programs, and the shards that a test gives them.
+    """An actor and a learner as real programs, and the shards that a test starts.
 
-    settings: of learner and actor beside those of the config.
+    settings: overrides for learner and actor.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class Run:
         self.actor = start("actor", *self._common, *_set(settings))
 
     def give(self, shard: int, *settings: str) -> None:
-        """Start a shard under settings, in place of the one that was there."""
+        """Start a shard with settings; a running one of the same number is ended first."""
         if shard in self.shards:
             self.shards[shard].end()
         self.shards[shard] = self._start("replay", *self._common, *_set(settings), "--shard", str(shard))
 
     def give_slow(self, directory: Path) -> None:
-        """Start a shard that works 50 ms for each batch."""
+        """Start a shard that takes 50 ms of CPU time per batch."""
         arguments = [*self._common, *_set(("replay.samples_per_insert=null",))]
         self.shards[0] = Program.of([sys.executable, "-c", SLOW, *arguments], directory)
 
     def await_verdict(self, rule: str) -> str:
-        """The verdict's line, once it has been this rule for a while; the test times out when it never is."""
+        """Text of the verdict once this rule has applied for `STEADY` views; the test times out if it never does."""
         steady = 0
         while steady < STEADY:
-            self.listener.listen(0.2)
+            self.listener.receive(0.2)
             verdict = judge(self.listener.view())
             print(verdict)
             steady = steady + 1 if verdict.rule == rule else 0
@@ -103,7 +103,7 @@ def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view, "WINDOW_S", 1.5)
 
 
-def test_a_missing_shard_throttled_actors_and_too_few_are_told_apart(
+def test_a_lost_shard_throttled_actors_and_too_few_actors_are_distinguished(
     start: StartProgram, opened: Callable[[Any], Any]
 ) -> None:
     run = Run(start, opened, shards=2)
@@ -124,7 +124,7 @@ def test_a_missing_shard_throttled_actors_and_too_few_are_told_apart(
 
 
 @pytest.mark.long
-def test_a_slow_replay_is_named(start: StartProgram, opened: Callable[[Any], Any], tmp_path: Path) -> None:
+def test_a_slow_replay_is_diagnosed(start: StartProgram, opened: Callable[[Any], Any], tmp_path: Path) -> None:
     run = Run(start, opened)
     run.give_slow(tmp_path)
     try:
@@ -136,8 +136,8 @@ def test_a_slow_replay_is_named(start: StartProgram, opened: Callable[[Any], Any
 
 
 @contextmanager
-def hardly_open(proxy: Proxy) -> Iterator[None]:
-    """A link over which something comes three times a second."""
+def intermittently_open(proxy: Proxy) -> Iterator[None]:
+    """Open a proxied link for a moment three times a second."""
     done = threading.Event()
 
     def alternate() -> None:
@@ -156,25 +156,25 @@ def hardly_open(proxy: Proxy) -> Iterator[None]:
 
 
 @pytest.mark.long
-def test_a_learner_is_starved_by_its_link_to_the_replay(start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_a_learner_starved_by_its_link_is_diagnosed(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened)
     proxy: Proxy = opened(Proxy(run.addresses["batches"]))
     run.give(0, "replay.samples_per_insert=null", f"addresses.batches={proxy.address}")
     run.await_verdict("balanced")
-    with hardly_open(proxy):
+    with intermittently_open(proxy):
         assert "learner waits" in run.await_verdict("starved learner")
     run.await_verdict("balanced")
 
 
 @pytest.mark.long
-def test_parameters_that_are_hardly_ever_published_are_stale(start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_rarely_published_parameters_are_diagnosed_as_stale(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened, settings=("learner.sync_every=1000000",))
     run.give(0, "replay.samples_per_insert=1000")
     assert "lower learner.sync_every" in run.await_verdict("stale parameters")
 
 
 @pytest.mark.long
-def test_a_killed_shard_is_missed(start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_a_killed_shard_is_diagnosed(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened, shards=2)
     for shard in (0, 1):
         run.give(shard, "replay.samples_per_insert=1000")
@@ -186,11 +186,11 @@ def test_a_killed_shard_is_missed(start: StartProgram, opened: Callable[[Any], A
 
 
 @pytest.mark.long
-def test_a_learner_that_is_gone_is_missed(start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_a_silent_learner_is_diagnosed(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened)
     run.give(0, "replay.samples_per_insert=1000")
     run.await_verdict("throttled actors")
     run.learner.process.send_signal(signal.SIGSTOP)
-    assert "--resume" in run.await_verdict("learner away")
+    assert "--resume" in run.await_verdict("learner silent")
     run.learner.process.send_signal(signal.SIGCONT)
     run.await_verdict("throttled actors")

@@ -6,11 +6,11 @@ import threading
 import pytest
 
 from apex_zmq.watch.stats import (
-    AWAY_S,
     EPISODE_WINDOW,
     EPSILON_WINDOW,
     LOW_EPSILON,
     LOW_EPSILON_WINDOW,
+    SILENT_S,
     Meter,
     RunStats,
     progress_line,
@@ -50,7 +50,7 @@ def episode(
     stage: str = "1-1",
     stages_cleared: int = 0,
 ) -> Episode:
-    """max_x: of Mario; None: of an environment that tells nothing."""
+    """An episode. max_x: of Mario; None: an environment without info."""
     if max_x is None:
         return Episode(value, length, epsilon)
     info = {"max_x": max_x, "cleared": float(cleared), "stages_cleared": float(stages_cleared)}
@@ -58,23 +58,23 @@ def episode(
 
 
 def started(now: float = 0.0) -> RunStats:
-    """Statistics whose next summary begins now."""
+    """Statistics whose next summary starts at `now`."""
     stats = RunStats()
     stats.summary(now, 0)
     return stats
 
 
-def test_counts_go_on_over_restarts_of_their_roles() -> None:
+def test_counts_continue_over_restarts() -> None:
     stats = RunStats(decisions=1000)
     stats.add(status("actor-0", 1, decisions=10), 0)
     stats.add(status("actor-0", 1, decisions=25), 1)
     stats.add(status("actor-1", 8, decisions=100), 1)
-    stats.add(status("actor-0", 2, decisions=5), 2)  # started again, counting from 0
+    stats.add(status("actor-0", 2, decisions=5), 2)  # restarted, counting from 0
     stats.add(status("actor-0", 2, decisions=7), 3)
     assert stats.decisions == 1000 + 25 + 100 + 7
 
 
-def test_no_peer_makes_numbers_too_large_to_be_kept() -> None:
+def test_numbers_are_clipped_to_a_finite_range() -> None:
     stats = started()
     games = tuple(episode(1e308, epsilon=0.0) for _ in range(LOW_EPSILON_WINDOW))
     for incarnation in range(20):
@@ -86,7 +86,7 @@ def test_no_peer_makes_numbers_too_large_to_be_kept() -> None:
         assert abs(value) < 2.0**63, tag
 
 
-def test_restarts_and_faults_are_counted_over_processes() -> None:
+def test_restarts_and_faults_are_summed_over_processes() -> None:
     stats = RunStats()
     stats.add(status("replay-0", 1, segments_lost=3, segments_refused=1), 0)
     stats.add(status("replay-1", 1, segments_lost=2), 0)
@@ -101,17 +101,17 @@ def test_restarts_and_faults_are_counted_over_processes() -> None:
     assert numbers["time/restarts"] == 1
 
 
-def test_a_new_learner_counts_what_older_processes_do_from_now_on() -> None:
+def test_a_new_learner_excludes_earlier_counts_of_older_processes() -> None:
     stats = RunStats(since=100.0, decisions=1000)
     stats.add(status("actor-0", 1, uptime=3600.0, decisions=700), 101)
     stats.add(status("actor-1", 1, uptime=0.5, decisions=4), 101)
-    stats.add(status("actor-2", 1, uptime=5.0, decisions=20), 101)  # up before the learner, as when all start at once
+    stats.add(status("actor-2", 1, uptime=5.0, decisions=20), 101)  # slightly older than the learner: started with it
     assert stats.decisions == 1024
     stats.add(status("actor-0", 1, uptime=3601.0, decisions=730), 102)
     assert stats.decisions == 1054
 
 
-def test_rates_are_of_the_time_since_the_last_summary() -> None:
+def test_rates_are_measured_since_the_last_summary() -> None:
     stats = started(100)
     stats.add(status("actor-0", 1, decisions=40), 101)
     stats.add(status("actor-1", 1, decisions=60), 102)
@@ -131,23 +131,23 @@ def test_rates_are_of_the_time_since_the_last_summary() -> None:
     assert stats.summary(107, update=508)["time/decisions_per_s"] == 0
 
 
-def test_shards_are_summed_and_their_ratio_is_of_the_whole_run() -> None:
+def test_shards_are_summed_and_samples_per_insert_covers_the_whole_run() -> None:
     stats = started(100)
     stats.add(status("replay-0", 1, size=10, bytes=1000, inserts=10, samples=30, insert_blocked_s=1.0), 101)
     stats.add(status("replay-1", 1, size=20, bytes=2000, inserts=30, samples=130, sample_blocked_s=2.0), 101)
     numbers = stats.summary(102, update=0)
     assert (numbers["replay/size"], numbers["replay/bytes"]) == (30, 3000)
     assert numbers["replay/samples_per_insert"] == 4
-    assert numbers["wait/replay_insert"] == 0.25  # half a second per second of one of two shards
+    assert numbers["wait/replay_insert"] == 0.25  # one of two shards, blocked half the time
     assert numbers["wait/replay_sample"] == 0.5
-    # A shard that starts again comes back empty; what was inserted before still counts.
+    # A restarted shard is empty; earlier inserts still count.
     stats.add(status("replay-1", 2, size=1, bytes=100, inserts=10, samples=0), 103)
     numbers = stats.summary(104, update=0)
     assert (numbers["replay/size"], numbers["replay/bytes"]) == (11, 1100)
     assert numbers["replay/samples_per_insert"] == 160 / 50
 
 
-def test_actors_waits_and_ages_are_means() -> None:
+def test_waits_and_parameter_ages_of_actors_are_averaged() -> None:
     stats = started(100)
     stats.add(status("actor-0", 1, blocked_s=1.0, parameter_update=90, parameter_age_s=2), 101)
     stats.add(status("actor-1", 1, blocked_s=0.0, parameter_update=70, parameter_age_s=4), 101)
@@ -158,34 +158,34 @@ def test_actors_waits_and_ages_are_means() -> None:
     assert numbers["actors/parameter_age_s"] == 3
 
 
-def test_who_has_not_reported_for_long_is_away_until_heard_again() -> None:
+def test_a_process_without_a_recent_status_is_not_live_until_its_next_status() -> None:
     stats = RunStats()
     stats.add(status("actor-0", 1, decisions=5), 0)
     stats.add(status("actor-1", 1, decisions=5), 6)
     stats.add(status("replay-0", 1, decisions=5), 6)
-    assert [each.name for each in stats.live("actor", AWAY_S)] == ["actor-0", "actor-1"]
-    assert [each.name for each in stats.live("actor", AWAY_S + 1)] == ["actor-1"]
-    assert stats.live("learner", AWAY_S) == []
+    assert [each.name for each in stats.live("actor", SILENT_S)] == ["actor-0", "actor-1"]
+    assert [each.name for each in stats.live("actor", SILENT_S + 1)] == ["actor-1"]
+    assert stats.live("learner", SILENT_S) == []
     stats.add(status("actor-0", 1, decisions=9), 30)
     assert [each.metrics for each in stats.live("actor", 31)] == [{"decisions": 9}]
     assert stats.decisions == 9 + 5 + 5
 
 
-def test_a_process_that_started_again_counts_once() -> None:
+def test_a_restarted_process_counts_once() -> None:
     stats = RunStats()
     stats.add(status("actor-0", 1), 0)
     stats.add(status("actor-0", 2), 1)
     assert [each.incarnation for each in stats.live("actor", 2)] == [2]
 
 
-def test_summary_without_anybody_or_any_episode_has_no_made_up_numbers() -> None:
+def test_a_summary_omits_numbers_without_data() -> None:
     numbers = started(100).summary(110, update=3)
     assert numbers["actors/count"] == numbers["rollout/episodes"] == numbers["replay/size"] == 0
     absent = ("wait/actors", "wait/replay_insert", "rollout/ep_rew_mean", "replay/samples_per_insert")
     assert not any(name in numbers for name in absent)
 
 
-def test_episodes_are_counted_and_averaged_over_the_last_ones() -> None:
+def test_episodes_are_counted_and_averaged_over_the_window() -> None:
     stats = RunStats(episodes=7, info={"clears": 2, "best_x": 500})
     many = EPISODE_WINDOW + 20
     for value in range(many):
@@ -194,19 +194,19 @@ def test_episodes_are_counted_and_averaged_over_the_last_ones() -> None:
     assert numbers["rollout/episodes"] == 7 + many
     assert numbers["rollout/ep_rew_mean"] == numbers["rollout/ep_len_mean"] == many - (EPISODE_WINDOW + 1) / 2
     assert (numbers["rollout/clears"], numbers["rollout/best_x"]) == (2, 500)
-    assert "rollout/max_x_mean" not in numbers  # these played no Mario
+    assert "rollout/max_x_mean" not in numbers  # not Mario
     assert not any(name.startswith("rollout/low_epsilon") for name in numbers)
 
 
-def test_marios_progress() -> None:
+def test_statistics_of_mario() -> None:
     stats = RunStats()
-    played = (
+    episodes = (
         episode(1, max_x=100, stages_cleared=2),
         episode(2, max_x=300, cleared=True, stages_cleared=1),
         episode(3, max_x=200),
     )
-    stats.add(status(episodes=played[:2]), 0)
-    stats.add(status("actor-1", episodes=played[2:]), 0)
+    stats.add(status(episodes=episodes[:2]), 0)
+    stats.add(status("actor-1", episodes=episodes[2:]), 0)
     numbers = stats.summary(10, update=0)
     assert (numbers["rollout/episodes"], numbers["rollout/clears"], numbers["rollout/best_x"]) == (3, 1, 300)
     assert (numbers["rollout/max_x_mean"], numbers["rollout/max_x"]) == (200, 300)
@@ -214,7 +214,7 @@ def test_marios_progress() -> None:
     assert numbers["rollout/stages_cleared_mean"] == pytest.approx(1)
 
 
-def test_episodes_of_low_epsilon_have_a_window_of_their_own() -> None:
+def test_episodes_of_low_epsilon_have_their_own_window() -> None:
     stats = RunStats()
     for value in range(LOW_EPSILON_WINDOW + 5):
         assert (stats.low_epsilon_return is None) == (value < LOW_EPSILON_WINDOW)
@@ -226,7 +226,7 @@ def test_episodes_of_low_epsilon_have_a_window_of_their_own() -> None:
     assert numbers["rollout/ep_rew_mean"] < -400
 
 
-def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
+def test_returns_by_epsilon_are_averaged_over_the_window_of_each_bucket() -> None:
     stats = RunStats()
     for value in range(EPSILON_WINDOW + 10):
         stats.add(status(episodes=(episode(value, epsilon=0.01),)), 0)
@@ -244,7 +244,7 @@ def test_returns_by_epsilon_are_of_the_last_episodes_of_each_bucket() -> None:
 def test_episodes_and_clears_by_epsilon() -> None:
     stats = RunStats()
     stats.add(status(episodes=(episode(1, epsilon=0.5),)), 0)
-    assert not any("clear_rate_by_epsilon" in tag for tag in stats.summary(1, update=0))  # no Mario
+    assert not any("clear_rate_by_epsilon" in tag for tag in stats.summary(1, update=0))  # not Mario
     for turn in range(EPSILON_WINDOW + 5):
         stats.add(status(episodes=(episode(1, epsilon=0.001, max_x=100, cleared=turn >= EPSILON_WINDOW),)), 2)
     numbers = stats.summary(3, update=0)
@@ -254,11 +254,11 @@ def test_episodes_and_clears_by_epsilon() -> None:
     assert "rollout/episodes_by_epsilon/to_0.1" not in numbers
 
 
-def test_returns_by_epsilon_stay_when_the_crowd_changes() -> None:
+def test_returns_by_epsilon_do_not_depend_on_the_mix_of_actors() -> None:
     stats = RunStats()
     stats.add(status("actor-0", 1, tuple(episode(100.0, epsilon=0.005) for _ in range(EPISODE_WINDOW))), 0)
     before = stats.summary(1, 0)
-    # Explorers join, and play as well as ever at what they do.
+    # Actors with a high epsilon join.
     stats.add(status("actor-1", 1, tuple(episode(10.0, epsilon=0.3) for _ in range(EPISODE_WINDOW))), 1)
     after = stats.summary(2, 0)
     assert (before["rollout/ep_rew_mean"], after["rollout/ep_rew_mean"]) == (100, 10)
@@ -266,32 +266,32 @@ def test_returns_by_epsilon_stay_when_the_crowd_changes() -> None:
     assert after["rollout/ep_rew_mean_by_epsilon/to_1"] == 10
 
 
-def test_where_mario_died_is_told_by_stage() -> None:
+def test_ends_of_unsuccessful_episodes_are_listed_by_stage() -> None:
     stats = RunStats()
     assert stats.ends() == {}
     stats.add(status(episodes=(episode(1, max_x=100), episode(1, max_x=3161, cleared=True), episode(1))), 0)
     stats.add(status(episodes=(episode(1, max_x=700), episode(1, max_x=40, stage="8-4"))), 0)
-    ends = {tag: where.tolist() for tag, where in stats.ends().items()}
+    ends = {tag: values.tolist() for tag, values in stats.ends().items()}
     assert ends == {"rollout/end_x/1-1": [100, 700], "rollout/end_x/8-4": [40]}
     for _ in range(EPISODE_WINDOW):
         stats.add(status(episodes=(episode(1, max_x=5),)), 0)
     assert set(stats.ends()["rollout/end_x/1-1"]) == {5}
 
 
-def test_memory_is_summed_per_role_over_who_is_there() -> None:
+def test_memory_is_summed_per_role_over_live_processes() -> None:
     stats = started(100)
     stats.add(status("actor-0", rss_bytes=1000.0), 100)
     stats.add(status("actor-1", rss_bytes=100.0), 101)
     stats.add(status("actor-2", rss_bytes=10.0), 101)
     stats.add(status("learner", rss_bytes=7.0), 101)
-    numbers = stats.summary(100 + AWAY_S + 0.5, update=0)
+    numbers = stats.summary(100 + SILENT_S + 0.5, update=0)
     assert {tag: value for tag, value in numbers.items() if tag.startswith("memory/")} == {
         "memory/actor_bytes": 110,
         "memory/learner_bytes": 7,
     }
 
 
-def test_a_meter_takes_means_since_the_last_time() -> None:
+def test_a_meter_returns_means_since_the_last_call() -> None:
     meter = Meter()
     assert meter.take() == {}
     meter.add({"loss": 1.0, "norm": 5.0})
@@ -303,7 +303,7 @@ def test_a_meter_takes_means_since_the_last_time() -> None:
     assert meter.take() == {"loss": 7.0}
 
 
-def test_a_meter_may_be_taken_while_others_add() -> None:
+def test_a_meter_is_thread_safe() -> None:
     meter = Meter()
     taken: list[dict[str, float]] = []
 
@@ -341,7 +341,7 @@ def test_the_progress_line_shows_the_numbers_of_the_summary() -> None:
     ]
 
 
-def test_the_progress_line_leaves_out_what_is_not_known_yet() -> None:
+def test_the_progress_line_omits_unknown_numbers() -> None:
     assert progress_line(started(100).summary(110, update=0)) == (
         "episodes 0  decisions/s 0  updates 0  updates/s 0.0  replay 0"
     )

@@ -1,4 +1,4 @@
-"""apex-top: from what a learner relays to what people and scripts see of it."""
+"""apex-top: from relayed statuses to the view, the rendered table, the JSON output and the program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from apex_zmq.cli import tools
 from apex_zmq.net.keys import make_client, make_servers
 from apex_zmq.watch import top
-from apex_zmq.watch.stats import AWAY_S
+from apex_zmq.watch.stats import SILENT_S
 from apex_zmq.watch.verdict import Verdict, judge
 from apex_zmq.watch.view import FORGET_S, WINDOW_S, Process, View, Watch
 from apex_zmq.wire.body import encode
@@ -52,44 +52,44 @@ def named(view: View, name: str) -> Process:
     return process
 
 
-# Statuses to a view.
+# Statuses to view.
 
 
-def test_rates_and_shares_are_of_the_window_by_the_senders_clock() -> None:
-    heard = Watch(since=0.0)
+def test_rates_and_shares_are_measured_over_the_window_by_the_senders_clock() -> None:
+    statuses = Watch(since=0.0)
     for second in range(30):  # blocked for the first 20 seconds; relayed unevenly
         metrics = {"decisions": 100.0 * second, "blocked_s": min(second, 20.0), "rss_bytes": 5e8}
-        heard.add(status("actor-0", 5000.0 + second, metrics=metrics), second + 0.3 * (second % 3))
-    numbers = named(heard.view(29.5), "actor-0").numbers
+        statuses.add(status("actor-0", 5000.0 + second, metrics=metrics), second + 0.3 * (second % 3))
+    numbers = named(statuses.view(29.5), "actor-0").numbers
     assert numbers["decisions_per_s"] == pytest.approx(100)
     assert numbers["blocked"] == pytest.approx(1 / WINDOW_S, abs=0.1)
     assert (numbers["rss_bytes"], numbers["decisions"]) == (5e8, 2900)
 
 
-def test_a_process_heard_once_has_no_rates() -> None:
-    heard = Watch(since=0.0)
-    heard.add(words("actor-0", {"decisions_per_s": 10, "blocked": 0.9})[0], BEFORE)
-    process = named(heard.view(BEFORE), "actor-0")
+def test_a_process_with_one_status_has_no_rates() -> None:
+    statuses = Watch(since=0.0)
+    statuses.add(words("actor-0", {"decisions_per_s": 10, "blocked": 0.9})[0], BEFORE)
+    process = named(statuses.view(BEFORE), "actor-0")
     assert not {"decisions_per_s", "blocked"} & process.numbers.keys()
     assert "decisions" in process.numbers
 
 
-def test_a_process_that_started_again_takes_the_place_of_the_one_before() -> None:
-    heard = watch({"actor-0": {**ACTOR, "decisions_per_s": 100}})
+def test_a_restarted_process_replaces_its_predecessor() -> None:
+    statuses = watch({"actor-0": {**ACTOR, "decisions_per_s": 100}})
     for each in words("actor-0", {"decisions_per_s": 30}, incarnation=2, pid=8, start_time=1050.0):
-        heard.add(each, NOW)
-    heard.add(status("actor-0", NOW, metrics={"decisions": 9e9}), NOW)  # last words of the first
-    process = named(heard.view(NOW), "actor-0")
+        statuses.add(each, NOW)
+    statuses.add(status("actor-0", NOW, metrics={"decisions": 9e9}), NOW)  # a late status of the first
+    process = named(statuses.view(NOW), "actor-0")
     assert (process.pid, process.numbers["decisions_per_s"], process.age_s) == (8, 30, 52)
 
 
-def test_one_started_again_by_a_clock_that_was_set_back_is_shown_once_the_former_is_silent() -> None:
-    heard = watch({"actor-0": ACTOR})
+def test_a_process_restarted_with_an_earlier_clock_is_shown_once_its_predecessor_is_silent() -> None:
+    statuses = watch({"actor-0": ACTOR})
     again = status("actor-0", NOW + 60, incarnation=2, pid=8, start_time=0.0)
-    heard.add(again, NOW + 1)
-    assert named(heard.view(NOW + 1), "actor-0").pid == 7
-    heard.add(again, NOW + 60)
-    assert named(heard.view(NOW + 60), "actor-0").pid == 8
+    statuses.add(again, NOW + 1)
+    assert named(statuses.view(NOW + 1), "actor-0").pid == 7
+    statuses.add(again, NOW + 60)
+    assert named(statuses.view(NOW + 60), "actor-0").pid == 8
 
 
 @pytest.mark.parametrize(
@@ -105,21 +105,21 @@ def test_one_started_again_by_a_clock_that_was_set_back_is_shown_once_the_former
     ],
 )
 def test_states(name: str, numbers: dict[str, float], fields: dict[str, Any], state: str) -> None:
-    heard = Watch(since=BEFORE)
+    statuses = Watch(since=BEFORE)
     for each in words(name, numbers, **fields):
-        heard.add(each, each.time)
-    assert named(heard.view(NOW), name).state == state
-    assert named(heard.view(NOW + AWAY_S + 1), name).state == "away"
+        statuses.add(each, each.time)
+    assert named(statuses.view(NOW), name).state == state
+    assert named(statuses.view(NOW + SILENT_S + 1), name).state == "silent"
 
 
-def test_an_actor_is_throttled_when_the_governor_is_what_it_waits_for() -> None:
+def test_an_actor_is_throttled_if_it_is_blocked_by_the_governor() -> None:
     waiting = changed(BALANCED, {"actor-0": {"blocked": 0.9}})
     assert named(view(waiting), "actor-0").state == "blocked"
     governed = changed(waiting, {"replay": {"insert_blocked": 0.8}})
     assert [named(view(governed), name).state for name in ("actor-0", "actor-1")] == ["throttled", "working"]
 
 
-def test_what_relates_processes_to_each_other() -> None:
+def test_numbers_that_depend_on_other_processes() -> None:
     run = changed(BALANCED, {"replay": {"inserts": 1000, "samples": 4000, "sample_age": 5000}})
     shown = view(run)
     assert named(shown, "actor-0").numbers["parameter_age_updates"] == 10
@@ -128,52 +128,52 @@ def test_what_relates_processes_to_each_other() -> None:
     assert shown.run == {"train/updates": 1000}
 
 
-def test_the_age_of_samples_is_told_in_seconds() -> None:
+def test_the_age_of_samples_is_converted_to_seconds() -> None:
     shown = view(changed(BALANCED, {"replay": {"sample_age": 2000}}))
     assert named(shown, "replay-0").numbers["sample_age_s"] == pytest.approx(5)  # at 400 inserts per second
 
 
-def test_who_has_left_is_forgotten_in_time_but_for_learner_and_shards() -> None:
-    heard = watch(BALANCED)
-    assert len(heard.view(NOW + FORGET_S - 1).processes) == 4
-    assert [process.name for process in heard.view(NOW + FORGET_S + 1).processes] == ["learner", "replay-0"]
+def test_silent_processes_are_dropped_except_learner_and_shards() -> None:
+    statuses = watch(BALANCED)
+    assert len(statuses.view(NOW + FORGET_S - 1).processes) == 4
+    assert [process.name for process in statuses.view(NOW + FORGET_S + 1).processes] == ["learner", "replay-0"]
 
 
-def test_all_have_been_heard_when_the_learner_knows_of_no_more() -> None:
+def test_a_view_is_complete_once_every_process_that_the_learner_counts_has_two_statuses() -> None:
     assert watch(BALANCED).complete(SECONDS)
     assert not watch(BALANCED).complete(SECONDS + 1)
     assert not watch({name: BALANCED[name] for name in ("learner", "replay-0", "actor-0")}).complete(SECONDS)
     assert not watch({name: BALANCED[name] for name in ("replay-0", "actor-0")}).complete(SECONDS)
-    heard = watch({name: BALANCED[name] for name in ("learner", "replay-0", "actor-0")})
-    heard.add(words("actor-1", ACTOR)[0], NOW)  # once: nothing of it can be measured
-    assert not heard.complete(SECONDS)
+    statuses = watch({name: BALANCED[name] for name in ("learner", "replay-0", "actor-0")})
+    statuses.add(words("actor-1", ACTOR)[0], NOW)  # a single status has no rates
+    assert not statuses.complete(SECONDS)
 
 
-# A view to a picture.
+# View to table.
 
 
-def picture(view: View, verdict: Verdict, **options: Any) -> str:
+def rendered(view: View, verdict: Verdict, **options: Any) -> str:
     page = io.StringIO()
     Console(width=top.WIDTH, file=page).print(top.frame(view, verdict, **options))
     return page.getvalue()
 
 
-def test_a_picture_shows_every_process_shard_and_bucket() -> None:
+def test_the_table_shows_every_process_shard_and_bucket() -> None:
     changes = {"learner": {**MARIO, "shards": 2}, "actor-1": {"blocked": 0.8}}
     accounts = {"segments_received": 321, "segments_lost": 4, "segments_duplicate": 5, "segments_refused": 6}
     shown = view(changed(BALANCED, {**changes, "replay-0": {**accounts, "rss_bytes": 2e8, "sample_age": 2000}}))
-    lines = picture(shown, Verdict("lost shard", "start it again")).splitlines()
+    lines = rendered(shown, Verdict("lost shard", "restart it")).splitlines()
 
     def line(beginning: str) -> str:
         (found,) = (line for line in lines if line.startswith(beginning))
         return " ".join(found.split())
 
-    assert "verdict: lost shard: start it again" in lines
+    assert "verdict: lost shard: restart it" in lines
     assert "best x 3161  clears 2" in lines[0]
     assert line("learner ") == "learner box:7 102 s working 100% 30.0 updates 10% 2 batches"
     assert line("actor-0 ") == "actor-0 box:7 102 s working 200 decisions 10% 1.0 s, 10 updates"
     assert line("actor-1 ").startswith("actor-1 box:7 102 s blocked 200 decisions 80%")
-    assert line("replay-1 ") == "replay-1 away 2 s"
+    assert line("replay-1 ") == "replay-1 silent 2 s"
     first, second = (" ".join(each.split()) for each in lines if each.startswith("replay-0 "))
     assert first == ("replay-0 box:7 102 s working 20% 200 MB 400 in, 1800 out 10% in, 10% out 3 in flight 5 s")
     assert second.startswith("replay-0 5000")
@@ -182,39 +182,39 @@ def test_a_picture_shows_every_process_shard_and_bucket() -> None:
 
 
 def test_refusals_of_a_shard_are_shown_with_their_reason() -> None:
-    heard = watch(BALANCED)
+    statuses = watch(BALANCED)
     refusals = tuple(Refusal(f"actor-{index}", index, "[b]of another\nframe") for index in range(5))
-    heard.add(status("replay-0", NOW, refusals=refusals), NOW)
-    shown = heard.view(NOW)
+    statuses.add(status("replay-0", NOW, refusals=refusals), NOW)
+    shown = statuses.view(NOW)
     lines = [
         line
-        for line in picture(shown, Verdict("fine", "")).splitlines()
+        for line in rendered(shown, Verdict("fine", "")).splitlines()
         if " refused " in line and " segments of " in line
     ]
     assert len(lines) == top.MAX_REFUSALS
     assert lines[-1] == "replay-0 refused 4 segments of 'actor-4', the last one: '[b]of another\\nframe'"
-    (told,) = (each for each in json.loads(top.to_json(shown, judge(shown)))["processes"] if each["name"] == "replay-0")
-    assert told["refusals"][4] == {"actor": "actor-4", "segments": 4, "reason": "[b]of another\nframe"}
+    (shard,) = (each for each in json.loads(top.to_json(shown, judge(shown)))["processes"] if each["role"] == "replay")
+    assert shard["refusals"][4] == {"actor": "actor-4", "segments": 4, "reason": "[b]of another\nframe"}
 
 
-def test_a_name_is_no_markup() -> None:
-    lines = picture(view(changed(BALANCED, {"replay-[/b]": REPLAY})), Verdict("fine", "")).splitlines()
-    assert sum(line.startswith("replay-[/b] ") for line in lines) == 2  # among processes, and among shards
+def test_a_name_is_not_parsed_as_markup() -> None:
+    lines = rendered(view(changed(BALANCED, {"replay-[/b]": REPLAY})), Verdict("fine", "")).splitlines()
+    assert sum(line.startswith("replay-[/b] ") for line in lines) == 2  # in the tables of processes and of shards
 
 
-def test_a_small_screen_leaves_out_actors_that_work() -> None:
-    crowd = {f"actor-{index}": ACTOR for index in range(50)}
-    run = changed(BALANCED, {"learner": {"live_actor": 50}, **crowd, "actor-33": {"blocked": 0.9}})
+def test_a_small_screen_omits_working_actors() -> None:
+    actors = {f"actor-{index}": ACTOR for index in range(50)}
+    run = changed(BALANCED, {"learner": {"live_actor": 50}, **actors, "actor-33": {"blocked": 0.9}})
     shown = view(run)
-    lines = picture(shown, judge(shown), max_processes=4).splitlines()
+    lines = rendered(shown, judge(shown), max_processes=4).splitlines()
     names = [line.split()[0] for line in lines if line.startswith(("actor", "learner", "replay", "and"))]
     assert names == ["learner", "replay-0", "actor-33", "actor-0", "and", "replay-0"]
     assert "and 48 more" in "\n".join(lines)
-    everybody = picture(shown, judge(shown))
-    assert all(f"{name} " in everybody for name in crowd)
+    complete = rendered(shown, judge(shown))
+    assert all(f"{name} " in complete for name in actors)
 
 
-def test_json_holds_the_same_and_more() -> None:
+def test_json_holds_everything_that_the_table_shows() -> None:
     shown = view(changed(BALANCED, {"learner": MARIO}))
     found = json.loads(top.to_json(shown, judge(shown)))
     assert found["verdict"]["rule"] == "balanced"
@@ -228,7 +228,7 @@ def test_json_holds_the_same_and_more() -> None:
 
 
 class Relay:
-    """The learner's voice, saying of a balanced run what goes on now."""
+    """Publishes the statuses of a balanced run, as a learner relays them."""
 
     def __init__(self, address: str, keys: str | None = None) -> None:
         self.address = address
@@ -247,8 +247,8 @@ class Relay:
                     each: first.metrics[each] + turn * (last.metrics[each] - first.metrics[each])
                     for each in first.metrics
                 }
-                said = status(name, NOW + turn * SECONDS, metrics=grown)
-                self._publisher.send(encode(Kind.RELAYED_STATUS, said))
+                relayed = status(name, NOW + turn * SECONDS, metrics=grown)
+                self._publisher.send(encode(Kind.RELAYED_STATUS, relayed))
             turn += 1
 
     def close(self) -> None:
@@ -269,7 +269,7 @@ def relay(opened: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> Call
     return make
 
 
-def test_a_run_is_shown_once_by_options_flag_and_environment(
+def test_once_takes_the_address_from_flag_config_or_environment(
     relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address = relay().address
@@ -283,30 +283,30 @@ def test_a_run_is_shown_once_by_options_flag_and_environment(
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["verdict"]["rule"] == "balanced"
     monkeypatch.setenv("APEX_PARAMETERS", address)
-    monkeypatch.setenv("APEX_EXPERIENCE", "tcp://host:1,tcp://host:2")  # of two shards: none of our business
+    monkeypatch.setenv("APEX_EXPERIENCE", "tcp://host:1,tcp://host:2")  # ignored by apex-top
     assert tools.top(["--once", "--json"]) == 0
     assert {process["state"] for process in json.loads(capsys.readouterr().out)["processes"]} == {"working"}
 
 
-def test_without_a_learner_the_program_says_so(relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str]) -> None:
+def test_once_fails_without_a_learner(relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str]) -> None:
     address = free_tcp_address()
     assert tools.top(["--once", "--parameters", address, "--timeout", "0.2"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"no word from a learner at {address} within 0.2 s" in err
+    assert f"no status from a learner at {address} within 0.2 s" in err
 
 
-def test_who_is_missing_is_not_waited_for_without_end(
+def test_once_waits_for_missing_processes_up_to_the_timeout(
     relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BALANCED, "learner", {**LEARNER, "live_actor": 3})
     assert tools.top(["--once", "--parameters", relay().address, "--timeout", "1"]) == 0
     out, err = capsys.readouterr()
     assert "actor-1" in out
-    assert "not every role has been heard" in err
+    assert "not every process has reported within 1 s" in err
 
 
-def test_a_run_with_keys_is_shown_to_holders_of_a_key(
+def test_a_run_with_keys_is_shown_only_with_a_key(
     relay: Callable[..., Relay], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     root = tmp_path / "keys"
@@ -320,7 +320,7 @@ def test_a_run_with_keys_is_shown_to_holders_of_a_key(
     assert "keys of actor, evaluator or forwarder" in capsys.readouterr().err
 
 
-def test_a_terminal_shows_the_run_until_it_is_told_to_stop(relay: Callable[..., Relay]) -> None:
+def test_a_terminal_shows_the_run_until_interrupted(relay: Callable[..., Relay]) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 130, 0, 0))
     command = [str(ROOT / "bin" / "apex-top"), "--parameters", relay().address]
