@@ -1,4 +1,4 @@
-"""The table of metrics against what reads it: documents, charts, pictures, and what processes report."""
+"""The table of metrics, compared with the documents, the charts, the statistics and the statuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVERY_ROLE = "every role"
 
 
 def documented(heading: str) -> dict[str, dict[str, str]]:
-    """The rows of the tables of metrics below a heading of the protocol, by name; a row may have several names."""
+    """Rows of the tables of metrics below a heading of PROTOCOL.md, by name; a row may have several names."""
     section = re.search(rf"^### {re.escape(heading)}\n(.*?)(?=^### )", DOCUMENTS["PROTOCOL.md"], re.M | re.S)
     assert section
     found = {}
@@ -33,7 +33,7 @@ def documented(heading: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_the_protocol_has_every_metric_of_a_status_with_its_role_and_kind() -> None:
+def test_the_protocol_lists_every_metric_of_a_status_with_its_role_and_kind() -> None:
     rows = documented("STATUS (7)")
     reported = {metric.name: metric for metric in METRICS if metric.roles != ("learner",)}
     assert rows.keys() == reported.keys()
@@ -44,13 +44,13 @@ def test_the_protocol_has_every_metric_of_a_status_with_its_role_and_kind() -> N
         assert (re.search(r"\bs\b", rows[name]["unit"]) is not None) == (metric.unit == "s"), name
 
 
-def test_the_protocol_has_every_metric_of_the_learner() -> None:
+def test_the_protocol_lists_every_metric_of_the_learner() -> None:
     rows = documented("RELAYED_STATUS (8)").keys()
-    own = {metric.name for metric in METRICS if "learner" in metric.roles} - {"decisions"}  # which the text tells of
+    own = {metric.name for metric in METRICS if "learner" in metric.roles} - {"decisions"}  # described in the text
     assert rows == own | {"train/updates"}
 
 
-def test_every_curve_is_explained_somewhere() -> None:
+def test_every_curve_is_documented() -> None:
     text = " ".join(DOCUMENTS.values())
     for curve in curves():
         tag = curve.name.partition("/to_*")[0].removesuffix("_*").removesuffix("/*")
@@ -59,7 +59,7 @@ def test_every_curve_is_explained_somewhere() -> None:
     assert {curve.name for curve in curves() if curve.chart == ("Machinery", "faults")} <= set(faults)
 
 
-def test_names_are_unique_and_found() -> None:
+def test_names_are_unique_and_can_be_found() -> None:
     rows = [*METRICS, *curves()]
     assert len({row.name for row in rows}) == len(rows)
     assert all(find(row.name) is row or find(row.name) == row for row in rows)
@@ -72,7 +72,7 @@ def test_names_are_unique_and_found() -> None:
 
 
 @pytest.mark.parametrize("row", METRICS, ids=lambda row: row.name)
-def test_rows_make_sense(row: Metric) -> None:
+def test_rows_are_consistent(row: Metric) -> None:
     assert row.help
     assert row.help[0].islower() or "." in row.help or row.help.startswith(("CPU", "PRIORITIES"))
     assert not row.help.endswith(".")
@@ -82,7 +82,7 @@ def test_rows_make_sense(row: Metric) -> None:
         assert (row.curve.how == "share") == (row.name in COUNTERS and row.unit == "s")
 
 
-def test_rates_are_of_counters_in_both() -> None:
+def test_rates_are_computed_for_counters_in_both_statuses() -> None:
     before = {"decisions": 100.0, "blocked_s": 1.0, "cpu_s": 0.0, "size": 5.0, "segments_lost": 3.0}
     after = {"decisions": 140.0, "blocked_s": 2.0, "cpu_s": 8.0, "size": 9.0, "segments_lost": 1.0, "inserts": 7.0}
     assert rates(before, after, 2.0) == {
@@ -96,19 +96,19 @@ def test_rates_are_of_counters_in_both() -> None:
     assert "cpu" not in SHARES
 
 
-def test_a_summary_says_nothing_that_the_table_does_not_know() -> None:
+def test_the_table_lists_every_number_of_a_summary() -> None:
     summed = stats.RunStats()
     assert unknown("learner", summed.summary(1.0, 0)) == set()
 
 
-def test_what_every_process_reports_is_in_the_table() -> None:
+def test_the_table_lists_the_metrics_of_every_process() -> None:
     names = process_metrics().keys()
     for role in ("actor", "replay", "learner", "forwarder"):
         assert unknown(role, names) == set()
     assert {metric.name for metric in METRICS if len(metric.roles) > 2} == names
 
 
-def test_charts_of_an_environment_are_those_of_its_statistics() -> None:
+def test_charts_depend_on_the_statistics_of_the_environment() -> None:
     titles = {curve.chart[1] for curve in curves(statistics_of(Env(id="CartPole-v1"))) if curve.chart}
     assert {"return", "faults"} <= titles
     assert not {"clear rate", "largest x"} & titles
