@@ -1,4 +1,4 @@
-"""A role's own metrics over HTTP, for Prometheus; its client library is imported only where that is asked for."""
+"""HTTP endpoint of a role's own metrics for Prometheus; the client library is imported only if it is enabled."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PORTS = 1000  # tried before giving up
-TIMES = {  # fields of a status beside its metrics
+MAX_PORTS = 1000  # ports tried from telemetry.metrics_port on
+TIMES = {  # help texts of the fields of a status that are exported besides its metrics
     "start_time_s": "start of the process (unix seconds)",
     "progress_time_s": "last progress of the main loop (unix seconds)",
 }
@@ -30,56 +30,57 @@ TIMES = {  # fields of a status beside its metrics
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An HTTP server in a thread of its own."""
+    """A running HTTP server and its thread."""
 
     port: int
     _server: WSGIServer
     _thread: threading.Thread
 
     def close(self) -> None:
-        """Free the port and end the thread."""
+        """Stop the server, free the port and join the thread."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 def serve(telemetry: Telemetry, status: Callable[[], Status]) -> Endpoint | None:
-    """Serve what `status` returns on the first free port from `telemetry.metrics_port` on; None where that is null.
+    """Serve the status of this process on the first free port from `telemetry.metrics_port` on; None: it is null.
 
-    status: called in another thread at each request.
+    status: returns the status to serve; called in another thread at each request.
 
     Raises:
-        ConfigError: an address that is not this host's, or no free port.
+        ConfigError: `telemetry.metrics_host` is no address of this host, a port may not be bound, or none is free.
     """
     if telemetry.metrics_port is None:
         return None
     from prometheus_client import CollectorRegistry, start_http_server
     from prometheus_client.registry import Collector
 
-    class Newest(Collector):
+    class StatusCollector(Collector):
         def collect(self) -> Iterator[Metric]:
             return families(status())
 
     registry = CollectorRegistry()
-    registry.register(Newest())
+    registry.register(StatusCollector())
     host, first = telemetry.metrics_host, telemetry.metrics_port
-    for port in range(first, min(first + PORTS, 65536)):
+    ports = range(first, min(first + MAX_PORTS, 65536))
+    for port in ports:
         try:
             server, thread = start_http_server(port, host, registry)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 continue
             raise ConfigError(
-                f"cannot serve metrics on {host}:{port}: {error.strerror}; give telemetry.metrics_host an address of "
-                "this host and telemetry.metrics_port a port that you may bind"
+                f"cannot serve metrics on {host}:{port}: {error.strerror}; set telemetry.metrics_host to an "
+                "address of this host, and telemetry.metrics_port to a port that this user may bind"
             ) from None
         log.info("metrics at http://%s:%d/metrics", host, port)
         return Endpoint(port, server, thread)
-    raise ConfigError(f"no free port for metrics from {first} on; choose another telemetry.metrics_port")
+    raise ConfigError(f"no port from {first} to {ports[-1]} is free for metrics; set another telemetry.metrics_port")
 
 
 def families(status: Status) -> Iterator[Metric]:
-    """A status as Prometheus knows metrics: `apex_<role>_<metric>`, of one label `name`, a shard's also `shard`."""
+    """Convert a status to Prometheus metrics `apex_<role>_<metric>` with the label `name`; shards also have `shard`."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     labels = {"name": status.name}
@@ -90,6 +91,6 @@ def families(status: Status) -> Iterator[Metric]:
         row = find(name)
         family = CounterMetricFamily if row is not None and row.kind == "counter" else GaugeMetricFamily
         text = f"{row.help}{f' ({row.unit})' if row.unit else ''}" if row is not None else TIMES.get(name, name)
-        made = family(re.sub(r"\W", "_", f"apex_{status.role}_{name}"), text, labels=list(labels))
-        made.add_metric(list(labels.values()), value)
-        yield made
+        metric = family(re.sub(r"\W", "_", f"apex_{status.role}_{name}"), text, labels=list(labels))
+        metric.add_metric(list(labels.values()), value)
+        yield metric

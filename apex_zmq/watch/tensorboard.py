@@ -1,4 +1,4 @@
-"""The TensorBoard events of a run: curves, histograms, their arrangement, hyper-parameters."""
+"""TensorBoard event files of a run: scalars, histograms, the layout of the charts, hyper-parameters."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from apex_zmq.watch.metrics import Metric, curves
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 60.0
-BINS = 64  # of a histogram, of equal width; TensorBoard shows fewer
-COMPARED = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.", "learner.")  # hyper-parameters
+RETRY_S = 60.0  # from a failed write to the next attempt
+BINS = 64  # of equal width, per histogram; TensorBoard displays fewer
+# Prefixes of the settings that the page "HParams" compares.
+HYPER_PARAMETERS = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.", "learner.")
 
 
 class _Events:
-    """Writes events. If the disk is full, points are dropped, an error is logged, and a new file is tried later."""
+    """Writes events. If a write fails, points are dropped, an error is logged, and a new file is opened later."""
 
     def __init__(self, directory: Path, purge_step: int | None = None) -> None:
         self._directory = directory
@@ -37,7 +38,7 @@ class _Events:
         self._retry_at = 0.0
 
     def write(self, add: Callable[[SummaryWriter], None]) -> None:
-        """Call `add` with the writer, and flush."""
+        """Call `add` with the writer, then flush."""
         if time.monotonic() < self._retry_at:
             return
         try:
@@ -47,8 +48,8 @@ class _Events:
             self._writer.flush()
             self._purge_step = None
         except OSError as error:
-            # The writer's thread has ended, and readers stop at the truncated event.
-            log.error("TensorBoard misses points, training goes on: %s", error)
+            # The writer's thread has ended, and readers stop at the truncated event: this file is unusable.
+            log.error("cannot write TensorBoard events: %s; points are dropped for the next %g s", error, RETRY_S)
             self._writer, self._retry_at = None, time.monotonic() + RETRY_S
 
     def close(self) -> None:
@@ -58,30 +59,30 @@ class _Events:
 
 
 class Board:
-    """The TensorBoard events of a run, over decisions.
+    """TensorBoard events of a run, with decisions as the step.
 
-    start: decisions so far; what an interrupted run wrote beyond is hidden, so
-    that a resumed run's curves join.
+    start: decisions so far. Points of an interrupted run beyond it are hidden, so that the curves of a resumed run
+    continue without overlap.
     """
 
     def __init__(self, directory: Path, config: Config, start: int) -> None:
         shown = curves(statistics_of(config.env))
         self._events = _Events(directory, purge_step=start)
-        # SummaryWriter.add_hparams would make a second run of them, below this one. The dashboard shows the
-        # last value of these curves.
+        # SummaryWriter.add_hparams would create a second run below this one. The dashboard shows the last values of
+        # the curves listed in `metrics`.
         metrics = {curve.name: None for curve in shown if curve.final}
         *begin, self._end = hparams(_hyper_parameters(config), metrics)  # type: ignore[no-untyped-call]
 
-        def introduce(writer: SummaryWriter) -> None:
+        def add_header(writer: SummaryWriter) -> None:
             writer.add_text("config", f"```yaml\n{to_yaml(config)}```", start)
             writer.add_custom_scalars(_layout(shown))
             for summary in begin:
                 _file_writer(writer).add_summary(summary)
 
-        self._events.write(introduce)
+        self._events.write(add_header)
 
     def write(self, numbers: Mapping[str, float], histograms: Mapping[str, npt.NDArray[Any]], decisions: int) -> None:
-        """One point of each curve, and one histogram of each array."""
+        """Add a point to each curve, and a histogram of each array."""
 
         def add(writer: SummaryWriter) -> None:
             for tag, value in numbers.items():
@@ -92,22 +93,22 @@ class Board:
         self._events.write(add)
 
     def close(self) -> None:
-        """Mark the run as ended, flush and close."""
+        """Mark the session as ended, then close the file."""
         self._events.write(lambda writer: _file_writer(writer).add_summary(self._end))
         self._events.close()
 
 
 class EvaluationBoard:
-    """The TensorBoard events of a run's evaluations, over the run's decisions.
+    """TensorBoard events of a run's evaluations, with the run's decisions as the step.
 
-    In a run of its own below the run's, named eval: the files of two processes stay apart.
+    They are written to the subdirectory `eval`, because two processes cannot write to one event file.
     """
 
     def __init__(self, directory: Path) -> None:
         self._events = _Events(directory / "eval")
 
     def write(self, figures: Mapping[str, Any], decisions: int) -> None:
-        """One point of the curve of each figure that has one."""
+        """Add a point for each figure that has a curve."""
 
         def add(writer: SummaryWriter) -> None:
             for curve in curves():
@@ -117,15 +118,15 @@ class EvaluationBoard:
         self._events.write(add)
 
     def show(self, gif: bytes, decisions: int) -> None:
-        """A film of the best so far."""
-        # What SummaryWriter.add_video writes; it would want moviepy for the same GIF.
+        """Add a film of the best evaluation so far. gif: content of a GIF file."""
+        # The same event as SummaryWriter.add_video writes, which requires moviepy.
         columns, rows = struct.unpack_from("<HH", gif, 6)
         image = Summary.Image(height=rows, width=columns, colorspace=3, encoded_image_string=gif)
         summary = Summary(value=[Summary.Value(tag="eval/best", image=image)])
         self._events.write(lambda writer: _file_writer(writer).add_summary(summary, decisions))
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close the file."""
         self._events.close()
 
 
@@ -135,7 +136,7 @@ def _file_writer(writer: SummaryWriter) -> Any:
 
 
 def _layout(shown: Iterable[Metric]) -> dict[str, dict[str, list[Any]]]:
-    """The charts of curves for `SummaryWriter.add_custom_scalars`; tags are patterns that match from the start."""
+    """Charts by category and title, as `SummaryWriter.add_custom_scalars` takes them; tags are regular expressions."""
     layout: dict[str, dict[str, list[Any]]] = {}
     for curve in shown:
         if curve.chart is not None:
@@ -149,7 +150,7 @@ def _hyper_parameters(config: Config) -> dict[str, float | str]:
     return {
         name: value if isinstance(value, int | float | str) else json.dumps(value)
         for name, value in _leaves(to_tree(config))
-        if name.startswith(COMPARED) and name != "replay.snapshot_dir"
+        if name.startswith(HYPER_PARAMETERS) and name != "replay.snapshot_dir"
     }
 
 

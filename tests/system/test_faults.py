@@ -227,7 +227,7 @@ def test_a_full_disk_costs_files_and_not_the_run(
     unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))  # no file grows by a byte, as on a full disk
     learner.wait_for("checkpoint not saved, training goes on")
-    learner.wait_for("TensorBoard misses points, training goes on")
+    learner.wait_for("cannot write TensorBoard events")
     learner.wait_for("episodes missing from episodes.csv, training continues")
     saved = load(tmp_path / "run").counters["updates"]
     run.await_growth("learner", "train/updates", 50)

@@ -1,4 +1,4 @@
-"""What a role serves to Prometheus."""
+"""The HTTP endpoint of a role for Prometheus."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..statuses import status
 
 
 def scrape(port: int, host: str = "127.0.0.1") -> dict[str, tuple[float, dict[str, str]]]:
-    """Values and labels by name."""
+    """Values and labels of all samples, by name."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"http://{host}:{port}/metrics") as answer:
         found = text_string_to_metric_families(answer.read().decode())
@@ -44,8 +44,8 @@ def served(opened: Callable[[Any], Any]) -> Callable[..., Endpoint]:
 
 
 def test_a_status_has_names_labels_and_types() -> None:
-    said = status("replay-1", metrics={"inserts": 12.0, "size": 5.0, "segments_lost": 1.0})
-    found = {family.name: family for family in families(said)}
+    reported = status("replay-1", metrics={"inserts": 12.0, "size": 5.0, "segments_lost": 1.0})
+    found = {family.name: family for family in families(reported)}
     (inserts,) = found["apex_replay_inserts"].samples
     assert (inserts.name, inserts.value) == ("apex_replay_inserts_total", 12)
     assert inserts.labels == {"name": "replay-1", "shard": "1"}
@@ -55,14 +55,14 @@ def test_a_status_has_names_labels_and_types() -> None:
     assert types == dict.fromkeys(["size", "segments_lost", "start_time_s", "progress_time_s"], "gauge")  # lost shrinks
 
 
-def test_tags_of_the_learner_become_names() -> None:
-    said = status("learner", metrics={"rollout/ep_rew_mean_by_epsilon/to_0.001": 7.5})
-    tag, *_ = (sample for family in families(said) for sample in family.samples)
+def test_tags_of_the_learner_are_converted_to_metric_names() -> None:
+    reported = status("learner", metrics={"rollout/ep_rew_mean_by_epsilon/to_0.001": 7.5})
+    tag, *_ = (sample for family in families(reported) for sample in family.samples)
     assert (tag.name, tag.value) == ("apex_learner_rollout_ep_rew_mean_by_epsilon_to_0_001", 7.5)
     assert tag.labels == {"name": "learner"}
 
 
-def test_whoever_comes_later_takes_the_next_free_port(served: Callable[..., Endpoint]) -> None:
+def test_a_second_role_takes_the_next_free_port(served: Callable[..., Endpoint]) -> None:
     (port,) = free_ports(1)
     first, second = served(port, "actor-1"), served(port, "actor-2")
     assert port <= first.port < second.port
@@ -70,23 +70,23 @@ def test_whoever_comes_later_takes_the_next_free_port(served: Callable[..., Endp
     assert names == ["actor-1", "actor-2"]
 
 
-def test_metrics_are_where_they_are_told_to_be(served: Callable[..., Endpoint]) -> None:
+def test_metrics_are_served_on_the_configured_address(served: Callable[..., Endpoint]) -> None:
     (port,) = free_ports(1)
     served(port, host="127.0.0.2")
     assert scrape(port, "127.0.0.2")
     with pytest.raises(urllib.error.URLError):
         scrape(port, "127.0.0.1")
     with pytest.raises(
-        ConfigError, match=r"cannot serve metrics on 192\.0\.2\.1:.*telemetry\.metrics_host an address of"
+        ConfigError, match=r"cannot serve metrics on 192\.0\.2\.1:.*telemetry\.metrics_host to an address of"
     ):
         served(port, host="192.0.2.1")
 
 
-def test_by_default_nothing_is_served() -> None:
+def test_nothing_is_served_by_default() -> None:
     assert serve(Telemetry(), lambda: status("learner")) is None
 
 
-def test_a_role_serves_what_it_reports(tmp_path: Path) -> None:
+def test_a_role_serves_its_status(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     address = f"ipc://{tmp_path}/status"
     changes = {"addresses.status": address, "telemetry.status_interval_s": 0.02, "telemetry.metrics_port": port}

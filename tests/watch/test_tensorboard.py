@@ -28,14 +28,14 @@ def test_a_board_writes_events_that_tensorboard_reads(tmp_path: Path) -> None:
     board = Board(tmp_path, loading.replace(Config(), {"run.seed": 12345}), start=0)
     board.write({"train/loss": 0.5, "rollout/episodes": 3}, {}, decisions=10)
     board.write({"train/loss": 0.25}, {}, decisions=20)
-    assert curve(tmp_path, "train/loss") == [(10, 0.5), (20, 0.25)]  # while it is open already
+    assert curve(tmp_path, "train/loss") == [(10, 0.5), (20, 0.25)]  # before it is closed
     board.close()
     assert curve(tmp_path, "rollout/episodes") == [(10, 3.0)]
     (text,) = read(tmp_path).Tensors("config/text_summary")
     assert b"seed: 12345" in text.tensor_proto.string_val[0]
 
 
-def test_a_resumed_run_hides_what_was_written_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_hides_points_beyond_its_checkpoint(tmp_path: Path) -> None:
     board = Board(tmp_path, Config(), start=0)
     for decisions in (10, 20, 30, 40):
         board.write({"train/loss": 1.0}, {}, decisions)
@@ -45,11 +45,11 @@ def test_a_resumed_run_hides_what_was_written_after_its_checkpoint(tmp_path: Pat
     board.write({"train/loss": 2.0}, {}, decisions=35)
     board.close()
     assert curve(tmp_path, "train/loss") == [(10, 1.0), (20, 1.0), (28, 2.0), (35, 2.0)]
-    assert charts(tmp_path)  # the arrangement is not hidden with them
+    assert charts(tmp_path)  # the layout is not hidden with them
     assert hyper_parameters(tmp_path)
 
 
-def test_a_run_resumed_at_its_start_hides_all_that_was_written(tmp_path: Path) -> None:
+def test_a_run_resumed_at_decision_0_hides_all_points(tmp_path: Path) -> None:
     for loss in (1.0, 2.0):
         board = Board(tmp_path, Config(), start=0)
         board.write({"train/loss": loss}, {}, decisions=round(10 * loss))
@@ -73,7 +73,7 @@ def test_a_histogram_counts_every_value(tmp_path: Path) -> None:
 
 
 def charts(directory: Path) -> dict[str, dict[str, list[str]]]:
-    """Patterns of tags by category and chart, as TensorBoard's custom scalars page gets them."""
+    """Patterns of tags by category and chart, as TensorBoard's page "Custom Scalars" reads them."""
     *_, event = read(directory).Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     return {
@@ -82,7 +82,7 @@ def charts(directory: Path) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def test_the_arrangement_opens_with_what_matters(tmp_path: Path) -> None:
+def test_the_layout_starts_with_the_learning_curves(tmp_path: Path) -> None:
     Board(tmp_path / "mario", Config(), start=0).close()
     Board(tmp_path / "cartpole", CARTPOLE, start=0).close()
     first, *_ = charts(tmp_path / "mario").values()
@@ -97,7 +97,7 @@ def hyper_parameters(directory: Path) -> dict[str, HParamsPluginData]:
     return {tag: HParamsPluginData.FromString(content) for tag, content in contents.items()}
 
 
-def test_hyper_parameters_are_of_the_run_itself(tmp_path: Path) -> None:
+def test_hyper_parameters_are_written_to_the_run_itself(tmp_path: Path) -> None:
     board = Board(tmp_path, loading.replace(Config(), {"learner.batch_size": 96, "env.stages": ["1-1", "1-2"]}), 0)
     begun = hyper_parameters(tmp_path)
     assert not any(data.HasField("session_end_info") for data in begun.values())
