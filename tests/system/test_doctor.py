@@ -1,4 +1,4 @@
-"""The program on this machine: before a run, beside a live one, and with faults."""
+"""apex-doctor on this host: before a run, during one, and with faults."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def levels(checks: dict[str, dict[str, Any]], level: str) -> set[str]:
     return {name for name, check in checks.items() if check["level"] == level}
 
 
-def test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with(capsys: pytest.CaptureFixture[str]) -> None:
+def test_before_a_run_every_check_passes_except_the_comparison_with_a_learner(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     pytest.importorskip("torch")
     code, checks = ask(capsys, "--config", MARIO, *sets(local_addresses(1, None)))
     assert (code, levels(checks, "warn")) == (0, {"signatures"}), checks
@@ -60,10 +62,10 @@ def test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with(capsys: py
     assert "is free; no learner is running" in checks["status"]["found"]
 
 
-def test_beside_a_live_run_all_is_well_and_everybody_is_known(
+def test_during_a_run_every_check_passes_and_processes_are_identified(
     start: StartProgram, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "SILENT_S", 60.0)  # of a busy machine
+    monkeypatch.setattr(peers, "SILENT_S", 60.0)  # for a busy machine
     often = {"telemetry.status_interval_s": 0.2, "replay.min_size": 500}
     train = start("train", "--config", CARTPOLE, "--run-dir", "run", *sets(often))
     train.wait_for(r"updates [1-9]")
@@ -72,11 +74,11 @@ def test_beside_a_live_run_all_is_well_and_everybody_is_known(
     code, checks = ask(capsys, "--config", words[words.index("--config") + 1])
     assert code == 0, checks
     assert checks["peers"]["found"] == "1 actor, 1 learner, 1 replay"
-    assert levels(checks, "warn") <= {"clock"}, checks  # what a busy machine delays looks like another time
+    assert levels(checks, "warn") <= {"clock"}, checks  # on a busy machine delays look like clock offsets
     for channel, role in (("experience 0", "replay"), ("priorities 0", "replay"), ("status", "learner")):
         assert f"is held by pid {roles[role][0]}: " in checks[channel]["found"]
         assert f"-m apex_zmq {role}" in checks[channel]["found"]
-    assert checks["signatures"]["found"].endswith("as the learner's")
+    assert checks["signatures"]["found"].endswith("like the learner's")
     assert checks["clock"]["found"].startswith("learner on ")
 
 
@@ -84,7 +86,7 @@ def commands(launcher: int) -> list[tuple[psutil.Process, list[str]]]:
     return [(child, child.cmdline()) for child in psutil.Process(launcher).children()]
 
 
-def test_a_fault_ends_it_with_1_and_people_can_read_why(tmp_path: Path) -> None:
+def test_a_failed_check_is_printed_and_ends_the_program_with_1(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = local_addresses(1, None) | {"addresses.experience": [f"tcp://127.0.0.1:{taken.getsockname()[1]}"]}
         ran = subprocess.run(
@@ -97,7 +99,7 @@ def test_a_fault_ends_it_with_1_and_people_can_read_why(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (1, "")
     lines = ran.stdout.splitlines()
     assert lines[0] == "ok    roles         replay"
-    limit = next(number for number, line in enumerate(lines) if line.startswith("FAIL  open files    64 at most"))
+    limit = next(number for number, line in enumerate(lines) if line.startswith("FAIL  open files    limit 64"))
     assert lines[limit + 1].startswith(f"{'':20}-> raise the hard limit")
     port = next(number for number, line in enumerate(lines) if line.startswith("FAIL  experience 0  "))
     assert f"is held by pid {os.getpid()}: " in lines[port]
@@ -106,7 +108,7 @@ def test_a_fault_ends_it_with_1_and_people_can_read_why(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_a_library_is_missing_that_all_need_it_says_so(tmp_path: Path) -> None:
+def test_a_missing_library_ends_the_program_with_2_and_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "lz4").mkdir()
     (tmp_path / "lz4" / "__init__.py").touch()
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -116,7 +118,7 @@ def test_where_a_library_is_missing_that_all_need_it_says_so(tmp_path: Path) -> 
     assert "No module named 'lz4.block'; make .venv/.installed" in line
 
 
-def test_a_run_of_apex_train_is_checked_without_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_role_train_is_checked_without_addresses(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     code, checks = ask(capsys, "--config", CARTPOLE, "--role", "train", "--set", "replay.shards=2")
     assert (code, levels(checks, "ok")) == (0, set(checks))

@@ -1,1 +1,1 @@
-"""Checks of a host before a run, and of a run before it is blamed: what bin/apex-doctor says."""
+"""The checks of bin/apex-doctor: of a host before a run, and of a live run."""

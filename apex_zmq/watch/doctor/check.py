@@ -10,7 +10,7 @@ Level = Literal["ok", "warn", "fail"]
 
 
 class Check(NamedTuple):
-    """The finding of one check, and a remedy unless it is ok."""
+    """Result of one check. found: the finding. remedy: what to do; empty if the level is ok."""
 
     name: str
     level: Level
@@ -19,13 +19,13 @@ class Check(NamedTuple):
 
 
 def failed(name: str, error: Exception) -> Check:
-    """A check that has met an error. Messages of this program name the thing, then the remedy."""
+    """A failed check from an error of this package, whose message is `finding; remedy`, or from a failed import."""
     found, _, remedy = str(error).partition("; ")
     return Check(name, "fail", found, remedy or INSTALL)
 
 
 def line_of(check: Check) -> str:
-    """A check as people read it, the remedy below."""
+    """Format a check for a terminal, with the remedy on a second line."""
     level = "FAIL" if check.level == "fail" else check.level
     line = f"{level:6}{check.name:14}{check.found}"
     return f"{line}\n{'':20}-> {check.remedy}" if check.remedy else line

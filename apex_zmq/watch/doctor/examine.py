@@ -1,79 +1,57 @@
-"""All checks that concern a host, in the order in which they are done."""
+"""The sequence of all checks of a host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+import platform
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy.typing as npt
-import psutil
 
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.games import WORLDS
-from apex_zmq.errors import UserError
 from apex_zmq.signature import network_signature
-from apex_zmq.watch.doctor import links
-from apex_zmq.watch.doctor.addresses import check_endpoint, check_keys
-from apex_zmq.watch.doctor.check import Check, failed
-from apex_zmq.watch.doctor.host import (
-    check_disks,
-    check_emulator,
-    check_gpu,
-    check_libraries,
-    check_memory,
-    check_network,
-    check_open_files,
-    check_python,
-    make_arrays,
-)
+from apex_zmq.watch.doctor import host
+from apex_zmq.watch.doctor.addresses import bound_here, check_endpoint, check_keys, find_holder, opened_here, roles_here
+from apex_zmq.watch.doctor.check import Check
 from apex_zmq.watch.doctor.peers import check_run
 
-TRAIN = "train"  # in place of roles: all of them, by apex-train, which takes addresses of its own
+TRAIN = "train"  # in place of roles: all roles, started by apex-train, which chooses the addresses
 ALL = ("actor", "replay", "learner")
 
 
 def examine(config: Config, given: Sequence[str] = ()) -> Iterator[Check]:
-    """Each check as it is done.
+    """Run the checks one by one.
 
-    given: the roles that run on this host, or `TRAIN`; empty: those that keys or else addresses speak for.
+    given: the roles of this host, or `TRAIN`; empty: the role of the keys, else those of this host's addresses.
     """
-    roles = list(ALL) if TRAIN in given else list(given) or links.roles_here(config)
-    yield Check("roles", "ok", ", ".join(roles) + ("" if given else " (--role names others)"))
-    yield check_python()
-    yield check_libraries()
+    train = TRAIN in given
+    roles = list(ALL) if train else list(given) or roles_here(config)
+    yield Check("roles", "ok", ", ".join(roles) + ("" if given else " (derived from keys or addresses; see --role)"))
+    yield Check("python", "ok", f"{platform.python_version()}, {sys.executable}")
+    yield host.check_libraries()
     network: dict[str, npt.NDArray[Any]] = {}
     if {"actor", "evaluator", "learner"} & {*roles}:
-        try:
-            network = make_arrays(config)
-            yield check_network(config, network)
-        except (UserError, ImportError) as error:
-            yield failed("network", error)
+        check, network = host.check_network(config)
+        yield check
     if {"actor", "evaluator"} & {*roles} and config.env.id in WORLDS:
-        yield check_emulator(config.env.emulator, config.env.id)
+        yield host.check_emulator(config.env.emulator, config.env.id)
     if "learner" in roles:
-        yield check_gpu(config.learner.device)
-    bound = [] if TRAIN in given else links.bound_here(config, roles)
-    holders = {each: links.find_holder(each.address) for each in bound if links.resolves(each.address)}
-    shards = config.replay.shards if TRAIN in given else len({each.number for each in bound if each.server == "replay"})
+        yield host.check_gpu(config.learner.device)
+    bound = [] if train else bound_here(config, roles)
+    holders = {each: find_holder(each.address) for each in bound}
+    shards = config.replay.shards if train else len({each.number for each in bound if each.server == "replay"})
     if "replay" in roles:
-        yield check_memory(config, shards, _resident_bytes(holders.values()))
+        resident = {each.pid: each.rss_bytes for each in holders.values() if each and each.role == "replay"}
+        yield host.check_memory(config, shards, sum(resident.values()))
     network_bytes = sum(array.nbytes for array in network.values())
-    yield from check_disks(config, roles, shards, network_bytes, together=TRAIN in given)
-    yield check_open_files(config.run.num_actors, roles)
-    if TRAIN in given:
+    yield from host.check_disks(config, roles, shards, network_bytes, together=train)
+    yield host.check_open_files(config.run.num_actors, roles)
+    if train:
         return
     yield check_keys(config, roles, bound)
-    opened = links.opened_here(config, roles)
+    opened = opened_here(config, roles)
     for each in [*bound, *(each for each in opened if each not in bound)]:
         yield check_endpoint(config, each, holders.get(each), here=each in bound, opens=each in opened)
     yield from check_run(config, network_signature(network) if network else None)
-
-
-def _resident_bytes(holders: Iterable[links.Holder | None]) -> int:
-    """Memory of the replays among them."""
-    total = 0
-    for pid in {holder.pid for holder in holders if holder is not None and holder.role == "replay"}:
-        with suppress(psutil.Error):
-            total += psutil.Process(pid).memory_info().rss
-    return total

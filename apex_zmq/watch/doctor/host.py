@@ -1,14 +1,12 @@
-"""Checks of what a host has, whoever else there is."""
+"""Checks of a host alone: software, devices, memory, disks, limits."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import resource
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,85 +22,73 @@ from apex_zmq.replay.disk import budget
 from apex_zmq.rundir import directory as rundir
 from apex_zmq.watch.doctor.check import Check, failed
 
-SHOWN = ("torch", "numpy", "numba", "pyzmq")  # libraries whose versions are told
-CHECKPOINT_COPIES = 5  # of the network: online, target, averaged, two moments
+SHOWN = ("torch", "numpy", "numba", "pyzmq")  # libraries whose versions are shown
+CHECKPOINT_COPIES = 5  # copies of the network per checkpoint: online, target, averaged, two moments
 CHECKPOINTS_BESIDE = 3  # the best two, and one that is being written
-DESCRIPTORS = 100  # of a role to whom nobody has connected
-CONNECTIONS = {"learner": 2, "replay": 1}  # that an actor keeps to them
+DESCRIPTORS = 100  # file descriptors of a role without connections
+CONNECTIONS = {"learner": 2, "replay": 1}  # per actor
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def check_python() -> Check:
-    """Which interpreter this is; one that is too old would not have come so far."""
-    return Check("python", "ok", f"{platform.python_version()}, {sys.executable}")
-
-
 def check_libraries(distribution: str = "apex_zmq") -> Check:
-    """Whether all that a distribution requires is installed, in a version that it takes."""
+    """Check that the requirements of a distribution are installed in supported versions."""
     try:
         listed = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
-        return Check("libraries", "warn", f"{distribution} is not installed: what it requires is not known", INSTALL)
+        found = f"{distribution} is not installed, so its requirements are unknown"
+        return Check("libraries", "warn", found, INSTALL)
     wrong, versions = [], {}
     for requirement in map(Requirement, listed):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            version = importlib.metadata.version(requirement.name)
+            version = versions[requirement.name] = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             wrong.append(f"{requirement.name} is missing")
             continue
-        versions[requirement.name] = version
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
     if wrong:
         return Check("libraries", "fail", ", ".join(wrong), INSTALL)
     shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN if name in versions)
-    return Check("libraries", "ok", f"{len(versions)} as required: {shown}")
+    return Check("libraries", "ok", f"{len(versions)} in supported versions: {shown}")
 
 
-def make_arrays(config: Config) -> dict[str, npt.NDArray[Any]]:
-    """Parameters by name, as new, of the network that these settings ask for.
+def check_network(config: Config) -> tuple[Check, dict[str, npt.NDArray[Any]]]:
+    """Check that environment and network can be created. Returns the network's parameters too; empty: they cannot."""
+    try:
+        from apex_zmq.agent.networks import make_network, to_arrays
 
-    Raises:
-        EnvError, NetworkError: an environment that cannot be made, a network that does not fit it.
-        ImportError: a library that cannot be loaded.
-    """
-    from apex_zmq.agent.networks import make_network, to_arrays
-
-    spec = env_spec(config.env)
-    return dict(to_arrays(make_network(config.agent, spec.frame, spec.num_actions, seed=0)))
-
-
-def check_network(config: Config, network: Mapping[str, npt.NDArray[Any]]) -> Check:
-    """What is played, and by what."""
+        spec = env_spec(config.env)
+        network = dict(to_arrays(make_network(config.agent, spec.frame, spec.num_actions, seed=0)))
+    except (UserError, ImportError) as error:
+        return failed("network", error), {}
     size = sum(array.size for array in network.values())
-    return Check("network", "ok", f"{config.agent.network}, {size:,} parameters, plays {config.env.id}")
+    return Check("network", "ok", f"{config.agent.network} with {size:,} parameters, for {config.env.id}"), network
 
 
 def check_emulator(kind: str, game: str) -> Check:
-    """Whether emulator and ROM of a Mario game are there, by running a frame. kind: as `env.emulator`."""
-    missing = ""
+    """Check emulator and ROM of a Mario game by running a frame. kind: as `env.emulator`."""
+    fallback = None
     try:
         rom = rom_path(game)
         if kind == "auto":
             try:
                 core_path()
             except EnvError as error:
-                kind, missing = "nes-py", str(error)
+                kind, fallback = "nes-py", failed("emulator", error)
         emulator = NESPy(game) if kind == "nes-py" else FCEUmm(game)
         emulator.step(0)
         emulator.close()
     except (UserError, ImportError) as error:
         return failed("emulator", error)
-    if missing:
-        found, _, remedy = missing.partition("; ")
-        return Check("emulator", "warn", f"nes-py, several times slower than FCEUmm: {found}", remedy)
-    return Check("emulator", "ok", f"{'nes-py' if kind == 'nes-py' else 'FCEUmm'} plays {rom}")
+    if fallback is not None:
+        return fallback._replace(level="warn", found=f"nes-py, several times slower than FCEUmm: {fallback.found}")
+    return Check("emulator", "ok", f"{'nes-py' if kind == 'nes-py' else 'FCEUmm'} runs {rom}")
 
 
 def check_gpu(name: str) -> Check:
-    """Whether the learner's device is there and computes. name: as `learner.device`."""
+    """Check that the learner's device exists and computes. name: as `learner.device`."""
     try:
         import torch
 
@@ -113,20 +99,20 @@ def check_gpu(name: str) -> Check:
     except (UserError, ImportError) as error:
         return failed("gpu", error)
     except RuntimeError as error:
-        found = " ".join(str(error).split())
-        return Check("gpu", "fail", f"it does not compute: {found}", "install the torch that is built for its driver")
+        found = f"the device cannot compute: {' '.join(str(error).split())}"
+        return Check("gpu", "fail", found, "install the build of torch for the GPU's driver")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         memory = f"{properties.total_memory / 1e9:.0f} GB"
         return Check("gpu", "ok", f"{properties.name}, {memory}; torch {torch.__version__}, CUDA {torch.version.cuda}")
     if name == "auto" and NVIDIA_DRIVER.exists():
-        found = f"none that torch {torch.__version__} finds, though there is a driver; the learner trains on the CPU"
-        return Check("gpu", "warn", found, "install torch for the CUDA that nvidia-smi names")
-    return Check("gpu", "ok", "none; the learner trains on the CPU")
+        found = f"torch {torch.__version__} finds none, although a driver is installed; the learner uses the CPU"
+        return Check("gpu", "warn", found, "install the build of torch for the CUDA version that nvidia-smi shows")
+    return Check("gpu", "ok", "none; the learner uses the CPU")
 
 
 def check_memory(config: Config, shards: int, resident: int) -> Check:
-    """Whether the shards of this host fit its memory. resident: bytes that they have of it already."""
+    """Check that the shards of this host fit its memory. resident: bytes that they already occupy."""
     try:
         needed = budget.check_memory(config, shards)
     except UserError as error:
@@ -134,14 +120,14 @@ def check_memory(config: Config, shards: int, resident: int) -> Check:
     available = psutil.virtual_memory().available + resident
     found = f"replay needs up to {needed / 1e9:.1f} GB of {available / 1e9:.1f} GB available"
     if needed > available:
-        return Check("memory", "warn", found, "end what else uses it, or lower replay.arena_bytes")
+        return Check("memory", "warn", found, "stop other programs, or lower replay.arena_bytes")
     return Check("memory", "ok", found)
 
 
 def check_disks(
     config: Config, roles: Sequence[str], shards: int, network_bytes: int, *, together: bool = False
 ) -> Iterator[Check]:
-    """Room for the files of learner and replay. together: the replay's go to the run directory, as of apex-train."""
+    """Check the disk space of learner and replay. together: the replay uses the run directory, as under apex-train."""
     run = Path(config.run.dir) if config.run.dir else rundir.RUNS
     if "learner" in roles:
         files = (config.learner.keep_checkpoints or 1) + CHECKPOINTS_BESIDE
@@ -155,30 +141,30 @@ def check_disks(
 
 
 def check_disk(name: str, directory: Path, needed: int, kept: int, setting: str) -> Check:
-    """Whether a directory can be written and has room. needed, kept: bytes in all, and of them already there."""
+    """Check that a directory is writable and has space. needed: bytes in total. kept: bytes of them already written."""
     place = directory.absolute()
     while not place.exists():
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         return Check(name, "fail", f"{place} cannot be written", f"change its owner, or set another {setting}")
     free = shutil.disk_usage(place).free + kept
-    found = f"{directory} takes up to {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB"
+    found = f"{directory} needs up to {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB"
     if needed > free:
-        return Check(name, "fail", found, f"make room, or set another {setting}")
+        return Check(name, "fail", found, f"free disk space, or set another {setting}")
     return Check(name, "ok", found)
 
 
 def check_open_files(actors: int, roles: Sequence[str]) -> Check:
-    """Whether a process may have as many files and connections open as its role will."""
+    """Check that the limit on open files allows the connections of these roles."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    each = max(CONNECTIONS.get(role, 0) for role in roles)
-    needed = DESCRIPTORS + each * actors
     if soft == resource.RLIM_INFINITY:
         return Check("open files", "ok", "no limit")
-    found = f"{soft} at most" + (f", with {actors} actors {needed} are needed" if each else f", {needed} are needed")
+    per_actor = max(CONNECTIONS.get(role, 0) for role in roles)
+    needed = DESCRIPTORS + per_actor * actors
     if soft < needed:
         raisable = hard == resource.RLIM_INFINITY or hard >= needed
         remedy = f"ulimit -n {needed}" if raisable else "raise the hard limit (LimitNOFILE= of systemd, limits.conf)"
+        found = f"limit {soft}, but {needed} are needed" + (f" with {actors} actors" if per_actor else "")
         return Check("open files", "fail", found, remedy)
-    room = f", enough for {(soft - DESCRIPTORS) // each} actors" if each else ""
-    return Check("open files", "ok", f"{soft} at most{room}")
+    capacity = f", enough for {(soft - DESCRIPTORS) // per_actor} actors" if per_actor else ""
+    return Check("open files", "ok", f"limit {soft}{capacity}")

@@ -1,4 +1,4 @@
-"""A learner that the test plays, and what a host is told of itself and the others."""
+"""Checks against a live run, with a publisher in place of the learner."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ SERVE_S = 0.02
 
 @dataclass
 class Learner:
-    """What a played learner publishes. Statuses: role and name, seconds that the sender's clock is behind."""
+    """Publishes what a learner would.
+
+    version: of the protocol; None: this one. behind_s: by role and name of each process, seconds by which its clock is
+    behind. refusing: name of a process whose count of refused messages grows.
+    """
 
     experience: str = EXPERIENCE
-    version: int | None = None  # of the protocol; None: ours
+    version: int | None = None
     publishes: bool = True
     behind_s: dict[tuple[Role, str], float] = field(
         default_factory=lambda: {("learner", "learner"): 0.0, ("replay", "replay-0"): 0.0, ("actor", "actor-0"): 0.0}
     )
-    refusing: str = ""  # the name of one whose count of refused messages grows
+    refusing: str = ""
 
     def messages(self, turn: int) -> Iterator[list[Buffer]]:
         for incarnation, ((role, name), behind_s) in enumerate(self.behind_s.items()):
@@ -87,7 +91,7 @@ def up(learner: Learner, address: str) -> Iterator[None]:
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Check]]:
-    """Plays a learner and asks, of one shard unless told; the checks by name."""
+    """Runs a learner and returns the checks by name."""
     monkeypatch.setattr(peers, "SILENT_S", 1.0)
 
     def ask(learner: Learner, network: str | None = NETWORK, shards: int = 1) -> dict[str, Check]:
@@ -111,32 +115,32 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Check]]:
 Ask = Callable[..., dict[str, Check]]
 
 
-def test_a_run_that_fits_is_heard(ask: Ask) -> None:
+def test_a_run_that_matches_this_host_passes(ask: Ask) -> None:
     found = ask(Learner())
     assert {name: check.level for name, check in found.items()} == dict.fromkeys(
         ("protocol", "signatures", "clock", "peers"), "ok"
     ), found
-    assert found["protocol"].found.endswith("as the learner of run run")
-    assert found["signatures"].found == f"experience {EXPERIENCE}, network {NETWORK}, as the learner's"
+    assert found["protocol"].found.endswith("like the learner of run run")
+    assert found["signatures"].found == f"experience {EXPERIENCE}, network {NETWORK}, like the learner's"
     assert found["clock"].found.startswith("learner on box is 0.")
     assert found["peers"].found == "1 actor, 1 learner, 1 replay"
 
 
-def test_a_learner_of_something_else_is_told_from_ours(ask: Ask) -> None:
+def test_different_signatures_fail(ask: Ask) -> None:
     found = ask(Learner(experience="another"))["signatures"]
     assert found.level == "fail"
     assert found.found == f"the learner of run run has experience another, ours is {EXPERIENCE}"
     assert "learner's config" in found.remedy
     found = ask(Learner(), network="mine")["signatures"]
     assert (found.level, f"network {NETWORK}, ours is mine" in found.found) == ("fail", True)
-    assert ask(Learner(), network=None)["signatures"].level == "ok"  # a replay has none
+    assert ask(Learner(), network=None)["signatures"].level == "ok"  # a replay has no network
 
 
-def test_another_version_of_the_protocol_is_named(ask: Ask) -> None:
+def test_another_protocol_version_fails(ask: Ask) -> None:
     found = ask(Learner(version=9))
     assert found["protocol"].level == "fail"
     assert "protocol version 9.0, this program has" in found["protocol"].found
-    assert "same apex_zmq" in found["protocol"].remedy
+    assert "same version of apex_zmq" in found["protocol"].remedy
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_another_version_of_the_protocol_is_named(ask: Ask) -> None:
         (0.0, -20.0, "fail", ", actor-0 on box is "),
     ],
 )
-def test_clocks_that_differ_are_told(ask: Ask, learner_s: float, actor_s: float, level: str, text: str) -> None:
+def test_clock_offsets_are_reported(ask: Ask, learner_s: float, actor_s: float, level: str, text: str) -> None:
     roles: dict[tuple[Role, str], float] = {
         ("learner", "learner"): learner_s,
         ("replay", "replay-0"): 0.0,
@@ -160,23 +164,23 @@ def test_clocks_that_differ_are_told(ask: Ask, learner_s: float, actor_s: float,
     assert "NTP" in found.remedy
 
 
-def test_a_learner_that_does_not_tell_its_time_is_not_guessed_at(ask: Ask) -> None:
+def test_the_clock_is_not_compared_without_a_status_of_the_learner(ask: Ask) -> None:
     found = ask(Learner(behind_s={("replay", "replay-0"): 0.0}))["clock"]
     assert (found.level, "telemetry.status_interval_s" in found.remedy) == ("warn", True)
 
 
-def test_who_is_missing_or_refuses_others_is_named(ask: Ask) -> None:
+def test_missing_roles_and_refusals_are_reported(ask: Ask) -> None:
     found = ask(Learner(behind_s={("learner", "learner"): 0.0, ("replay", "replay-0"): 0.0}), shards=2)["peers"]
-    assert (found.level, found.found) == ("warn", "1 learner, 1 replay; too few are heard: replay, actor")
+    assert (found.level, found.found) == ("warn", "1 learner, 1 replay; too few: replay, actor")
     found = ask(Learner(refusing="replay-0"))["peers"]
     assert (found.level, "replay-0 on box refuses messages" in found.found) == ("warn", True)
     assert found.remedy
 
 
-def test_a_learner_that_is_silent_or_away_cannot_be_compared_with(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_or_absent_learner_is_a_warning(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SILENT_S", 0.1)
     found = ask(Learner(publishes=False))
     assert {name: check.level for name, check in found.items()} == {"protocol": "warn"}
-    (found_away,) = check_run(loading.replace(Config(), {"addresses.parameters": free_tcp_address()}), None)
-    assert (found_away.name, found_away.level) == ("signatures", "warn")
-    assert EXPERIENCE in found_away.found
+    (absent,) = check_run(loading.replace(Config(), {"addresses.parameters": free_tcp_address()}), None)
+    assert (absent.name, absent.level) == ("signatures", "warn")
+    assert EXPERIENCE in absent.found
