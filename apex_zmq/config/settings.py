@@ -404,8 +404,3 @@ def addresses_of(addresses: Addresses, name: str) -> tuple[str, ...]:
     """Addresses of a link, in the order of shards or ranks; name: one of `LINK_ADDRESSES`."""
     found = getattr(addresses, name)
     return (found,) if isinstance(found, str) else tuple(found)
-
-
-def all_addresses(addresses: Addresses) -> tuple[str, ...]:
-    """Every address of a run."""
-    return tuple(address for name in LINK_ADDRESSES for address in addresses_of(addresses, name))
