@@ -127,7 +127,7 @@ def test_a_module_imports_only_what_the_graph_allows(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_third_party_packages_stay_in_their_place(path: Path) -> None:
+def test_third_party_packages_are_imported_only_where_allowed(path: Path) -> None:
     packages = {name.partition(".")[0] for name in imports(path)}
     module = str(path.relative_to(PACKAGE).with_suffix(""))
     for package, places in ONLY_IN.items():
@@ -142,7 +142,7 @@ def test_the_graph_has_no_cycle() -> None:
         graph = {part: below for part, below in graph.items() if part not in leaves}
 
 
-def test_what_serves_prometheus_is_imported_by_those_who_serve_it() -> None:
+def test_prometheus_client_is_not_imported_at_module_level() -> None:
     tree = ast.parse((PACKAGE / "watch" / "prometheus.py").read_text())
     at_start = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert not any(str(module).startswith("prometheus_client") for module in at_start)
@@ -151,6 +151,6 @@ def test_what_serves_prometheus_is_imported_by_those_who_serve_it() -> None:
 @pytest.mark.parametrize(
     "module", ["roles.replay", "roles.forwarder", "roles.actor.shipper", "net.parameters", "cli.main"]
 )
-def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
+def test_torch_free_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, apex_zmq.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -38,7 +38,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *OTHERS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_point_to_existing_files_and_headings(document: Path) -> None:
     for target in LINK.findall(prose(document)):
         if target.startswith(("https://", "http://")):
             continue
@@ -48,7 +48,7 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(linked), f"{document.name} links to {target}; no such heading"
 
 
-def test_the_documents_for_readers_are_named_in_the_readme() -> None:
+def test_readme_links_every_document() -> None:
     targets = set(LINK.findall((ROOT / "README.md").read_text()))
     assert {str(path.relative_to(ROOT)) for path in DOCUMENTS if path.name not in ("README.md", "index.md")} <= targets
 
@@ -86,7 +86,7 @@ def test_broken_links_fail_the_build_of_the_site(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
-def test_a_drawing_is_used_and_keeps_within_its_bounds(image: Path) -> None:
+def test_drawing_is_linked_and_its_text_fits_the_view_box(image: Path) -> None:
     assert any(f"({image.parent.name}/{image.name})" in document.read_text() for document in DOCUMENTS)
     root = ElementTree.parse(image).getroot()
     _, _, width, height = map(float, root.attrib["viewBox"].split())
@@ -100,7 +100,7 @@ def test_a_drawing_is_used_and_keeps_within_its_bounds(image: Path) -> None:
         assert size <= y <= height, text.text
 
 
-def test_one_version_is_named_everywhere() -> None:
+def test_version_is_the_same_in_all_files() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == apex_zmq.__version__
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
@@ -109,7 +109,7 @@ def test_one_version_is_named_everywhere() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_curves_and_settings_that_are_named_exist(document: Path) -> None:
+def test_curves_and_settings_named_in_documents_exist(document: Path) -> None:
     source = "".join(path.read_text() for path in (ROOT / "apex_zmq").rglob("*.py"))
     settings = {setting.name for setting in config.settings()}
     sections = {name.partition(".")[0] for name in settings}
@@ -123,7 +123,7 @@ def test_curves_and_settings_that_are_named_exist(document: Path) -> None:
             assert known, f"{document.name} names the setting {code}"
 
 
-def test_the_document_of_the_benchmarks_is_that_of_the_stored_results() -> None:
+def test_benchmark_document_matches_the_stored_results() -> None:
     pytest.importorskip("matplotlib")
     from benchmarks import __main__ as benchmarks
 

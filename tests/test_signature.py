@@ -56,7 +56,7 @@ def another(name: str) -> Any:
 
 
 @pytest.mark.parametrize("path", [None, CARTPOLE], ids=["mario", "cartpole"])
-def test_another_process_computes_the_same(path: Path | None) -> None:
+def test_signature_is_equal_in_another_process(path: Path | None) -> None:
     program = (
         "import sys; from apex_zmq import signature; from apex_zmq.config import loading; "
         "loaded = loading.load(*sys.argv[1:]); "
@@ -67,7 +67,7 @@ def test_another_process_computes_the_same(path: Path | None) -> None:
     assert ran.stdout.split() == [experience_signature(loading.load(path)), "False"]
 
 
-def test_it_is_16_hex_digits_and_survives_yaml(tmp_path: Path) -> None:
+def test_signature_is_16_hex_digits_and_survives_yaml(tmp_path: Path) -> None:
     signature = experience_signature(Config())
     assert len(bytes.fromhex(signature)) == 8
     (tmp_path / "resolved.yaml").write_text(loading.to_yaml(Config()))
@@ -75,12 +75,12 @@ def test_it_is_16_hex_digits_and_survives_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MEANINGFUL)
-def test_what_gives_a_transition_its_meaning_matters(name: str) -> None:
+def test_settings_that_define_transitions_change_the_signature(name: str) -> None:
     changed = loading.replace(Config(), {name: another(name)})
     assert experience_signature(changed) != experience_signature(Config())
 
 
-def test_that_the_whole_game_is_played_matters() -> None:
+def test_whole_game_and_lost_levels_change_the_signature() -> None:
     whole = loading.replace(Config(), {"env.stages": "all"})
     assert experience_signature(whole) != experience_signature(Config())
     lost_levels = loading.replace(Config(), {"env.id": "SuperMarioBros2"})
@@ -88,14 +88,14 @@ def test_that_the_whole_game_is_played_matters() -> None:
 
 
 @pytest.mark.parametrize("changes", [FREE, OTHERS], ids=["emulator and stages", "other sections"])
-def test_what_peers_may_differ_in_does_not(changes: dict[str, Any]) -> None:
+def test_settings_that_peers_may_vary_keep_the_signature(changes: dict[str, Any]) -> None:
     for name, value in changes.items():
         changed = loading.replace(Config(), {name: value})
         assert changed != Config()
         assert experience_signature(changed) == experience_signature(Config()), name
 
 
-def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_and_rom_change_the_signature_of_mario_only(monkeypatch: pytest.MonkeyPatch) -> None:
     mario, cartpole = Config(), loading.load(CARTPOLE)
     before = experience_signature(mario), experience_signature(cartpole)
     for name, value in (("RULES_VERSION", 10**6), ("ROM_SHA256", {"SuperMarioBros": "another game"})):
@@ -105,7 +105,7 @@ def test_rules_and_rom_matter_to_mario_alone(monkeypatch: pytest.MonkeyPatch) ->
             assert experience_signature(cartpole) == before[1]
 
 
-def test_a_network_is_known_by_names_shapes_and_dtypes_alone() -> None:
+def test_network_signature_covers_only_names_shapes_and_dtypes() -> None:
     from apex_zmq.agent.networks import make_network, to_arrays
 
     frame = FrameSpec((20, 20), "uint8", 2)

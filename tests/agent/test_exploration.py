@@ -69,7 +69,7 @@ def test_repeats_raise_the_random_share_as_expected() -> None:
     assert share == pytest.approx(epsilon * mean_duration / (epsilon * mean_duration + 1 - epsilon), rel=0.05)
 
 
-def test_a_repeat_outlasts_a_falling_epsilon_but_not_a_reset() -> None:
+def test_repeat_continues_when_epsilon_drops_and_ends_at_reset() -> None:
     explorer = Explorer(2, 4, 1.01, 10, np.random.default_rng(4))  # zeta near 1: practically always the cap
     greedy = np.array([-1, -1])
     first = explorer.act(greedy, np.array([1.0, 1.0]))
@@ -81,6 +81,6 @@ def test_a_repeat_outlasts_a_falling_epsilon_but_not_a_reset() -> None:
     assert (later[:, 1] == -1).all()
 
 
-def test_the_generator_decides() -> None:
+def test_equal_generator_seeds_give_equal_actions() -> None:
     runs = [play(Explorer(2, 4, 2.0, 12, np.random.default_rng(5)), [0.5, 0.5], 50) for _ in range(2)]
     assert (runs[0] == runs[1]).all()

@@ -23,7 +23,7 @@ def weigh(
     return [float(weight) for weight in weights]
 
 
-def test_one_shard_is_plain_per_over_a_slow_mean_of_maxima() -> None:
+def test_one_shard_weights_are_per_over_averaged_maximum() -> None:
     importance = ImportanceWeights()
     first = (100 * np.array([1.0, 2.0, 4.0]) / 50) ** -0.5
     assert weigh(importance, [1.0, 2.0, 4.0]) == pytest.approx(first / first[0])
@@ -33,13 +33,13 @@ def test_one_shard_is_plain_per_over_a_slow_mean_of_maxima() -> None:
     assert got == pytest.approx(second / divisor)
 
 
-def test_equal_priorities_in_one_shard_weigh_one() -> None:
+def test_equal_priorities_in_one_shard_have_weight_one() -> None:
     importance = ImportanceWeights()
     for _ in range(3):
         assert weigh(importance, [0.5] * 4, beta=0.4) == pytest.approx([1.0] * 4)
 
 
-def test_shares_follow_sizes_at_first_and_counts_later() -> None:
+def test_shard_shares_use_sizes_first_and_batch_counts_later() -> None:
     """With beta 1 and p = M the weight is 1 / (N f_s), times the divisor that both shards share."""
     importance = ImportanceWeights()
     for _ in range(2):  # the second shard's first batch restarts the counts
@@ -57,7 +57,7 @@ def test_shares_follow_sizes_at_first_and_counts_later() -> None:
     assert rare == pytest.approx(1 / (400 * share_rare) / divisor, rel=1e-3)
 
 
-def test_sizes_stand_in_for_counts_while_those_are_few() -> None:
+def test_shard_sizes_are_a_prior_that_batch_counts_replace() -> None:
     importance = ImportanceWeights()
     found = {}
     for number in range(1, 1001):
@@ -82,7 +82,7 @@ def test_a_new_shard_and_a_new_incarnation_restart_mean_and_counts() -> None:
     assert weigh(importance, [4.0], shard=1) == pytest.approx([1.0])
 
 
-def test_a_silent_shard_is_forgotten() -> None:
+def test_silent_shard_is_dropped_after_shard_timeout() -> None:
     importance = ImportanceWeights(shard_timeout_s=30.0)
     weigh(importance, [1e-4], shard=1, now=0.0)
     weigh(importance, [1e-4], shard=0, now=1.0)
@@ -131,7 +131,7 @@ def test_weighted_means_over_unequal_shards_are_the_uniform_mean(rates: tuple[fl
     assert abs(np.mean(unweighted) - truth) > 0.1 * truth
 
 
-def test_a_shard_may_die_and_return() -> None:
+def test_weights_are_correct_after_a_shard_leaves_and_returns() -> None:
     """Whoever is left, and whoever is back with another incarnation and size, is weighed as if nothing had been."""
 
     def weights(importance: ImportanceWeights, batches: list[tuple[int, int, int, float]]) -> list[float]:
@@ -154,7 +154,7 @@ def test_a_shard_may_die_and_return() -> None:
     assert weights(importance, again) == weights(fresh, again)
 
 
-def test_ranks_weigh_their_batches_as_one_would_weigh_the_joined_one() -> None:
+def test_ranks_compute_the_weights_of_one_joined_batch() -> None:
     rng = np.random.default_rng(5)
     ranks, joined = [ImportanceWeights(), ImportanceWeights()], ImportanceWeights()
     for step in range(20):
@@ -166,7 +166,7 @@ def test_ranks_weigh_their_batches_as_one_would_weigh_the_joined_one() -> None:
         np.testing.assert_allclose(np.concatenate(found), wanted, rtol=1e-6)
 
 
-def test_ranks_count_the_batches_of_all() -> None:
+def test_ranks_count_the_batches_of_all_ranks() -> None:
     """Each is dealt to by a shard of its own, one of them three times as large: shares are halves."""
     ranks = ImportanceWeights(), ImportanceWeights()
     draws = [Draw(0, 1, 1.0, 300, 1.0), Draw(1, 1, 1.0, 100, 1.0)]

@@ -16,7 +16,7 @@ def test_double_q_takes_the_selectors_action_and_the_targets_value() -> None:
     torch.testing.assert_close(target, torch.tensor([10 + 0.5 * 7, 20 + 0.9 * 1, 30.0]))
 
 
-def test_with_the_target_as_selector_it_is_plain_q_learning() -> None:
+def test_target_as_selector_gives_plain_q_learning() -> None:
     torch.manual_seed(0)
     following, reward, discount = torch.randn(6, 3), torch.randn(6), torch.rand(6)
     expected = reward + discount * following.amax(1)
@@ -30,7 +30,7 @@ def test_gradients_reach_the_taken_actions_values_only() -> None:
     assert q.grad.tolist() == [[0, 0, -0.5], [-0.5, 0, 0]]
 
 
-def test_losses_by_hand() -> None:
+def test_losses_match_hand_computed_values() -> None:
     td_error = torch.tensor([0.5, -1.0, 3.0, -4.0])
     weights = torch.tensor([1.0, 0.5, 0.25, 0.0])
     l2 = (1.0 * 0.125 + 0.5 * 0.5 + 0.25 * 4.5) / 4
@@ -60,7 +60,7 @@ def test_windows_hold_both_observations(frame_shape: tuple[int, ...], steps_dtyp
         assert torch.equal(next_obs[row], windows[row, k : k + stack])
 
 
-def test_rows_of_large_batches_do_not_mix_with_byte_sized_steps() -> None:
+def test_uint8_steps_do_not_mix_rows_of_large_batches() -> None:
     windows = torch.arange(300 * 3, dtype=torch.float32).view(300, 3, 1)
     _, next_obs = split_windows(windows, torch.full((300,), 2, dtype=torch.uint8), 1)
     assert torch.equal(next_obs, windows[:, 2:])

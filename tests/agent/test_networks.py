@@ -55,7 +55,7 @@ def test_q_values_of_every_input_shape(name: Any, frame: FrameSpec, dueling: boo
 
 
 @pytest.mark.parametrize("name", ["small", "mlp"])
-def test_with_layer_norm_the_scale_of_weights_does_not_matter(name: Any) -> None:
+def test_layer_norm_makes_outputs_independent_of_weight_scale(name: Any) -> None:
     frame = SMALL_FRAME if name == "small" else FrameSpec((4,), "float32", 1)
     network = make_network(Agent(name, layer_norm=True), frame, 3, seed=0)
     observation = random_frames(2, frame.stack, *frame.shape)
@@ -76,7 +76,7 @@ def test_a_window_view_gives_the_same_values_as_a_copy() -> None:
     torch.testing.assert_close(network(view), network(view.contiguous()), rtol=0, atol=0)
 
 
-def test_convolutions_see_pixels_between_0_and_1_and_color_as_channels() -> None:
+def test_convolutions_get_scaled_pixels_and_color_as_channels() -> None:
     network = make_network(Agent("small"), FrameSpec((3, 20, 24), "uint8", 2), 3, seed=0)
     frames = random_frames(2, 2, 3, 20, 24)
     torso = network.torso
@@ -106,7 +106,7 @@ def test_dueling_head_is_value_plus_centered_advantage() -> None:
     torch.testing.assert_close(head(features).mean(1, keepdim=True), value)
 
 
-def test_seed_alone_decides_the_weights_and_leaves_torchs_generator() -> None:
+def test_seed_determines_weights_and_torch_rng_is_unchanged() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = make_network(Agent("small"), SMALL_FRAME, 4, seed=7).state_dict()
@@ -127,17 +127,17 @@ def test_seed_alone_decides_the_weights_and_leaves_torchs_generator() -> None:
         ("small", FrameSpec((19, 60), "uint8", 4), "at least 20x20, not 19x60"),
     ],
 )
-def test_impossible_networks_are_refused(name: Any, frame: FrameSpec, message: str) -> None:
+def test_networks_that_do_not_fit_the_frame_are_refused(name: Any, frame: FrameSpec, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_network(Agent(name), frame, 4)
 
 
-def test_no_actions_are_refused() -> None:
+def test_zero_actions_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one action"):
         make_network(Agent("mlp"), FrameSpec((4,), "float32", 1), 0)
 
 
-def test_parameters_travel_as_arrays() -> None:
+def test_parameters_round_trip_as_arrays() -> None:
     source = make_network(Agent("mlp"), FrameSpec((4,), "float32", 1), 2, seed=0)
     other = make_network(Agent("mlp"), FrameSpec((4,), "float32", 1), 2, seed=1)
     arrays = to_arrays(source)

@@ -45,7 +45,7 @@ def walk(run: list[Step], start: int, n: int, gamma: float) -> tuple[float, floa
 
 
 @given(runs, st.integers(1, 6), st.sampled_from([0.0, 0.5, 0.9, 1.0]))
-def test_matches_a_walk_through_the_steps(run: list[Step], n: int, gamma: float) -> None:
+def test_transitions_match_a_step_by_step_reference(run: list[Step], n: int, gamma: float) -> None:
     expected = [walk(run, start, n, gamma) for start in range(len(run))]
     got = transitions(run, n, gamma)
     count = len(got)
@@ -58,7 +58,7 @@ def test_matches_a_walk_through_the_steps(run: list[Step], n: int, gamma: float)
 
 
 @given(runs, st.integers(1, 6), st.integers(1, 15))
-def test_cutting_a_run_into_pieces_changes_nothing(run: list[Step], n: int, piece: int) -> None:
+def test_transitions_are_equal_when_a_run_is_cut_into_pieces(run: list[Step], n: int, piece: int) -> None:
     whole = transitions(run, n, 0.9)
     pieces, held = [], []
     for step in run:
@@ -86,7 +86,7 @@ def test_the_value_after_a_terminal_step_is_not_read() -> None:
     assert got["td_error"].tolist() == [2.0]
 
 
-def test_what_the_actor_is_to_add_is_zero() -> None:
+def test_fields_filled_in_by_the_actor_are_zero() -> None:
     got = transitions([(1.0, True, False, 0.0, 0.0)] * 3, 2, 0.9)
     assert got.dtype == TRANSITION
     for name in set(COLUMNS) - {"reward", "discount", "steps", "td_error"}:

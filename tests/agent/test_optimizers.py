@@ -43,7 +43,7 @@ def test_a_steady_gradient_never_gives_nan() -> None:
     assert (parameter < 0).all()
 
 
-def test_parameters_without_gradient_stay() -> None:
+def test_parameters_without_gradient_are_unchanged() -> None:
     used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     optimizer = CenteredRMSProp([used, unused], LR, DECAY, EPS)
     optimizer.step()
@@ -66,7 +66,7 @@ def test_settings_reach_the_optimizer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
-def test_both_descend(name: str) -> None:
+def test_both_optimizers_minimize_a_quadratic(name: str) -> None:
     parameter = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
     optimizer = make_optimizer(Learner(optimizer=name, learning_rate=0.05), [parameter])  # type: ignore[arg-type]
     for _ in range(200):

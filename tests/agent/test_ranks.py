@@ -11,13 +11,13 @@ from apex_zmq.agent.trainer import choose_device
 from apex_zmq.errors import ConfigError
 
 
-def test_ranks_are_those_of_torchruns_environment() -> None:
+def test_ranks_are_read_from_the_torchrun_environment() -> None:
     assert Ranks.join({}) == Ranks.join({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
     with pytest.raises(ConfigError, match="WORLD_SIZE is 2 and RANK is not set; start the learner with torchrun"):
         Ranks.join({"WORLD_SIZE": "2"})
 
 
-def test_a_single_rank_talks_to_itself() -> None:
+def test_single_rank_collectives_return_their_input() -> None:
     assert ALONE.share({"run": [1, "two"]}) == {"run": [1, "two"]}
     row = np.array((True, 7), np.dtype([("ready", "?"), ("shard", "i8")]))
     assert ALONE.gather(row).tolist() == [(True, 7)]
@@ -33,7 +33,7 @@ def test_a_single_rank_talks_to_itself() -> None:
     ALONE.leave()
 
 
-def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", local_rank=1) == torch.device("cuda:1")

@@ -138,7 +138,7 @@ def equal(left: State, right: State) -> bool:
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("spec", [IMAGES, VECTORS], ids=["images", "vectors"])
-def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpec, double: bool) -> None:
+def test_actor_priorities_equal_learner_td_errors(spec: EnvSpec, double: bool) -> None:
     """Where target and online are equal and no parameters came over the window."""
     trainer = Trainer(make_config(spec, double=double), spec)
     segments = act(trainer, spec, num_lanes=3, decisions=60, seed=1)
@@ -154,7 +154,7 @@ def test_the_priorities_that_actors_send_are_the_learners_td_errors(spec: EnvSpe
     assert ((discount > 0) & (steps == N_STEP)).any()
 
 
-def test_a_step_reports_the_td_error_before_it() -> None:
+def test_step_reports_the_td_error_before_the_update() -> None:
     trainer = Trainer(make_config(learning_rate=0.1), VECTORS)
     windows, sample = made_up(8)
     with torch.inference_mode():
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_skips_the_step(reward: float, weight: float) 
     assert not equal(trainer.state(), before)
 
 
-def test_rows_of_weight_zero_teach_nothing() -> None:
+def test_rows_with_weight_zero_do_not_affect_the_step() -> None:
     left, right = Trainer(make_config(), VECTORS), Trainer(make_config(), VECTORS)
     windows, sample = made_up(8)
     other = dataclasses.replace(sample, transitions=sample.transitions.copy())
@@ -202,7 +202,7 @@ def test_rows_of_weight_zero_teach_nothing() -> None:
     assert equal(left.state(), right.state())
 
 
-def test_the_target_is_copied_every_so_many_updates() -> None:
+def test_target_is_copied_every_target_period_updates() -> None:
     trainer = Trainer(make_config(target_period=3), VECTORS)
     windows, sample = made_up(8)
     target = copy_of(trainer)["target"]
@@ -248,7 +248,7 @@ def test_the_average_is_over_the_last_updates(average_updates: int) -> None:
         np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-7)
 
 
-def test_a_run_may_begin_to_average_when_it_is_resumed() -> None:
+def test_averaging_can_start_when_a_run_is_resumed() -> None:
     plain, averaging = Trainer(make_config(), VECTORS), Trainer(make_config(average_updates=3), VECTORS)
     windows, sample = made_up(8)
     plain.step(windows, sample, ones(sample))
@@ -259,7 +259,7 @@ def test_a_run_may_begin_to_average_when_it_is_resumed() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 @pytest.mark.parametrize("through_a_file", [False, True])
-def test_training_goes_on_identically_where_it_was_saved(optimizer: str, through_a_file: bool, tmp_path: Path) -> None:
+def test_restored_training_continues_identically(optimizer: str, through_a_file: bool, tmp_path: Path) -> None:
     settings = make_config(optimizer=optimizer, target_period=4, average_updates=4)
     straight = Trainer(settings, VECTORS)
     for step in range(6):
@@ -299,7 +299,7 @@ def checkpoint_of(state: State, updates: int) -> Checkpoint:
     )
 
 
-def test_a_run_can_start_from_anothers_parameters() -> None:
+def test_run_can_start_from_parameters_of_another_run() -> None:
     trained, fresh = Trainer(make_config(), VECTORS), Trainer(make_config(), VECTORS)
     windows, sample = made_up(8)
     trained.step(windows, sample, ones(sample))
@@ -314,7 +314,7 @@ def test_a_run_can_start_from_anothers_parameters() -> None:
     [{}, {"loss": "l2"}, {"optimizer": "rmsprop"}, {"double": False}],
     ids=lambda learner: "-".join(map(str, learner.values())) or "default",
 )
-def test_it_learns_a_fixed_batch(learner: dict[str, Any]) -> None:
+def test_training_fits_a_fixed_batch(learner: dict[str, Any]) -> None:
     trainer = Trainer(make_config(learning_rate=2e-3, **learner), VECTORS)
     windows, sample = made_up(16)
     losses = [trainer.step(windows, sample, ones(sample)).metrics["train/loss"] for _ in range(200)]
@@ -355,7 +355,7 @@ def test_beta_anneals_with_the_updates_up_to_one() -> None:
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_double_q_learning_lets_the_online_network_choose(double: bool) -> None:
+def test_double_q_selects_actions_with_the_online_network(double: bool) -> None:
     trainer, other = Trainer(make_config(double=double), VECTORS), Trainer(make_config(), VECTORS)
     torch.nn.init.normal_(next(other.online.parameters()))
     trainer.target.load_state_dict(other.online.state_dict())
@@ -373,7 +373,7 @@ def test_double_q_learning_lets_the_online_network_choose(double: bool) -> None:
 
 
 @pytest.mark.parametrize("loss", ["l2", "huber"])
-def test_large_errors_count_squared_or_not(loss: str) -> None:
+def test_loss_setting_selects_squared_error_or_huber(loss: str) -> None:
     trainer = Trainer(make_config(loss=loss), VECTORS)
     windows, sample = made_up(16)
     rows = sample.transitions
@@ -394,7 +394,7 @@ def test_the_gradient_is_clipped() -> None:
     assert result.metrics["train/grad_norm"] > 0.02  # as it was
 
 
-def test_the_seed_decides_the_first_parameters() -> None:
+def test_seed_determines_the_initial_parameters() -> None:
     def first(seed: int) -> Float32s:
         return next(iter(Trainer(loading.replace(make_config(), {"run.seed": seed}), VECTORS).parameters().values()))
 
@@ -419,12 +419,12 @@ def test_parameters_are_copies() -> None:
         (EnvSpec(FrameSpec((10, 84), "uint8", 4), 2), r"frames of at least 20x20, not 10x84; raise env\.frame_height"),
     ],
 )
-def test_a_network_that_does_not_fit_is_the_users_to_mend(spec: EnvSpec, message: str) -> None:
+def test_network_that_does_not_fit_the_env_is_a_user_error(spec: EnvSpec, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Trainer(make_config(IMAGES), spec)
 
 
-def test_a_gpu_that_is_not_there_is_refused() -> None:
+def test_missing_gpu_is_refused() -> None:
     assert choose_device("cpu").type == "cpu"
     if torch.cuda.is_available():
         assert choose_device("auto").type == "cuda"

@@ -33,7 +33,7 @@ def _needs_the_package(request: pytest.FixtureRequest) -> None:
     ],
     ids=lambda play: f"flag{play['flag_frame']}",
 )
-def test_recorded_plays_are_the_packages_own_at_every_frame(play: dict[str, Any]) -> None:
+def test_recorded_plays_match_the_package_at_every_frame(play: dict[str, Any]) -> None:
     inputs = conformance.held_on(play)
     theirs = conformance.play_package(inputs, FIRST)
     machine = NESPy()
@@ -46,7 +46,7 @@ def test_recorded_plays_are_the_packages_own_at_every_frame(play: dict[str, Any]
 
 
 @pytest.mark.parametrize(("game", "frames"), [pytest.param(MARIO, 3000, marks=pytest.mark.long), (LOST_LEVELS, 330)])
-def test_the_whole_game_is_the_packages_own_at_every_frame(game: str, frames: int) -> None:
+def test_whole_game_matches_the_package_at_every_frame(game: str, frames: int) -> None:
     inputs, first = conformance.whole_inputs(game, frames)
     theirs = conformance.play_package(inputs, first, game, None)
     machine = NESPy(game)
@@ -77,7 +77,7 @@ def test_a_scripted_play_is_the_same_on_both_emulators(game: str, stage: str, di
     assert compared.differs_with_its_counter is None
 
 
-def test_the_report_counts_what_is_equal() -> None:
+def test_report_counts_equal_stages() -> None:
     compared = [Comparison("1-1", 30, "playing", None, None), Comparison("1-2", 31, "dead", 5, None)]
     text = conformance.report(["| a row |"], ["| another |"], {MARIO: compared}, 31)
     assert re.findall(r"\b\d of 2\b", text) == ["1 of 2", "2 of 2"]

@@ -14,7 +14,7 @@ from ..conftest import ROOT
 
 
 @pytest.mark.long
-def test_a_demo_leaves_a_curve_a_film_and_a_look_at_the_roles(tmp_path: Path) -> None:
+def test_demo_writes_learning_curve_film_and_role_table(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "benchmarks.demo", str(tmp_path / "demo"), "--minutes", "0.5"]
     demo = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -52,7 +52,7 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]
     csv_files.write_csv(path, columns, [dict(zip(columns, row, strict=True)) for row in rows])
 
 
-def test_moments_of_a_run(tmp_path: Path) -> None:
+def test_milestones_of_a_run_are_computed(tmp_path: Path) -> None:
     evaluations = [
         (5, 50, "noop", 20_000, 100, 0.89),
         (9, 90, "noop", 20_000, 100, 0.9),
@@ -66,12 +66,12 @@ def test_moments_of_a_run(tmp_path: Path) -> None:
     assert result.fresh("noop")["clear_rate"] == "0.5"
 
 
-def test_where_all_lanes_explore_alike_all_count(tmp_path: Path) -> None:
+def test_all_episodes_count_when_lanes_share_one_epsilon(tmp_path: Path) -> None:
     write_run(tmp_path, [(minutes, decisions, 0.05, cleared) for minutes, decisions, _, cleared in EPISODES])
     assert len(results.read("run", tmp_path).low.minutes) == len(EPISODES)
 
 
-def test_a_trial_too_slow_for_the_early_window_says_so(tmp_path: Path) -> None:
+def test_trial_too_slow_for_early_window_shows_not_reached(tmp_path: Path) -> None:
     for decisions, early in ((190_000, "not reached"), (210_000, "1.00")):
         write_run(tmp_path, [(15.0, decisions, 0.001, 1)])
         row = results.comparison([results.read("run", tmp_path)], "sweep").splitlines()[-1]

@@ -10,7 +10,7 @@ from benchmarks.peers.sb3_env import MarioEnv
 from ..checkpoints import MARIO
 
 
-def test_an_episode_is_the_one_that_a_lane_plays() -> None:
+def test_sb3_episode_equals_a_lane_episode() -> None:
     env, lanes = MarioEnv(MARIO.env, seed=4), make_lanes(MARIO.env, 1, 4)
     observation, _ = env.reset(seed=99)
     frames = [lanes.reset(0)] * MARIO.env.frame_stack

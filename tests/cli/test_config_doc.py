@@ -35,7 +35,7 @@ def test_every_setting_has_a_row_with_its_description() -> None:
         assert shown.startswith(setting.description.replace("\\", ""))
 
 
-def test_every_option_of_apex_train_stands_beside_its_setting() -> None:
+def test_every_apex_train_option_is_listed_with_its_setting() -> None:
     for flag, name in TRAIN_FLAGS.items():
         assert f"`{flag}`" in row(name)[4]
 
@@ -49,13 +49,13 @@ def test_every_option_of_apex_train_stands_beside_its_setting() -> None:
         ("run.max_minutes", "> 0", "0"),
     ],
 )
-def test_the_ranges_are_those_that_are_enforced(name: str, bounds: str, beyond: str) -> None:
+def test_documented_ranges_are_enforced(name: str, bounds: str, beyond: str) -> None:
     assert row(name)[2] == bounds
     with pytest.raises(ConfigError, match=re.escape(name)):
         loading.load(None, [f"{name}={beyond}"])
 
 
-def test_the_ready_configs_are_shown_where_they_differ_from_the_defaults() -> None:
+def test_ready_configs_table_shows_only_non_default_values() -> None:
     _, _, ready = TEXT.partition("## The ready configs")
     rows = {line.split("`")[1]: line for line in ready.splitlines() if line.startswith("| `")}
     header = next(line for line in ready.splitlines() if line.startswith("| setting"))

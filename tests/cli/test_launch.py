@@ -11,7 +11,7 @@ from apex_zmq.cli.launch import Role, Terminal
 from apex_zmq.cli.logs import json_line
 
 
-def test_away_from_a_terminal_text_lines_get_their_roles_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_lines_are_prefixed_with_role_without_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal("text")
     terminal.print_line("learner", "2026-01-01 INFO    learner progress  episodes 3")
     terminal.print_line("actor-12", "Traceback")
@@ -21,7 +21,7 @@ def test_away_from_a_terminal_text_lines_get_their_roles_name(capsys: pytest.Cap
     )
 
 
-def test_away_from_a_terminal_json_stays_json_and_the_rest_becomes_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_non_json_lines_are_wrapped_as_json_without_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal("json")
     logged = json_line(0.0, "INFO", "learner", "progress  episodes 3")
     terminal.print_line("learner", logged)
@@ -34,7 +34,7 @@ def test_away_from_a_terminal_json_stays_json_and_the_rest_becomes_so(capsys: py
     assert line["message"] == '{"a": "dictionary" that is no JSON'
 
 
-def test_a_role_is_read_to_its_end_where_its_lines_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_role_output_is_drained_when_stdout_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         terminal = Terminal("text")

@@ -34,7 +34,7 @@ def test_a_text_line_has_time_level_role_and_message() -> None:
     assert rest == ["WARNING", "actor-7", "hello", "5"]
 
 
-def test_json_is_one_object_a_line_tracebacks_included() -> None:
+def test_json_log_is_one_object_per_line_with_tracebacks() -> None:
     code = """
 configure()
 logging.info('two\\nlines, "quoted" %s', "é")
@@ -89,13 +89,13 @@ def test_an_uncaught_exception_is_in_the_file_too(failure: str, tmp_path: Path) 
     assert ran.returncode == ("raise" in failure)
 
 
-def test_an_error_that_was_printed_is_kept_in_the_file_alone(tmp_path: Path) -> None:
+def test_printed_error_is_logged_to_the_file_only(tmp_path: Path) -> None:
     ran = run("configure(); logs.keep('port in use: 100%')", "text", str(tmp_path))
     assert ran.stdout == ran.stderr == ""
     assert (tmp_path / "actor-7.log").read_text().endswith("ERROR   actor-7 port in use: 100%\n")
 
 
-def test_a_full_disk_costs_lines_and_not_the_program(tmp_path: Path) -> None:
+def test_full_disk_loses_log_lines_and_program_continues(tmp_path: Path) -> None:
     (tmp_path / "actor-7.log").symlink_to("/dev/full")
     ran = run("configure(); logging.info('one'); logging.info('two')", "text", str(tmp_path))
     assert ran.returncode == 0

@@ -20,7 +20,7 @@ assert evaluator  # loaded, since a user who may not look cannot load it
 NOBODY = 65534
 
 
-def test_without_its_packages_a_program_says_how_to_get_them() -> None:
+def test_missing_packages_error_says_how_to_install_them() -> None:
     command = [sys.executable, "-S", "-m", "apex_zmq", "doctor"]
     ran = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -49,7 +49,7 @@ def closed(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def test_a_path_that_may_not_be_looked_at_is_named(closed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_permission_denied_error_names_the_path(closed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.evaluate(["--checkpoint", str(closed / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"apex-eval: error: cannot use {closed / 'run'}: Permission denied; ")

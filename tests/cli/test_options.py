@@ -27,39 +27,39 @@ ELSEWHERE = {
     "--version": "test_version",
     "--config": "test_the_config_file_is_read",
     "--set": "test_flags_win_over_the_environment_and_set_over_flags",
-    "--run-dir": "test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
+    "--run-dir": "test_mario_run_ends_with_curves_and_a_playable_checkpoint",
     "--resume": "test_interrupted_run_saves_and_resumes_where_it_was",
-    "--init-from": "test_a_run_starts_from_another_ones_parameters",
+    "--init-from": "test_init_from_starts_with_parameters_of_another_run",
     "--tcp": "test_interrupted_run_saves_and_resumes_where_it_was",
     "--log-format": "test_every_role_has_a_log_file_of_the_format_asked_for",
-    "--log-dir": "test_a_role_started_alone_logs_where_it_is_told",
-    "--bind": "test_parameters_reach_early_and_late_actors_and_outlive_the_learner",
+    "--log-dir": "test_role_started_alone_logs_to_log_dir",
+    "--bind": "test_forwarder_serves_late_actors_after_the_learner_ended",
     "--shard": "test_two_shards_share_experience_and_batches",
-    "--actor-index": "test_the_program_takes_its_place_among_the_actors",
-    "--num-lanes": "test_the_program_takes_its_place_among_the_actors",
+    "--actor-index": "test_program_uses_actor_index_and_num_lanes",
+    "--num-lanes": "test_program_uses_actor_index_and_num_lanes",
     "--once": "test_a_run_is_shown_once_by_options_flag_and_environment",
     "--timeout": "test_without_a_learner_the_program_says_so",
     "top --json": "test_a_run_is_shown_once_by_options_flag_and_environment",
-    "--render": "test_a_run_is_shown_and_goes_on_without_window_or_display",
-    "eval --checkpoint": "test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
-    "eval --episodes": "test_options_reach_the_games",
-    "eval --protocol": "test_options_reach_the_games",
-    "eval --seed": "test_options_reach_the_games",
+    "--render": "test_run_continues_after_losing_its_window_or_display",
+    "eval --checkpoint": "test_mario_run_ends_with_curves_and_a_playable_checkpoint",
+    "eval --episodes": "test_eval_options_affect_the_episodes",
+    "eval --protocol": "test_eval_options_affect_the_episodes",
+    "eval --seed": "test_eval_options_affect_the_episodes",
     "eval --video": "test_eval_writes_a_video_of_the_game",
-    "eval --json": "test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays",
-    "eval --emulator": "test_a_checkpoint_plays_on_the_emulator_asked_for",
-    "eval --follow": "test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept",
-    "eval --keys": "test_a_run_with_keys_is_followed_with_those_of_an_evaluator",
-    "keys --role": "test_secrets_are_for_their_owner_alone_and_lists_name_whom_a_role_lets_in",
-    "keys --behind": "test_secrets_are_for_their_owner_alone_and_lists_name_whom_a_role_lets_in",
-    "keys --remove": "test_a_removed_client_stands_on_no_list",
-    "eval --every": "test_versions_that_come_too_soon_are_left_out",
+    "eval --json": "test_mario_run_ends_with_curves_and_a_playable_checkpoint",
+    "eval --emulator": "test_checkpoint_plays_on_the_requested_emulator",
+    "eval --follow": "test_live_run_is_evaluated_periodically_and_best_is_kept",
+    "eval --keys": "test_run_with_keys_is_followed_with_evaluator_keys",
+    "keys --role": "test_secrets_are_owner_only_and_allow_lists_match_roles",
+    "keys --behind": "test_secrets_are_owner_only_and_allow_lists_match_roles",
+    "keys --remove": "test_removed_client_is_on_no_allow_list",
+    "eval --every": "test_versions_within_the_every_interval_are_skipped",
     "doctor --role": "test_a_run_of_apex_train_is_checked_without_addresses",
     "doctor --json": "test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with",
     "play --checkpoint": "test_play_writes_a_video_of_the_whole_picture",
-    "play --episodes": "test_options_reach_the_games_that_are_shown",
-    "play --protocol": "test_options_reach_the_games_that_are_shown",
-    "play --seed": "test_options_reach_the_games_that_are_shown",
+    "play --episodes": "test_play_options_affect_the_episodes",
+    "play --protocol": "test_play_options_affect_the_episodes",
+    "play --seed": "test_play_options_affect_the_episodes",
     "play --video": "test_play_writes_a_video_of_the_whole_picture",
 }
 TESTS = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
@@ -124,7 +124,7 @@ def test_every_option_has_a_test_and_a_help(program: str, flags: Callable[..., d
         assert flag in text, f"the file of {named} does not try {flag}"
 
 
-def test_no_entry_outlives_its_option(flags: Callable[..., dict[str, argparse.Action]]) -> None:
+def test_every_entry_names_an_existing_option(flags: Callable[..., dict[str, argparse.Action]]) -> None:
     known = {program: flags(program).keys() for program in PROGRAMS}
     for entry in [*FLAGS, *ELSEWHERE]:
         program, _, flag = entry.rpartition(" ")
@@ -143,7 +143,7 @@ def another(setting: settings.Setting) -> tuple[list[str], Any]:
 
 
 @pytest.mark.parametrize(("flag", "name"), FLAGS.items())
-def test_an_option_changes_its_setting_alone(flag: str, name: str, resolve: Callable[..., Config]) -> None:
+def test_option_changes_only_its_setting(flag: str, name: str, resolve: Callable[..., Config]) -> None:
     typed, value = another(settings.by_name()[name])
     changed = resolve("train" if flag in TRAIN_FLAGS else "actor", flag, *typed)
     assert changed == loading.replace(Config(), {name: value})
@@ -174,7 +174,7 @@ def test_an_error_names_the_option_that_gave_the_value(
     assert message in line
 
 
-def test_a_value_that_another_source_replaces_is_not_checked(resolve: Callable[..., Config]) -> None:
+def test_overridden_value_is_not_checked(resolve: Callable[..., Config]) -> None:
     assert resolve("train", "--alpha", "7", "--set", "replay.alpha=0.5").replay.alpha == 0.5
 
 

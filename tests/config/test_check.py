@@ -53,7 +53,7 @@ def test_combinations_that_cannot_work_are_refused(overrides: list[str], expecte
     assert expected in refusal(lambda: loading.load(overrides=overrides))
 
 
-def test_the_largest_values_that_work_are_taken() -> None:
+def test_largest_valid_values_are_accepted() -> None:
     loading.load(overrides=["agent.n_step=32"])
     loading.load(overrides=["replay.capacity=50032"])
     loading.load(overrides=["replay.min_size=999968"])
@@ -69,7 +69,7 @@ def test_the_largest_values_that_work_are_taken() -> None:
 )
 @example(batch=8, length=4, per_insert=0.5, tolerance=5.0)
 @example(batch=8, length=4, per_insert=0.5, tolerance=4.75)
-def test_a_tolerance_is_taken_where_the_governor_cannot_deadlock(
+def test_tolerance_is_refused_if_the_governor_can_deadlock(
     batch: int, length: int, per_insert: float, tolerance: float
 ) -> None:
     changes = {

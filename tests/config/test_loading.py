@@ -21,7 +21,7 @@ def test_defaults_load() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: str(path.name))
-def test_the_configs_that_come_along_load(path: Path) -> None:
+def test_ready_configs_load(path: Path) -> None:
     assert loading.load(path) != Config()
 
 
@@ -30,7 +30,7 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     assert loading.load(tmp_path / "empty.yaml") == Config()
 
 
-def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:
+def test_settings_missing_from_a_file_keep_their_defaults(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("learner:\n  batch_size: 64\nenv:\n  reward:\n    death: -7\n")
     loaded = loading.load(tmp_path / "some.yaml")
     assert (loaded.learner.batch_size, loaded.env.reward.death) == (64, -7.0)
@@ -95,7 +95,7 @@ def test_wrong_types_and_impossible_values_are_refused(override: str, expected: 
     assert expected in message
 
 
-def test_an_error_names_the_place_of_the_value_that_counts(tmp_path: Path) -> None:
+def test_error_names_the_source_of_the_effective_value(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("learner:\n  loss: l1\nagent:\n  n_step: 40\n")
     assert refusal(lambda: loading.load(path)).startswith(f"{path} line 2: learner.loss: wanted l2 or huber")
@@ -105,17 +105,17 @@ def test_an_error_names_the_place_of_the_value_that_counts(tmp_path: Path) -> No
     )
 
 
-def test_values_of_a_section_change_what_they_name(tmp_path: Path) -> None:
+def test_section_override_changes_only_named_settings(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("learner: {loss: l2}\n")
     loaded = loading.load(tmp_path / "some.yaml", ["learner={batch_size: 64}"])
     assert (loaded.learner.loss, loaded.learner.batch_size) == ("l2", 64)
 
 
-def test_typed_values_stay_as_they_are() -> None:
+def test_typed_values_are_used_unchanged() -> None:
     assert loading.resolve([Value("replay.alpha", 0.7, "--alpha")]).replay.alpha == 0.7
 
 
-def test_overrides_win_over_the_file_and_the_last_one_over_others(tmp_path: Path) -> None:
+def test_overrides_replace_file_values_and_last_override_wins(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("learner: {batch_size: 64, loss: l2}\n")
     loaded = loading.load(
         tmp_path / "some.yaml",
@@ -126,7 +126,7 @@ def test_overrides_win_over_the_file_and_the_last_one_over_others(tmp_path: Path
     assert loaded.run.max_minutes is None
 
 
-def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
+def test_numbers_that_yaml_reads_as_strings_are_numbers() -> None:
     assert loading.load(overrides=["learner.learning_rate=5e-4"]).learner.learning_rate == 5e-4
 
 
@@ -138,14 +138,14 @@ def test_yaml_round_trip(path: Path | None, tmp_path: Path) -> None:
     assert loading.from_tree(json.loads(json.dumps(settings.to_tree(loaded))), "checkpoint") == loaded
 
 
-def test_replace_changes_what_it_names_and_validates() -> None:
+def test_replace_changes_named_settings_and_validates() -> None:
     changed = loading.replace(Config(), {"env.noop_max": 0, "env.reward.death": -1.0})
     assert (changed.env.noop_max, changed.env.reward.death) == (0, -1.0)
     assert loading.replace(changed, {"env.noop_max": 30, "env.reward.death": -3.0}) == Config()
     assert "agent.n_step 64 exceeds" in refusal(lambda: loading.replace(Config(), {"agent.n_step": 64}))
 
 
-def test_importing_it_loads_nothing_heavy() -> None:
+def test_importing_loading_imports_no_heavy_package() -> None:
     program = "import sys, apex_zmq.config.loading; print(*{'torch', 'numba', 'zmq', 'numpy'} & sys.modules.keys())"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == []

@@ -30,7 +30,7 @@ def test_every_setting_is_described() -> None:
         assert (list(setting.default) if isinstance(setting.default, tuple) else setting.default) == defaults[name]
 
 
-def test_types_are_written_for_people() -> None:
+def test_setting_types_are_human_readable() -> None:
     types = {setting.name: setting.type for setting in settings.settings()}
     assert types["learner.batch_size"] == "int"
     assert types["learner.loss"] == "l2 | huber"
@@ -40,19 +40,19 @@ def test_types_are_written_for_people() -> None:
     assert types["env.actions"] == "RIGHT_ONLY | SIMPLE_MOVEMENT | COMPLEX_MOVEMENT | [[str, ...], ...]"
 
 
-def test_units_stand_in_names_and_descriptions() -> None:
+def test_units_in_names_are_repeated_in_descriptions() -> None:
     for setting in settings.settings():
         for ending, unit in (("_s", "second"), ("_bytes", "byte"), ("_minutes", "minute")):
             assert not setting.name.endswith(ending) or unit in setting.description.lower(), setting.name
 
 
-def test_a_tolerance_of_null_is_four_times_batch_and_segment() -> None:
+def test_null_tolerance_is_derived_from_batch_and_segment() -> None:
     loaded = loading.load(overrides=["replay.samples_per_insert=2", "learner.batch_size=10", "actor.segment_length=5"])
     assert settings.tolerance(loaded) == 4 * (10 + 2 * 5)
     assert settings.tolerance(loading.replace(loaded, {"replay.tolerance": 33.0})) == 33
 
 
-def test_shards_share_the_minimum_rounded_up() -> None:
+def test_min_size_per_shard_is_rounded_up() -> None:
     assert settings.min_size_per_shard(loading.load(overrides=[*TWO_SHARDS, "replay.min_size=1001"])) == 501
 
 

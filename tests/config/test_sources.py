@@ -10,7 +10,7 @@ from apex_zmq.config.sources import Value
 from .conftest import refusal
 
 
-def test_each_value_of_a_file_knows_its_line(tmp_path: Path) -> None:
+def test_each_value_of_a_file_has_its_line_number(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text("learner:\n  batch_size: 64\n\n  loss: l2\nenv: {reward: {death: -7},\n  stages: [1-1]}\n")
     assert sources.from_file(path) == [
@@ -45,7 +45,7 @@ def test_an_empty_file_has_no_values(content: str, tmp_path: Path) -> None:
         (b"learner:\n  batchsize: 5", " line 2: unknown setting learner.batchsize; did you mean learner.batch_size?"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_error_names_the_bad_file(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     message = refusal(lambda: loading.load(path))
@@ -53,7 +53,7 @@ def test_bad_files_are_named(tmp_path: Path, content: bytes, expected: str) -> N
     assert expected in message
 
 
-def test_a_date_that_is_none_is_no_value() -> None:
+def test_invalid_date_is_refused() -> None:
     message = refusal(lambda: sources.from_set("run.dir=2026-02-30"))
     assert message == "--set: run.dir=2026-02-30: the value is not valid YAML"
 
@@ -75,7 +75,7 @@ def test_an_override_is_yaml() -> None:
     assert sources.from_set("run.max_minutes=null").value is None
 
 
-def test_a_flag_is_yaml_but_an_address_is_taken_literally() -> None:
+def test_flags_are_parsed_as_yaml_and_addresses_literally() -> None:
     assert sources.from_text("replay.capacity", "99_999", "--buffer-size").value == 99_999
     assert sources.from_text("addresses.batches", "ipc:///tmp/a: {b} #c", "x").value == "ipc:///tmp/a: {b} #c"
     assert sources.from_text("addresses.batches", "tcp://a:1,tcp://b:1", "x").value == ["tcp://a:1", "tcp://b:1"]

@@ -41,12 +41,12 @@ def test_compose_files_are_valid(path: Path) -> None:
     assert complaints(path.read_text()) == []
 
 
-def test_a_compose_file_that_is_not_valid_is_found_out() -> None:
+def test_invalid_compose_file_is_detected() -> None:
     (complaint, *_) = complaints((DOCKER / "compose.yaml").read_text().replace("read_only:", "readonly:"))
     assert "readonly" in complaint
 
 
-def test_composed_roles_know_their_options_and_meet(resolve: Resolve) -> None:
+def test_compose_commands_parse_and_addresses_match(resolve: Resolve) -> None:
     services = yaml.safe_load(substituted(DOCKER / "compose.yaml"))["services"]
     configs = {}
     for role, service in services.items():
@@ -59,7 +59,7 @@ def test_composed_roles_know_their_options_and_meet(resolve: Resolve) -> None:
     meet(configs)
 
 
-def test_the_dockerfile_copies_what_is_there_and_not_ignored() -> None:
+def test_dockerfile_copies_exactly_the_files_not_ignored() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     copied = [
         name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()

@@ -33,7 +33,7 @@ def test_manifests_are_valid(name: tuple[str, str], version: str | None) -> None
     kubernetes.validate(MANIFESTS[name], version or kubernetes.latest_version(), strict=True)
 
 
-def test_a_manifest_that_is_not_valid_is_found_out() -> None:
+def test_invalid_manifest_is_detected() -> None:
     kubernetes = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     wrong = copy.deepcopy(WORKLOADS["actor"])
     wrong["spec"]["template"]["spec"]["containers"][0]["imagePolicy"] = "Always"
@@ -41,7 +41,7 @@ def test_a_manifest_that_is_not_valid_is_found_out() -> None:
         kubernetes.validate(wrong, OLDEST, strict=True)
 
 
-def test_roles_know_their_options_and_meet(resolve: Resolve) -> None:
+def test_commands_parse_and_addresses_match(resolve: Resolve) -> None:
     addresses = MANIFESTS["ConfigMap", "apex-addresses"]["data"]
     configs = {}
     for role in WORKLOADS:
@@ -76,7 +76,7 @@ def test_services_probes_and_addresses_name_the_same_ports(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", WORKLOADS)
-def test_what_is_mounted_is_there(role: str) -> None:
+def test_mounted_volumes_and_secret_keys_exist(role: str) -> None:
     volumes = {volume["name"]: volume for volume in pod(role)["volumes"]}
     claims = {claim["metadata"]["name"] for claim in WORKLOADS[role]["spec"].get("volumeClaimTemplates", [])}
     assert len(claims) == (role in SETS)

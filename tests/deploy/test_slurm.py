@@ -134,9 +134,7 @@ def wait_for(log: Path, pattern: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_run_goes_on_after_requeue_from_checkpoint_and_snapshot(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requeued_run_resumes_from_checkpoint_and_snapshot(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     log, run, keys = (cluster.directory / name for name in ("job.log", "run", "keys"))
     cluster.ask(str(ROOT / "bin/apex-keys"), str(keys))
     cluster.ask(str(ROOT / "bin/apex-keys"), str(keys), "actors", "--role", "actor")

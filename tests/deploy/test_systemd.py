@@ -68,7 +68,7 @@ def test_units_verify_with_a_learner_on_several_gpus(installed: Path) -> None:
     assert "NoSuchKey" in verify(installed).stderr
 
 
-def test_what_is_wrong_in_a_shared_file_would_show_in_every_unit(installed: Path) -> None:
+def test_error_in_a_shared_drop_in_is_detected(installed: Path) -> None:
     with (installed / "etc/systemd/system/apex-.service.d/10-confine.conf").open("a") as file:
         file.write("NoSuchKey=1\n")
     assert "NoSuchKey" in verify(installed).stderr
@@ -81,7 +81,7 @@ def directive(service: Path, key: str) -> str:
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.name)
-def test_units_start_programs_with_options_that_they_know(service: Path, resolve: Resolve) -> None:
+def test_unit_commands_use_valid_options(service: Path, resolve: Resolve) -> None:
     variables = dict(re.findall(r"^(\w+)=(.*)$", (UNITS / "apex.env").read_text(), re.MULTILINE))
     variables["APEX_CONFIG"] = str(ROOT / Path(variables["APEX_CONFIG"]).relative_to("/opt/apex_zmq"))
     command = re.sub(r"\$\{?(\w+)\}?", lambda name: variables[name[1]], directive(service, "ExecStart"))
@@ -91,7 +91,7 @@ def test_units_start_programs_with_options_that_they_know(service: Path, resolve
         assert config.addresses.batches == variables["APEX_BATCHES"]
 
 
-def test_torchrun_starts_the_learner_as_its_unit_does() -> None:
+def test_torchrun_drop_in_runs_the_learner_command_of_the_unit() -> None:
     torchrun, _, program = directive(UNITS / "torchrun.conf", "ExecStart").partition(" --no-python ")
     assert " ".join(program.split()) == " ".join(directive(UNITS / "apex-learner.service", "ExecStart").split())
     parsed = get_args_parser().parse_args([*shlex.split(torchrun)[1:], "--no-python", "program"])
@@ -99,6 +99,6 @@ def test_torchrun_starts_the_learner_as_its_unit_does() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.name)
-def test_bad_input_is_not_tried_again(service: Path) -> None:
+def test_units_do_not_restart_after_bad_input(service: Path) -> None:
     if service.name != "apex-eval.service":  # waits for the first checkpoint
         assert directive(service, "RestartPreventExitStatus") == str(EXIT_BAD_INPUT)

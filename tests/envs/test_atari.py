@@ -68,7 +68,7 @@ def test_games_start_after_a_random_wait() -> None:
     assert waits == set(range(31))
 
 
-def test_without_ale_py_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ale_py_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
@@ -77,7 +77,7 @@ def test_without_ale_py_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         env_spec(BREAKOUT)
 
 
-def test_breakout_is_played(capfd: pytest.CaptureFixture[str]) -> None:
+def test_breakout_episode_is_deterministic_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
     lanes, again = make_lanes(BREAKOUT, 2, 0), make_lanes(BREAKOUT, 2, 0)
     assert lanes.spec == (FrameSpec((84, 84), "uint8", 4), 4)
     first = lanes.reset(0)

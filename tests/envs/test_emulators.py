@@ -47,7 +47,7 @@ def test_a_loaded_state_continues_as_the_saved_machine_did(emulator: FCEUmm) -> 
     assert play(emulator, INPUTS[220:]) == once
 
 
-def test_instances_are_independent_and_power_on_the_same_machine(emulator: FCEUmm) -> None:
+def test_instances_are_independent_and_power_on_identically(emulator: FCEUmm) -> None:
     play(emulator, INPUTS[:100])
     before = emulator.ram.copy()
     fresh = FCEUmm()
@@ -88,13 +88,13 @@ def test_a_foreign_state_is_refused(emulator: FCEUmm) -> None:
         emulator.load_state(b"\0" * 100)
 
 
-def test_another_rom_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rom_with_another_checksum_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(emulators.ROM_SHA256, "SuperMarioBros", "0" * 64)
     with pytest.raises(EnvError, match=r"no ROM in .* is SuperMarioBros's .*; reinstall"):
         rom_path("SuperMarioBros")
 
 
-def test_nes_py_goes_back_to_its_backup_screen_included() -> None:
+def test_nes_py_restores_ram_and_screen_from_its_backup() -> None:
     machine = NESPy()
     ram = machine.ram
     assert (ram.shape, ram.dtype.name) == ((2048,), "uint8")

@@ -49,7 +49,7 @@ def test_settings_that_a_game_does_not_have_are_refused(overrides: list[str], ex
         assert expected in str(error.value)
 
 
-def test_settings_that_a_game_has_are_taken() -> None:
+def test_settings_that_a_game_has_are_accepted() -> None:
     check_env(loading.load(overrides=["env.stages=all", "env.lives=3"]).env)
     check_env(
         loading.load(overrides=["env.stages=[1-1, 8-4]", "env.actions=[[NOOP], [right, left, up, down, A, B]]"]).env
@@ -57,12 +57,12 @@ def test_settings_that_a_game_has_are_taken() -> None:
     check_env(loading.load(overrides=["env.max_pool=true", "env.frame_skip=2"]).env)
 
 
-def test_stages_and_buttons_matter_to_mario_alone() -> None:
+def test_stages_and_buttons_are_checked_for_mario_only() -> None:
     check_env(loading.load(overrides=["env.id=CartPole-v1", "env.stages=[9-9]", "env.actions=[]"]).env)
 
 
 @pytest.mark.parametrize("program", [main.actor, main.replay, main.learner, main.train])
-def test_every_program_of_a_run_refuses_them_before_it_starts(
+def test_every_program_refuses_unknown_stages_at_start(
     program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = ["--run-dir", str(tmp_path / "run")] if program in (main.learner, main.train) else []
@@ -72,7 +72,7 @@ def test_every_program_of_a_run_refuses_them_before_it_starts(
     assert not (tmp_path / "run").exists()
 
 
-def test_action_sets_are_those_of_nes_py() -> None:
+def test_action_sets_match_nes_py() -> None:
     right_only = (0, RIGHT, RIGHT + A, RIGHT + B, RIGHT + A + B)
     assert games.action_buttons("RIGHT_ONLY") == right_only
     assert games.action_buttons("SIMPLE_MOVEMENT") == (*right_only, 1, 64)

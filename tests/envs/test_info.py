@@ -31,7 +31,7 @@ class Reach(gymnasium.Env[Any, Any]):
 gymnasium.register("Reach-v0", lambda **_: Reach())
 
 
-def test_what_gymnasium_says_of_success_is_taken_over() -> None:
+def test_is_success_of_gymnasium_is_in_the_info() -> None:
     lanes = make_lanes(Env(id="Reach-v0", frame_stack=1), 1, 0)
     lanes.reset(0)
     assert [lanes.step(0, 0).info for _ in range(2)] == [{"is_success": 0}, {"is_success": 1}]
@@ -42,7 +42,7 @@ def test_what_gymnasium_says_of_success_is_taken_over() -> None:
     ("name", "figure"),
     [("clear_rate", 0.5), ("stages_cleared_mean", 1.5), ("max_x_mean", 150), ("max_x", 200), ("success_rate", 1)],
 )
-def test_figures_are_of_the_episodes_that_have_the_entry(name: str, figure: float) -> None:
+def test_statistics_use_only_episodes_that_have_the_entry(name: str, figure: float) -> None:
     (statistic,) = (each for each in STATISTICS if each.window == name)
     infos = [
         {"cleared": 1.0, "stages_cleared": 3.0, "max_x": 100.0},
@@ -53,7 +53,7 @@ def test_figures_are_of_the_episodes_that_have_the_entry(name: str, figure: floa
     assert statistic.of([{"unheard_of": 1.0}]) is None
 
 
-def test_names_are_given_once() -> None:
+def test_statistic_names_are_unique() -> None:
     for names in (
         [each.window for each in STATISTICS] + [each.total for each in STATISTICS],
         [each.figure for each in STATISTICS],
@@ -63,7 +63,7 @@ def test_names_are_given_once() -> None:
     assert not any(each.total for each in STATISTICS if each.aggregate == "mean")  # which cannot go on from a figure
 
 
-def test_mario_has_figures_and_columns_of_its_own() -> None:
+def test_mario_has_its_own_statistics_and_columns() -> None:
     assert statistics_of(Env()) == MARIO_STATISTICS
     assert columns_of(Env()) == ("max_x", "cleared")
     assert columns_of(Env(id="CartPole-v1")) == ()

@@ -55,7 +55,9 @@ def alone(emulator: FCEUmm) -> list[list[Event]]:
 
 @given(st.lists(st.integers(0, NUM_LANES - 1), min_size=20, max_size=60))
 @settings(max_examples=5, deadline=None)
-def test_interleaved_lanes_play_as_each_alone(emulator: FCEUmm, alone: list[list[Event]], order: list[int]) -> None:
+def test_interleaved_lanes_match_lanes_played_alone(
+    emulator: FCEUmm, alone: list[list[Event]], order: list[int]
+) -> None:
     lanes = MarioLanes(ENV, NUM_LANES, SEED, SharedMachine(emulator))
     events = [trajectory(lanes, lane) for lane in range(NUM_LANES)]
     expected = [iter(run) for run in alone]
@@ -63,12 +65,12 @@ def test_interleaved_lanes_play_as_each_alone(emulator: FCEUmm, alone: list[list
         assert next(events[lane], None) == next(expected[lane], None)
 
 
-def test_the_lanes_compared_differ_and_die(alone: list[list[Event]]) -> None:
+def test_compared_lanes_differ_and_one_terminates(alone: list[list[Event]]) -> None:
     assert alone[1][0] != alone[2][0] or alone[1][1:] != alone[2][1:]
     assert any(terminated for _, _, terminated, _, _ in alone[0])
 
 
-def test_nes_py_lanes_play_as_each_alone() -> None:
+def test_nes_py_lanes_match_lanes_played_alone() -> None:
     env = Env(emulator="nes-py", actions=RIGHT_AND_JUMP, frame_skip=8, noop_max=8)
     together, lone = make_lanes(env, 2, SEED), make_lanes(env, 2, SEED)
     first, second = trajectory(together, 0), trajectory(together, 1)
@@ -80,7 +82,7 @@ def test_nes_py_lanes_play_as_each_alone() -> None:
     lone.close()
 
 
-def test_nes_py_lanes_keep_the_rules_of_the_shared_machine(emulator: FCEUmm) -> None:
+def test_nes_py_lanes_end_like_shared_machine_lanes(emulator: FCEUmm) -> None:
     """The same walk to the same death; nes-py reports a frame later, hence the margin."""
     env = Env(emulator="nes-py", stages=("1-1",), frame_skip=1, actions=(("right",),), noop_max=0)
     machines = make_machines("nes-py")
@@ -124,12 +126,12 @@ def test_rewards_and_info_of_a_walk(emulator: FCEUmm) -> None:
     assert not any(step.terminated or step.truncated for step in steps[:-1])
 
 
-def test_standing_still_stalls(emulator: FCEUmm) -> None:
+def test_standing_still_truncates_at_stall_limit(emulator: FCEUmm) -> None:
     steps = repeat(emulator, Env(actions=(("NOOP",),), stall_limit=5))
     assert (len(steps), steps[-1].terminated, steps[-1].truncated) == (5, False, True)
 
 
-def test_frames_are_memory_of_their_own(emulator: FCEUmm) -> None:
+def test_frames_do_not_share_memory(emulator: FCEUmm) -> None:
     lanes = MarioLanes(ENV, 1, 0, SharedMachine(emulator))
     frames = [lanes.reset(0)]
     before = frames[0].tobytes()
@@ -139,7 +141,7 @@ def test_frames_are_memory_of_their_own(emulator: FCEUmm) -> None:
     assert {(frame.shape, frame.dtype.name) for frame in frames} == {((48, 60), "uint8")}
 
 
-def test_resets_draw_stages_and_waits(emulator: FCEUmm) -> None:
+def test_resets_draw_random_stages_and_noops(emulator: FCEUmm) -> None:
     lanes = MarioLanes(ENV, 1, 0, SharedMachine(emulator))
     drawn = set()
     for _ in range(12):
@@ -150,7 +152,7 @@ def test_resets_draw_stages_and_waits(emulator: FCEUmm) -> None:
     assert len(drawn) > 4
 
 
-def test_waits_are_as_long_as_allowed(emulator: FCEUmm) -> None:
+def test_noop_counts_range_from_zero_to_noop_max(emulator: FCEUmm) -> None:
     lanes = MarioLanes(Env(noop_max=2), 1, 0, SharedMachine(emulator))
     drawn = set()
     for _ in range(30):
@@ -247,7 +249,7 @@ def test_sticky_actions_repeat_the_action_taken_before() -> None:
     assert again.actions[1] == told.actions[1]  # a lane's draws are its own
 
 
-def test_a_first_decision_has_nothing_to_repeat() -> None:
+def test_first_action_after_reset_is_never_sticky() -> None:
     told = Told(1)
     lanes = StickyLanes(told, 1.0, seed=0)
     for first in (3, 5):
@@ -257,7 +259,7 @@ def test_a_first_decision_has_nothing_to_repeat() -> None:
     assert told.actions[0] == [3, 3, 3, 5, 5, 5]
 
 
-def test_sticky_lanes_look_like_those_below() -> None:
+def test_sticky_lanes_forward_names_rate_and_rendering() -> None:
     told = Told(2)
     lanes = StickyLanes(told, 0.25, seed=0)
     lanes.step(1, 0)
@@ -265,6 +267,6 @@ def test_sticky_lanes_look_like_those_below() -> None:
     assert [lanes.render(lane)[0, 0, 0] for lane in (0, 1)] == [0, 1]
 
 
-def test_the_setting_makes_lanes_sticky() -> None:
+def test_sticky_setting_wraps_lanes() -> None:
     assert isinstance(make_lanes(Env(id="CartPole-v1", frame_stack=1, sticky=0.25), 1, 0), StickyLanes)
     assert not isinstance(make_lanes(Env(id="CartPole-v1", frame_stack=1), 1, 0), StickyLanes)

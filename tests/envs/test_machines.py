@@ -42,7 +42,7 @@ def test_auto_falls_back_to_nes_py_with_one_warning(
 
 
 @pytest.mark.parametrize("kind", ["fceumm", "nes-py"])
-def test_the_emulator_that_is_asked_for_plays(
+def test_requested_emulator_is_not_replaced_by_another(
     monkeypatch: pytest.MonkeyPatch, kind: Literal["fceumm", "nes-py"]
 ) -> None:
     hide(monkeypatch, PACKAGE[kind])
@@ -52,7 +52,7 @@ def test_the_emulator_that_is_asked_for_plays(
 
 @pytest.mark.parametrize("kind", ["fceumm", "nes-py"])
 @pytest.mark.parametrize("missing", ["emulator", "gym_super_mario_bros"])
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, kind: str, missing: str) -> None:
+def test_missing_package_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch, kind: str, missing: str) -> None:
     package = PACKAGE[kind] if missing == "emulator" else missing
     hide(monkeypatch, package)
     with pytest.raises(EnvError, match=f"{package}.*pip install {package.replace('_', '-')}"):

@@ -76,7 +76,7 @@ def test_mario_lanes_fit_their_spec() -> None:
     lanes.close()
 
 
-def test_cartpole_falls() -> None:
+def test_cartpole_terminates() -> None:
     lanes = make_lanes(CARTPOLE, 2, 0)
     assert lanes.spec == env_spec(CARTPOLE) == (FrameSpec((4,), "float32", 1), 2)
     frame = lanes.reset(0)
@@ -89,7 +89,7 @@ def test_cartpole_falls() -> None:
     lanes.close()
 
 
-def test_cartpole_is_cut_off() -> None:
+def test_cartpole_is_truncated_at_max_episode_steps() -> None:
     lanes = make_lanes(settings.Env(id="CartPole-v1", frame_stack=1, max_episode_steps=5), 1, 0)
     for _ in range(2):
         lanes.reset(0)
@@ -98,7 +98,7 @@ def test_cartpole_is_cut_off() -> None:
     lanes.close()
 
 
-def test_gym_lanes_are_seeded_once_each() -> None:
+def test_gym_lanes_are_seeded_once_per_lane() -> None:
     lanes, again, other = make_lanes(CARTPOLE, 2, 7), make_lanes(CARTPOLE, 2, 7), make_lanes(CARTPOLE, 2, 8)
     first, second = rollout(lanes, 0, 1), rollout(lanes, 0, 1)
     assert first != second
@@ -124,7 +124,7 @@ def test_images_become_luma_frames(echo: Any, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(first, image_frame(space.sample(), 12, 10))
 
 
-def test_vectors_are_float32_of_their_own(echo: Any) -> None:
+def test_vectors_are_float32_copies(echo: Any) -> None:
     lanes = make_lanes(settings.Env(id=echo(Box(-1, 1, (6,), np.float64), Discrete(2)), frame_stack=2), 1, 0)
     assert lanes.spec.frame == FrameSpec((6,), "float32", 2)
     first = lanes.reset(0)
@@ -133,7 +133,7 @@ def test_vectors_are_float32_of_their_own(echo: Any) -> None:
     assert (first.dtype.name, first.tobytes()) == ("float32", before)
 
 
-def test_actions_begin_where_the_environment_says(echo: Any) -> None:
+def test_actions_start_at_the_start_of_the_action_space(echo: Any) -> None:
     lanes = make_lanes(settings.Env(id=echo(Box(0, 1, (2,), np.float32), Discrete(3, start=5))), 1, 0)
     lanes.reset(0)
     assert lanes.spec.num_actions == 3
@@ -159,7 +159,7 @@ def test_unsuitable_spaces_are_refused(echo: Any, observations: Any, actions: An
         assert "\n" not in str(refusal.value)
 
 
-def test_a_factory_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_factory_makes_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_envs.py").write_text(
         "import gymnasium\n"
         "def long_pole():\n"
@@ -178,7 +178,7 @@ def test_a_factory_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         env_spec(settings.Env(id="own_envs:nothing"))
 
 
-def test_rewards_of_a_gymnasium_environment_are_clipped_on_demand(echo: Any) -> None:
+def test_gymnasium_rewards_are_clipped_with_clip_reward(echo: Any) -> None:
     name = echo(Box(0, 1, (2,), np.float32), Discrete(5, start=-2))
     lanes = make_lanes(settings.Env(id=name, clip_reward=True), 1, 0)
     lanes.reset(0)

@@ -65,7 +65,7 @@ def test_walking_right_dies_at_the_first_goomba(emulator: FCEUmm) -> None:
     assert now.lives == 2  # judged at the touch, long before the life is gone
 
 
-def test_the_start_of_1_1_is_the_recorded_one(emulator: FCEUmm) -> None:
+def test_start_state_of_1_1_equals_the_recorded_one(emulator: FCEUmm) -> None:
     emulator.power_on()
     for buttons in bytes.fromhex(CLEARS["plays"][1]["inputs"])[: CLEARS["first_playable_frame"]]:
         emulator.step(buttons)
@@ -143,7 +143,7 @@ def test_outcomes(change: dict[str, Any], expected: Outcome) -> None:
     assert mario.outcome(READING, READING._replace(**change)) is expected
 
 
-def test_read_takes_numbers_apart() -> None:
+def test_read_decodes_numbers_from_ram() -> None:
     ram = np.zeros(2048, np.uint8)
     ram[[0x6D, 0x86, 0x75F, 0x75C, 0x760]] = 12, 89, 3, 1, 2
     ram[0x7F8:0x7FB] = 3, 0, 7
@@ -154,7 +154,7 @@ def test_read_takes_numbers_apart() -> None:
     assert (reading.time, reading.score, reading.coins) == (307, 12350, 42)
 
 
-def test_rewards_by_hand() -> None:
+def test_rewards_match_hand_computed_values() -> None:
     terms = settings.Reward(progress=0.5, progress_clip=10, time=-1.0, death=-10.0, clear=20.0)
     decisions: list[tuple[list[dict[str, Any]], float]] = [
         ([{"x": 44}, {"x": 48}], 3.0),  # 8 pixels
@@ -174,7 +174,7 @@ def test_rewards_by_hand() -> None:
     assert mario.reward(mario.begin(READING), dead, terms) == pytest.approx(-10.0)
 
 
-def test_score_coins_and_power_ups_earn_by_hand() -> None:
+def test_score_coin_and_power_up_rewards_match_hand_computed() -> None:
     terms = settings.Reward(progress=0.0, time=0.0, score=0.01, coins=3.0, power_up=7.0)
     decisions: list[tuple[list[dict[str, Any]], float]] = [
         ([{}], 0.0),
@@ -209,14 +209,14 @@ def test_score_coins_and_power_ups_earn_by_hand() -> None:
         ([{"coins": 4}, {"coins": 8}], 0.0, 30.0),  # clipped frame by frame
     ],
 )
-def test_presets_by_hand(changes: list[dict[str, Any]], older: float, newer: float) -> None:
+def test_reward_presets_match_hand_computed_values(changes: list[dict[str, Any]], older: float, newer: float) -> None:
     readings = [READING._replace(**change) for change in changes]
     before = mario.begin(READING)
     assert mario.reward(before, readings, settings.Reward(preset="gym-super-mario-bros-7.4")) == older
     assert mario.reward(before, readings, settings.Reward(preset="gym-super-mario-bros-9.1")) == newer
 
 
-def test_a_stall_truncates_and_progress_starts_the_count_again() -> None:
+def test_stall_truncates_and_progress_resets_the_count() -> None:
     env = settings.Env(stall_limit=3)
     cut = []
     episode = mario.begin(READING)
@@ -226,7 +226,7 @@ def test_a_stall_truncates_and_progress_starts_the_count_again() -> None:
     assert cut == [False, False, False, False, False, False, True]
 
 
-def test_length_truncates_but_a_terminal_end_is_none() -> None:
+def test_max_episode_steps_truncates_unless_terminated() -> None:
     env = settings.Env(stall_limit=None, max_episode_steps=2)
     one = mario.advance(mario.begin(READING), [READING])
     assert not mario.truncated(one, env)

@@ -56,7 +56,7 @@ def test_two_screens_pool_by_luma() -> None:
     np.testing.assert_array_equal(screen_frame(first, "mask", 84, 84, second), reference_shrink(gray, 84, 84))
 
 
-def test_whole_factors_are_plain_block_means() -> None:
+def test_integer_factors_give_block_means() -> None:
     screen = np.random.default_rng(1).integers(0, 1 << 16, (224, 240), np.uint16)
     means = reference_luma(rgb565(screen))[32:].reshape(48, 4, 60, 4).mean(axis=(1, 3))
     np.testing.assert_array_equal(screen_frame(screen, "crop", 48, 60), np.floor(means + 0.5))
@@ -73,7 +73,7 @@ def test_image_frames_equal_the_reference(rows: int, columns: int, height: int, 
     np.testing.assert_array_equal(image_frame(rgb, height, width), reference_shrink(reference_luma(rgb), height, width))
 
 
-def test_luma_is_that_of_bt_601() -> None:
+def test_luma_matches_bt_601() -> None:
     table = rgb565_luma()
     red, green, blue = 31 << 11, 63 << 5, 31
     assert [int(table[v]) for v in (0, red, green, blue, red + green + blue)] == [0, 76, 150, 29, 255]

@@ -17,13 +17,13 @@ from apex_zmq.envs.make import make_lanes
 from apex_zmq.envs.preprocess import HUD_ROWS, image_frame, screen_rgb
 
 
-def test_colours_are_widened_by_their_high_bits() -> None:
+def test_rgb565_is_widened_by_repeating_high_bits() -> None:
     screen = np.array([[0, 0xFFFF, 0xF800], [0x07E0, 0x001F, 0x8410]], np.uint16)
     expected = [[(0, 0, 0), (255, 255, 255), (255, 0, 0)], [(0, 255, 0), (0, 0, 255), (132, 130, 132)]]
     np.testing.assert_array_equal(screen_rgb(screen), expected)
 
 
-def test_mario_is_shown_as_the_network_sees_it_but_in_colour() -> None:
+def test_mario_rendering_matches_network_frames_in_color() -> None:
     lanes = make_lanes(settings.Env(frame_height=48, frame_width=60, noop_max=0), 2, 0, render=True)
     pictures = []
 
@@ -43,7 +43,7 @@ def test_mario_is_shown_as_the_network_sees_it_but_in_colour() -> None:
     assert not np.array_equal(pictures[0][..., 0], pictures[0][..., 2])
 
 
-def test_mario_names_its_buttons_and_its_pace() -> None:
+def test_mario_reports_action_names_and_decision_rate() -> None:
     lanes = make_lanes(settings.Env(actions="RIGHT_ONLY", frame_skip=6), 1, 0)
     assert lanes.action_names == ("NOOP", "right", "right+A", "right+B", "right+A+B")
     assert lanes.decisions_per_s == pytest.approx(10, abs=0.1)
@@ -85,7 +85,7 @@ def painters() -> Iterator[None]:
         gymnasium.registry.pop(name)
 
 
-def test_gymnasium_environments_draw_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gymnasium_lanes_render_the_picture_of_the_env(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     monkeypatch.setattr(Painter, "picture", picture)
     lanes = make_lanes(settings.Env(id="Painter-v0"), 1, 0, render=True)
@@ -106,9 +106,7 @@ def test_gymnasium_environments_draw_themselves(monkeypatch: pytest.MonkeyPatch)
         (RuntimeError("no\nlibrary"), "cannot be drawn: no library"),
     ],
 )
-def test_environments_that_draw_nothing_of_use_are_refused(
-    monkeypatch: pytest.MonkeyPatch, picture: Any, reason: str
-) -> None:
+def test_unusable_renderings_are_refused(monkeypatch: pytest.MonkeyPatch, picture: Any, reason: str) -> None:
     monkeypatch.setattr(Painter, "picture", picture)
     lanes = make_lanes(settings.Env(id="Painter-v0"), 1, 0, render=True)
     lanes.reset(0)
@@ -116,7 +114,7 @@ def test_environments_that_draw_nothing_of_use_are_refused(
         lanes.render(0)
 
 
-def test_cartpole_draws_its_cart() -> None:
+def test_cartpole_rendering_shows_the_cart_moving() -> None:
     lanes = make_lanes(settings.Env(id="CartPole-v1", frame_stack=1), 2, 0, render=True)
     cart = []
     for lane in (0, 1):
@@ -129,7 +127,7 @@ def test_cartpole_draws_its_cart() -> None:
     assert cart[0] + 10 < cart[1]  # pushed left, and right
 
 
-def test_atari_draws_in_colour_at_the_pace_of_its_decisions() -> None:
+def test_atari_renders_color_and_reports_decision_rate() -> None:
     pytest.importorskip("ale_py", reason="no ale-py: pip install 'apex_zmq[atari]'")
     lanes = make_lanes(settings.Env(id="ALE/Breakout-v5", frame_skip=4, noop_max=0, sticky=0.25), 1, 0, render=True)
     lanes.reset(0)
@@ -142,7 +140,7 @@ def test_atari_draws_in_colour_at_the_pace_of_its_decisions() -> None:
     assert (lanes.action_names, lanes.decisions_per_s) == (("NOOP", "FIRE", "RIGHT", "LEFT"), 15.0)
 
 
-def test_factories_draw_where_they_take_a_render_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factories_render_if_they_accept_render_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "drawn_envs.py").write_text(
         "import gymnasium\n"
         "def with_mode(render_mode=None):\n"

@@ -61,7 +61,7 @@ def told(stage: str, max_x: int, cleared: bool, stages_cleared: int = 0) -> tupl
     return stage, {"max_x": max_x, "cleared": cleared, "stages_cleared": stages_cleared}
 
 
-def test_a_recorded_clear_leads_to_1_2_and_three_lives_end_there(machines: Machines) -> None:
+def test_recorded_clear_leads_to_1_2_and_third_death_terminates(machines: Machines) -> None:
     first, play = CLEARS["first_playable_frame"], CLEARS["plays"][1]
     inputs = bytes.fromhex(play["inputs"])[first : play["flag_frame"] + 1]
     pressed = [128, *sorted(set(inputs) - {128})]
@@ -90,7 +90,7 @@ def test_a_recorded_clear_leads_to_1_2_and_three_lives_end_there(machines: Machi
         lanes.step(0, 0)
 
 
-def test_with_one_life_a_death_ends_the_whole_game(machines: Machines) -> None:
+def test_death_with_one_life_ends_the_whole_game(machines: Machines) -> None:
     seen = steps(episode(machines, stages="all"))
     assert seen[-1].terminated
     assert (seen[-1].stage, seen[-1].info, seen[-1].reward) == (*told("1-1", 298, cleared=False), -3.0)
@@ -98,7 +98,7 @@ def test_with_one_life_a_death_ends_the_whole_game(machines: Machines) -> None:
     assert [step[1:] for step in single] == [step[1:] for step in seen]
 
 
-def test_three_lives_in_one_stage(machines: Machines) -> None:
+def test_third_death_or_clear_ends_a_stage_with_three_lives(machines: Machines) -> None:
     lanes = episode(machines, lives=3)
     seen = steps(lanes)
     assert [step.reward for step in seen if step.reward] == [-3.0] * 3
@@ -113,7 +113,7 @@ def test_three_lives_in_one_stage(machines: Machines) -> None:
 
 @pytest.mark.parametrize("kind", ["fceumm", "nes-py"])
 @pytest.mark.parametrize("game", [MARIO, LOST_LEVELS])
-def test_a_stage_leads_to_the_next_on_both_emulators(game: str, kind: str) -> None:
+def test_cleared_stage_leads_to_the_next_on_both_emulators(game: str, kind: str) -> None:
     own: Machines = SharedMachine(FCEUmm(game)) if kind == "fceumm" else MachinePerLane(game)
     lanes = episode(own, id=game, stages="all", max_pool=True, max_episode_steps=2)
     finish_stage(own.of(0))
@@ -135,7 +135,7 @@ def test_a_castle_leads_to_the_next_world(machines: Machines) -> None:
     assert (now.world, now.stage, now.area, now.x) == (2, 1, 1, 40)
 
 
-def test_the_way_through_a_pipe_is_part_of_a_decision_in_the_whole_game(machines: Machines) -> None:
+def test_pipe_transition_is_waited_out_only_in_the_whole_game(machines: Machines) -> None:
     taken = []
     for stages in ("all", ("1-1",)):
         lanes = episode(machines, stages=stages)
@@ -163,14 +163,14 @@ def test_the_way_through_a_pipe_is_part_of_a_decision_in_the_whole_game(machines
         (Outcome.CLEARED, 3, 2, {"stages": "all", "id": LOST_LEVELS}, False),
     ],
 )
-def test_what_ends_an_episode(
+def test_episode_end_follows_outcome_world_and_lives(
     outcome: Outcome, world: int, left: int, settings: dict[str, Any], expected: bool
 ) -> None:
     now = mario.Reading(40, 1, False, 8, 0, left, world, 4, 4, 1, 300, 0, 0)
     assert mario.ended(mario.begin(now)._replace(outcome=outcome), Env(**settings)) is expected
 
 
-def test_a_game_that_ignores_the_player_for_ever_is_an_error(machines: Machines, monkeypatch: Any) -> None:
+def test_game_that_never_accepts_input_again_is_an_error(machines: Machines, monkeypatch: Any) -> None:
     monkeypatch.setattr(mario, "_IGNORING_FRAMES_MAX", 50)
     machines.start(0, "1-1")
     machines.of(0).ram[PLAYER_STATE] = 4
@@ -204,7 +204,7 @@ def test_the_start_of_the_lost_levels_is_the_same_on_nes_py() -> None:
     other.close()
 
 
-def test_a_rom_is_known_by_its_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rom_is_identified_by_its_checksum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in gym-super-mario-bros 9, where the name that version 7 gave the Lost Levels is another game's."""
     roms = tmp_path / "_roms"
     roms.mkdir()

@@ -130,7 +130,7 @@ def strike(path: Path, name: str) -> str:
     return line
 
 
-def test_a_key_opens_the_channels_of_its_role_and_no_others(root: Path, directory: Path, opened: Opened) -> None:
+def test_key_grants_only_the_channels_of_its_role(root: Path, directory: Path, opened: Opened) -> None:
     addresses = {channel: f"ipc://{directory}/{channel}" for channel in USUAL}
     publisher: ParameterPublisher = opened(publisher_of(addresses["parameters"], root / "learner"))
     publisher.publish(parameters(1))
@@ -188,7 +188,7 @@ def of_another_channel(root: Path, _: Path) -> Path:
         pytest.param(of_another_channel, "does not name its key", id="another channel's key"),
     ],
 )
-def test_a_stranger_is_refused_counted_and_logged(
+def test_unauthorized_peer_is_refused_counted_and_logged(
     make: Callable[[Path, Path], Path | None],
     reason: str,
     root: Path,
@@ -212,9 +212,7 @@ def test_a_stranger_is_refused_counted_and_logged(
     until(lambda: re.search(f"refused a connection from {who}: .*{reason}", caplog.text))
 
 
-def test_the_address_of_who_shows_no_key_is_logged(
-    root: Path, opened: Opened, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_address_of_a_peer_without_key_is_logged(root: Path, opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
     address = free_tcp_address()
     inbox = opened(bind(address, "priorities", root / "replay"))
     host, port = address.removeprefix("tcp://").split(":")
@@ -224,7 +222,7 @@ def test_the_address_of_who_shows_no_key_is_logged(
     until(lambda: "refused a connection from 127.0.0.1: 'no CURVE handshake" in caplog.text)
 
 
-def test_a_flood_of_strangers_does_not_flood_the_log(
+def test_many_refused_peers_give_one_log_line(
     root: Path, address: str, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened(bind(address, "priorities", root / "replay"))
@@ -236,7 +234,7 @@ def test_a_flood_of_strangers_does_not_flood_the_log(
 
 
 @pytest.mark.parametrize("impostor", ["another key", "no key"])
-def test_a_client_talks_to_its_own_server_only(
+def test_client_sends_only_to_a_server_with_the_expected_key(
     impostor: str, root: Path, tmp_path: Path, address: str, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says why not, and finds the true one when that comes to the same address."""
@@ -268,7 +266,7 @@ def rebind(address: str, channel: str, keys: Path) -> Inbox[Hello]:
     return found[0]
 
 
-def test_who_waits_is_let_in_when_its_line_is_written(root: Path, address: str, opened: Opened) -> None:
+def test_refused_client_is_accepted_once_on_the_allow_list(root: Path, address: str, opened: Opened) -> None:
     inbox = opened(bind(address, "priorities", root / "replay"))
     refused = access.counts["refused_peers"]
     alice = opened(connect(address, "priorities", stranger(root / "alice", root)))
@@ -280,7 +278,7 @@ def test_who_waits_is_let_in_when_its_line_is_written(root: Path, address: str, 
     assert inbox.receive(PATIENCE_S) == HELLO
 
 
-def test_who_is_struck_off_delivers_nothing_more(
+def test_revoked_client_delivers_no_more_messages(
     root: Path, address: str, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     inbox = opened(bind(address, "experience", root / "replay"))
@@ -302,7 +300,7 @@ def test_who_is_struck_off_delivers_nothing_more(
 
 
 @pytest.mark.parametrize("how", ["a line", "the file"])
-def test_who_is_struck_off_gets_nothing_more(how: str, root: Path, address: str, opened: Opened) -> None:
+def test_revoked_subscriber_receives_no_new_parameters(how: str, root: Path, address: str, opened: Opened) -> None:
     names = allowed(root, "parameters")
     publisher: ParameterPublisher = opened(publisher_of(address, root / "learner"))
     publisher.publish(parameters(1))
@@ -329,7 +327,7 @@ def test_who_is_struck_off_gets_nothing_more(how: str, root: Path, address: str,
         hear(publisher, judge, 2)
 
 
-def test_a_list_that_nobody_can_read_lets_nobody_in_and_a_bad_line_is_named(
+def test_bad_allow_list_line_is_logged_and_ignored(
     root: Path, directory: Path, opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = allowed(root, "experience")
@@ -340,7 +338,7 @@ def test_a_list_that_nobody_can_read_lets_nobody_in_and_a_bad_line_is_named(
     await_ready(opened(connect(address, "experience", root / "alice")))
 
 
-def test_a_forwarder_is_a_hop_with_keys_of_its_own(root: Path, start: StartProgram, opened: Opened) -> None:
+def test_forwarder_uses_its_own_keys_and_allow_list(root: Path, start: StartProgram, opened: Opened) -> None:
     """learner (here) -> forwarder (a process) -> bob (here), who could not follow the learner himself."""
     arrays = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
     signatures = network_signature(arrays), experience_signature(Config())
@@ -390,7 +388,7 @@ def test_the_duplicate_of_a_descriptor_is_closed_once(monkeypatch: pytest.Monkey
         os.close(descriptor)  # raises where somebody has closed it
 
 
-def test_a_descriptor_that_is_no_socket_is_left_open_and_its_duplicate_closed(tmp_path: Path) -> None:
+def test_non_socket_descriptor_stays_open_and_duplicate_is_closed(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         before = os.listdir("/proc/self/fd")
         assert access._peer_of(file.fileno()) == access.UNKNOWN_ADDRESS

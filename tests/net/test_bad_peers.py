@@ -59,7 +59,7 @@ GARBAGE: list[list[bytes]] = [
 ]
 
 
-def test_bad_messages_are_counted_and_dropped_while_good_ones_go_on(
+def test_bad_messages_are_counted_and_good_ones_delivered(
     address: str, opened: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     inbox = opened(hello_inbox(address))
@@ -78,7 +78,7 @@ def test_bad_messages_are_counted_and_dropped_while_good_ones_go_on(
     assert re.search(r"from (127\.0\.0\.1|localhost\S*): .*shorter than its prelude", record.getMessage())
 
 
-def test_a_reason_cannot_forge_or_flood_the_log(
+def test_refusal_reason_is_escaped_and_truncated_in_the_log(
     address: str, opened: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(parts: Any) -> Hello:
@@ -95,7 +95,7 @@ def test_a_reason_cannot_forge_or_flood_the_log(
     assert len(record.getMessage()) < 500
 
 
-def test_a_flood_of_bad_messages_does_not_hold_the_caller(address: str, opened: Callable[[Any], Any]) -> None:
+def test_many_bad_messages_do_not_block_the_caller(address: str, opened: Callable[[Any], Any]) -> None:
     inbox = opened(hello_inbox(address))
     with raw_push(address) as peer:
         for _ in range(50):
@@ -110,7 +110,7 @@ def test_a_flood_of_bad_messages_does_not_hold_the_caller(address: str, opened: 
     assert calls >= 50
 
 
-def test_a_stranger_who_does_not_speak_zeromq_is_ignored(opened: Callable[[Any], Any]) -> None:
+def test_peer_that_does_not_speak_zeromq_is_ignored(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address()
     inbox = opened(hello_inbox(address))
     outbox = opened(hello_outbox(address))
@@ -122,7 +122,7 @@ def test_a_stranger_who_does_not_speak_zeromq_is_ignored(opened: Callable[[Any],
         assert inbox.receive(PATIENCE_S) == HELLO
 
 
-def test_an_oversized_part_is_refused_before_it_is_delivered(address: str, opened: Callable[[Any], Any]) -> None:
+def test_oversized_part_closes_the_connection_before_delivery(address: str, opened: Callable[[Any], Any]) -> None:
     inbox = opened(hello_inbox(address))
     outbox = opened(hello_outbox(address))
     await_ready(outbox)
@@ -148,7 +148,7 @@ def test_an_oversized_subscription_does_not_stop_a_publisher(opened: Callable[[A
         hear(publisher, opened(subscriber(address)), 1)
 
 
-def test_a_bad_publication_is_refused_and_good_ones_go_on(address: str, opened: Callable[[Any], Any]) -> None:
+def test_bad_publication_is_refused_and_later_one_received(address: str, opened: Callable[[Any], Any]) -> None:
     publisher = opened(publisher_of(address))
     inbox = opened(subscriber(address))
     deadline = time.monotonic() + PATIENCE_S

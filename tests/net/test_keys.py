@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
     return path
 
 
-def test_secrets_are_for_their_owner_alone_and_lists_name_whom_a_role_lets_in(root: Path) -> None:
+def test_secrets_are_owner_only_and_allow_lists_match_roles(root: Path) -> None:
     for path in [root, *root.rglob("*")]:
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o644 if path.name == "identity.key" else 0o600), path
@@ -57,7 +57,7 @@ def test_secrets_are_for_their_owner_alone_and_lists_name_whom_a_role_lets_in(ro
     }
 
 
-def test_a_holder_has_its_own_secret_and_the_public_keys_of_its_servers(root: Path) -> None:
+def test_key_directory_has_own_secret_and_server_public_keys(root: Path) -> None:
     secrets = {}
     for path in root.glob("*/identity.key_secret"):
         _, secrets[path.parent.name] = zmq.auth.load_certificate(path)
@@ -78,7 +78,7 @@ def test_a_holder_has_its_own_secret_and_the_public_keys_of_its_servers(root: Pa
             assert (found.public, found.secret, found.server) == (public[name], secrets[name], public[server])
 
 
-def test_a_removed_client_stands_on_no_list(root: Path) -> None:
+def test_removed_client_is_on_no_allow_list(root: Path) -> None:
     assert tools.keys([str(root), "bob", "--remove"]) == 0
     assert not (root / "bob").exists()
     assert all("bob" not in names(path) for path in root.glob("*/allowed/*"))
@@ -102,7 +102,7 @@ def test_a_removed_client_stands_on_no_list(root: Path) -> None:
         (["--remove"], "give its NAME"),
     ],
 )
-def test_bad_input_ends_with_one_line_and_changes_nothing(
+def test_bad_input_gives_a_one_line_error_and_no_changes(
     root: Path, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -113,7 +113,7 @@ def test_bad_input_ends_with_one_line_and_changes_nothing(
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
-def test_a_client_needs_servers_and_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_client_needs_server_keys_and_a_writable_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.keys([str(tmp_path / "none"), "alice", "--role", "actor"]) == 2
     assert "make them first with apex-keys" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -122,7 +122,7 @@ def test_a_client_needs_servers_and_a_place(tmp_path: Path, capsys: pytest.Captu
     assert "cannot write keys" in capsys.readouterr().err
 
 
-def test_keys_of_another_form_are_refused(root: Path) -> None:
+def test_unusable_key_directories_are_refused(root: Path) -> None:
     alice = root / "alice"
     with pytest.raises(ConfigError, match=r"allowed/experience is missing: .* keys of a replay"):
         server_keys(of(alice), "experience")
@@ -141,7 +141,7 @@ def test_keys_of_another_form_are_refused(root: Path) -> None:
             client_keys(of(alice), "status")
 
 
-def test_a_secret_is_not_shown(root: Path) -> None:
+def test_secret_key_is_not_in_the_repr(root: Path) -> None:
     shown = f"{client_keys(of(root / 'alice'), 'status')} {server_keys(of(root / 'replay'), 'experience')}"
     for name in ("alice", "replay"):
         _, secret = zmq.auth.load_certificate(root / name / "identity.key_secret")
@@ -149,7 +149,7 @@ def test_a_secret_is_not_shown(root: Path) -> None:
         assert secret.decode() not in shown
 
 
-def test_lists_are_read_line_by_line(root: Path) -> None:
+def test_allow_list_reader_reports_bad_lines(root: Path) -> None:
     path = root / "replay" / "allowed" / "experience"
     alice, bob = path.read_text().splitlines()
     path.write_text(f"# hosts\n\n{alice}\n#{bob}\nalice  {bob.split()[1]} \nbob\nbob {'x' * 39}\nno key at all\n")
@@ -159,12 +159,12 @@ def test_lists_are_read_line_by_line(root: Path) -> None:
     assert read_allowed(path.with_name("nothing")) == ({}, [])
 
 
-def test_without_keys_nothing_is_read() -> None:
+def test_no_keys_are_read_without_a_key_directory() -> None:
     assert client_keys(Addresses(), "status") is None
     assert server_keys(Addresses(), "status") is None
 
 
-def test_a_libzmq_without_curve_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libzmq_without_curve_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq, "has", lambda capability: False)
     with pytest.raises(ConfigError, match="without CURVE; install the pyzmq wheel"):
         client_keys(of(root / "alice"), "status")
@@ -175,7 +175,7 @@ def test_a_run_on_one_machine_needs_no_keys() -> None:
     assert "APEX_KEYS" in launch.ADDRESS_VARIABLES
 
 
-def test_the_program_is_there(tmp_path: Path) -> None:
+def test_apex_keys_program_writes_keys(tmp_path: Path) -> None:
     made = subprocess.run([ROOT / "bin" / "apex-keys", tmp_path / "keys"], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "keys" / "learner" / "identity.key_secret").exists()

@@ -64,7 +64,7 @@ def connect(link: Link, opener: Links) -> Inbox[Any] | Outbox:
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
-def test_sockets_have_the_options_of_their_row(
+def test_sockets_have_the_options_of_the_link_table(
     link: Link, holders: dict[str, Path | None], address: str, opened: Opened
 ) -> None:
     server, client = holders[link.binds[0]], holders[link.connects[0]]
@@ -115,7 +115,7 @@ def test_each_role_that_connects_delivers(
         assert inbox.receive(PATIENCE_S) == message
 
 
-def test_keys_open_and_serve_what_the_table_says() -> None:
+def test_channels_of_each_role_match_the_link_table() -> None:
     assert OPENS["actor"] == ("experience", "parameters", "status")
     assert SERVES["replay"] == ("experience", "priorities")
     assert SERVES["forwarder"] == ("parameters",)
@@ -124,7 +124,7 @@ def test_keys_open_and_serve_what_the_table_says() -> None:
         assert {role for role in ROLES if link.name in SERVES[role]} == {*link.binds}
 
 
-def test_every_link_has_its_setting_and_every_kind_its_link() -> None:
+def test_every_link_has_a_setting_and_every_kind_a_link() -> None:
     config = loading.replace(
         Config(),
         {
@@ -142,7 +142,7 @@ def test_every_link_has_its_setting_and_every_kind_its_link() -> None:
     assert [links.address("experience", shard) for shard in range(2)] == ["ipc:///a", "ipc:///b"]
 
 
-def test_a_bound_key_directory_must_be_of_a_role_that_binds(tmp_path: Path, address: str) -> None:
+def test_binding_requires_keys_of_a_role_that_binds(tmp_path: Path, address: str) -> None:
     root = tmp_path / "keys"
     make_servers(root)
     with pytest.raises(ConfigError, match=r"allowed/experience is missing: .* keys of a replay"):

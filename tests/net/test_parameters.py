@@ -14,7 +14,7 @@ from ..channels import PATIENCE_S, SIGNATURE, links_of, publisher_of
 from ..channels import parameters as publication
 
 
-def test_a_learner_of_a_lower_incarnation_is_followed_once_the_former_is_silent(
+def test_lower_incarnation_is_followed_once_the_former_is_silent(
     address: str, opened: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a run is resumed from an early checkpoint on a host whose clock is behind."""

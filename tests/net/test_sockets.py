@@ -64,7 +64,7 @@ def segment_inbox(address: str) -> Inbox[Shipment]:
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
-def test_a_socket_takes_every_message_of_its_kinds_and_little_more(link: Link) -> None:
+def test_max_message_bytes_just_exceeds_the_largest_kind(link: Link) -> None:
     largest = max(max(LIMITS[kind]) for kind in link.kinds)
     assert largest + 8 <= max_message_bytes(link) <= largest + 4096
 
@@ -85,11 +85,11 @@ def test_a_socket_takes_every_message_of_its_kinds_and_little_more(link: Link) -
         ("tcp://localhost.example.org:5551", False),
     ],
 )
-def test_which_addresses_are_local(address: str, local: bool) -> None:
+def test_is_local_classifies_addresses(address: str, local: bool) -> None:
     assert is_local(address) is local
 
 
-def test_binding_for_other_hosts_must_be_asked_for(opened: Callable[[Any], Any]) -> None:
+def test_binding_for_other_hosts_requires_insecure(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address().replace("127.0.0.1", "0.0.0.0")
     with pytest.raises(ConfigError, match="--insecure"):
         hello_inbox(address)
@@ -110,9 +110,7 @@ def test_a_bound_address_cannot_be_bound_again(address: str, opened: Callable[[A
     assert inbox.receive(PATIENCE_S) == HELLO
 
 
-def test_an_ipc_address_is_free_again_after_closing_and_after_a_crash(
-    directory: Path, opened: Callable[[Any], Any]
-) -> None:
+def test_ipc_address_can_be_bound_again_after_close_or_crash(directory: Path, opened: Callable[[Any], Any]) -> None:
     hello_inbox(f"ipc://{directory}/closed").close()
     opened(hello_inbox(f"ipc://{directory}/closed"))
     # What a killed process leaves behind: the socket's file and an unlocked lock file.
@@ -128,7 +126,7 @@ def test_an_address_that_cannot_be_bound_is_a_config_error(address: str) -> None
         links_of(priorities=address, insecure=True).bind("priorities", {Kind.HELLO: decode_hello})
 
 
-def test_a_failed_bind_keeps_no_lock(directory: Path) -> None:
+def test_failed_bind_releases_its_lock(directory: Path) -> None:
     address = f"ipc://{directory}/{'x' * 120}"
     for _ in range(2):  # and the second does not find its own lock
         with pytest.raises(ConfigError, match="cannot bind"):
@@ -154,7 +152,7 @@ def test_segments_arrive_as_they_were_sent(address: str, opened: Callable[[Any],
     assert inbox.refused == 0
 
 
-def test_a_received_buffer_outlives_later_messages(address: str, opened: Callable[[Any], Any]) -> None:
+def test_received_buffer_stays_valid_after_later_messages(address: str, opened: Callable[[Any], Any]) -> None:
     inbox: Inbox[Shipment] = opened(segment_inbox(address))
     outbox = opened(links_of(experience=address).connect("experience"))
     found = []
@@ -168,7 +166,7 @@ def test_a_received_buffer_outlives_later_messages(address: str, opened: Callabl
         assert bytes(each.segment.frames) == shipment(sequence).segment.frames
 
 
-def test_nothing_queues_for_an_absent_peer(address: str, opened: Callable[[Any], Any]) -> None:
+def test_send_without_a_peer_queues_nothing(address: str, opened: Callable[[Any], Any]) -> None:
     outbox = opened(hello_outbox(address))
     for _ in range(10):
         assert not outbox.ready
@@ -181,9 +179,7 @@ def test_nothing_queues_for_an_absent_peer(address: str, opened: Callable[[Any],
     assert inbox.receive() is None
 
 
-def test_a_full_queue_holds_the_sender_back_until_the_receiver_reads(
-    address: str, opened: Callable[[Any], Any]
-) -> None:
+def test_full_queue_refuses_sends_until_the_receiver_reads(address: str, opened: Callable[[Any], Any]) -> None:
     inbox: Inbox[Shipment] = opened(segment_inbox(address))
     outbox = opened(links_of(experience=address).connect("experience"))
     message = encode_segment(shipment(0, size=256), SIGNATURE)  # 1.4 MB
@@ -198,7 +194,7 @@ def test_a_full_queue_holds_the_sender_back_until_the_receiver_reads(
     await_ready(outbox)
 
 
-def test_wait_returns_for_what_can_be_received(address: str, opened: Callable[[Any], Any]) -> None:
+def test_wait_returns_when_a_message_can_be_received(address: str, opened: Callable[[Any], Any]) -> None:
     inbox = opened(hello_inbox(address))
     outbox = opened(hello_outbox(address))
     await_ready(outbox)
@@ -210,7 +206,7 @@ def test_wait_returns_for_what_can_be_received(address: str, opened: Callable[[A
 # PUB and SUB.
 
 
-def test_a_late_subscriber_is_welcomed_with_the_newest(address: str, opened: Callable[[Any], Any]) -> None:
+def test_late_subscriber_receives_the_newest_parameters(address: str, opened: Callable[[Any], Any]) -> None:
     publisher = opened(publisher_of(address))
     for version in (1, 2, 3):
         publisher.publish(parameters(version))
@@ -227,7 +223,7 @@ def test_large_parameters_arrive(address: str, opened: Callable[[Any], Any]) -> 
     assert message[1]["weight"].shape == (2_000_000,)
 
 
-def test_who_listens_to_others_bears_a_large_welcome(address: str, opened: Callable[[Any], Any]) -> None:
+def test_heartbeat_subscriber_tolerates_large_parameters(address: str, opened: Callable[[Any], Any]) -> None:
     publisher = opened(publisher_of(address))
     publisher.publish(parameters(1, 3_000_000))  # of four bytes each: more than any other kind may have
     inbox = opened(links_of(parameters=address).subscribe("parameters", {Kind.HEARTBEAT: decode_heartbeat}))
@@ -246,7 +242,7 @@ def test_an_address_that_cannot_be_connected_to_is_a_config_error(address: str) 
         hello_outbox(address)
 
 
-def test_subscribers_hear_new_parameters_and_heartbeats(address: str, opened: Callable[[Any], Any]) -> None:
+def test_subscribers_receive_new_parameters_and_heartbeats(address: str, opened: Callable[[Any], Any]) -> None:
     publisher = opened(publisher_of(address))
     publisher.publish(parameters(1))
     inboxes = [opened(subscriber(address)) for _ in range(3)]
@@ -261,7 +257,7 @@ def test_subscribers_hear_new_parameters_and_heartbeats(address: str, opened: Ca
         assert inbox.refused == 0
 
 
-def test_a_subscriber_is_welcomed_by_a_restarted_publisher(opened: Callable[[Any], Any]) -> None:
+def test_subscriber_receives_from_a_restarted_publisher(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address()
     publisher = publisher_of(address)
     publisher.publish(parameters(1))
@@ -302,7 +298,7 @@ def want_keys(server: zmq.Socket[bytes]) -> None:
     [(zmq.PUSH, push, "another link"), (zmq.PULL, want_keys, "requires keys")],
     ids=["wrong-kind", "curve"],
 )
-def test_who_has_met_another_server_says_so_and_connects_anew(
+def test_client_logs_a_wrong_server_and_reconnects(
     kind: int,
     alter: Callable[[zmq.Socket[bytes]], None],
     reason: str,
@@ -328,7 +324,7 @@ def test_who_has_met_another_server_says_so_and_connects_anew(
 
 
 @pytest.mark.long
-def test_a_peer_that_takes_nothing_for_a_minute_costs_a_patient_sender_nothing(opened: Callable[[Any], Any]) -> None:
+def test_receiver_stalled_for_a_minute_loses_no_message(opened: Callable[[Any], Any]) -> None:
     address = free_tcp_address()
     inbox = opened(hello_inbox(address))
     outbox = opened(links_of(experience=address).connect("experience"))

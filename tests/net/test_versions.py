@@ -78,7 +78,7 @@ def test_a_follower_ends_when_its_publisher_speaks_another_version(kind: Kind, a
         repeat(follow)
 
 
-def test_a_follower_ends_when_a_learner_of_another_version_takes_the_address(address: str, opened: Opened) -> None:
+def test_follower_ends_when_its_learner_changes_version(address: str, opened: Opened) -> None:
     publisher = opened(publisher_of(address))
     publisher.publish(parameters(1))
     follower = opened(ParameterFollower(links_of(parameters=address), None, SIGNATURE))
@@ -108,7 +108,7 @@ def test_messages_of_a_later_minor_version_are_accepted(address: str, opened: Op
     assert inbox.refused == 0
 
 
-def test_a_server_ends_after_nothing_but_another_version(
+def test_server_ends_if_all_messages_are_of_another_version(
     address: str, opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sockets, "FOREIGN_VERSION_S", 0.3)
@@ -126,7 +126,7 @@ def test_a_server_ends_after_nothing_but_another_version(
 
 
 @pytest.mark.parametrize("strangers", [1, 100])
-def test_strangers_do_not_end_a_server(strangers: int, address: str, opened: Opened) -> None:
+def test_brief_messages_of_another_version_do_not_end_a_server(strangers: int, address: str, opened: Opened) -> None:
     """Neither one wrong byte, nor a flood of them."""
     inbox, outbox = opened(hello_inbox(address)), opened(hello_outbox(address))
     for _ in range(strangers):
@@ -134,7 +134,7 @@ def test_strangers_do_not_end_a_server(strangers: int, address: str, opened: Ope
     inbox.check_version("learner")
 
 
-def test_other_kinds_of_another_version_are_not_taken_for_the_run(
+def test_other_kinds_of_another_version_do_not_end_a_server(
     address: str, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "FOREIGN_VERSION_S", 0.0)
@@ -145,7 +145,7 @@ def test_other_kinds_of_another_version_are_not_taken_for_the_run(
     inbox.check_version("learner")
 
 
-def test_a_server_that_works_with_peers_of_its_version_is_not_ended(
+def test_server_with_peers_of_its_version_does_not_end(
     address: str, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "FOREIGN_VERSION_S", 0.0)

@@ -52,7 +52,7 @@ def test_the_stacked_inputs_are_shown_oldest_first() -> None:
     assert len(set(places)) == 4
 
 
-def test_a_bar_for_each_q_value_and_gold_for_the_action_taken() -> None:
+def test_each_q_value_has_a_bar_and_taken_action_is_gold() -> None:
     picture = draw(SCENE)
     (longest,) = bars(picture, GOLD)
     shortest, middle = bars(picture, BLUE)
@@ -79,7 +79,7 @@ def test_a_vector_is_shown_as_bars_from_zero() -> None:
     ],
     ids=["facts", "names", "value", "decisions", "q"],
 )
-def test_all_that_a_scene_says_shows(change: dict[str, Any]) -> None:
+def test_scene_fields_change_the_picture(change: dict[str, Any]) -> None:
     assert not np.array_equal(draw(SCENE), draw(SCENE._replace(**change)))
 
 

@@ -73,12 +73,12 @@ def alternating(protocol: Protocol, played: list[int]) -> list[list[Decision]]:
     return [[Decision(int(m.q.argmax()), m.action or 0, next(actions)) for m in episode] for episode in episodes]
 
 
-def test_greedy_takes_the_best_action_always(played: list[int]) -> None:
+def test_greedy_always_takes_the_best_action(played: list[int]) -> None:
     for decision in itertools.chain(*alternating("greedy", played)):
         assert decision.best == decision.chosen == decision.played
 
 
-def test_sticky_repeats_the_action_before_a_quarter_of_the_time(played: list[int]) -> None:
+def test_sticky_repeats_the_last_action_with_probability_0_25(played: list[int]) -> None:
     repeated = []
     for episode in alternating("sticky", played):
         assert episode[0].played == episode[0].best
@@ -92,13 +92,13 @@ def test_sticky_repeats_the_action_before_a_quarter_of_the_time(played: list[int
     assert np.mean(repeated) == pytest.approx(0.25, abs=0.06)
 
 
-def test_noop_takes_a_random_action_now_and_then(played: list[int]) -> None:
+def test_noop_takes_random_actions_with_low_probability(played: list[int]) -> None:
     decisions = list(itertools.chain(*alternating("noop", played)))
     assert all(decision.chosen == decision.played for decision in decisions)
     assert 0 < np.mean([decision.chosen != decision.best for decision in decisions]) < 0.02
 
 
-def test_an_episode_ends_with_its_account() -> None:
+def test_episode_reports_length_action_and_return() -> None:
     player = Player.of(untrained(CARTPOLE), "greedy", 0)
     moments = list(player.episode())
     assert [moment.length for moment in moments] == list(range(len(moments)))
@@ -108,7 +108,7 @@ def test_an_episode_ends_with_its_account() -> None:
     assert [moment.action for moment in again.episode()] == [moment.action for moment in moments]
 
 
-def test_figures_are_of_all_episodes() -> None:
+def test_evaluate_summarizes_all_episodes() -> None:
     figures = evaluate(untrained(MARIO), 2, "sticky", 5)
     assert figures == {
         "env": "SuperMarioBros",
@@ -128,13 +128,13 @@ def test_figures_are_of_all_episodes() -> None:
 
 
 @given(st.integers(1, 2000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
-def test_intervals_are_scipys(successes: tuple[int, int]) -> None:
+def test_wilson_interval_matches_scipy(successes: tuple[int, int]) -> None:
     cleared, count = successes
     expected = binomtest(cleared, count).proportion_ci(method="wilson")
     np.testing.assert_allclose(wilson(cleared / count, count), expected, atol=1e-4)
 
 
-def test_a_checkpoint_plays_on_the_emulator_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_plays_on_the_requested_emulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.safetensors"
     checkpoint.save(path, untrained(MARIO))
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_plays_on_the_emulator_asked_for(tmp_path: Path, capsys: py
     assert farthest("fceumm") > farthest("nes-py") > 40  # buttons arrive there a frame later (docs/CONFORMANCE.md)
 
 
-def test_options_reach_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_options_affect_the_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint.save(tmp_path / "a.safetensors", untrained(CARTPOLE, seed=6))  # one that takes both actions
 
     def figures(**options: object) -> dict[str, object]:
@@ -162,7 +162,7 @@ def test_options_reach_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert figures(seed=1, episodes=3)["mean_length"] != figures(seed=1, episodes=4)["mean_length"]
 
 
-def test_options_reach_the_games_that_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_play_options_affect_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shades = itertools.cycle(range(256))  # Pillow keeps one of pictures in a row that are the same
     monkeypatch.setattr(viewer, "draw", lambda scene: np.full((8, 8, 3), next(shades), np.uint8))
     checkpoint.save(tmp_path / "a.safetensors", untrained(CARTPOLE, seed=6))
@@ -219,7 +219,7 @@ def test_play_in_a_window_ends_with_the_episode(mario: str, monkeypatch: pytest.
     assert tools.play(["--checkpoint", mario, "--episodes", "1"]) == 0
 
 
-def test_an_interrupted_play_leaves_what_was_shown(mario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_play_keeps_the_pictures_shown(mario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.mp4"
     pictures: list[Scene] = []
 

@@ -50,7 +50,7 @@ def test_an_mp4_holds_every_picture(tmp_path: Path) -> None:
         assert np.abs(frame.mean(axis=(0, 1)) - picture[0, 0]).max() < 12
 
 
-def test_nothing_shown_leaves_no_file(tmp_path: Path) -> None:
+def test_no_file_is_written_without_pictures(tmp_path: Path) -> None:
     for name in ("a.gif", "a.mp4"):
         write(tmp_path / name, 15.0, [])
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +73,7 @@ def test_an_mp4_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("count", "kept"), [(1, [0]), (5, [0, 2, 4]), (401, range(0, 401, 4))])
-def test_a_digest_keeps_a_few_small_pictures_at_their_own_pace(count: int, kept: Sequence[int]) -> None:
+def test_digest_keeps_few_small_pictures_at_original_speed(count: int, kept: Sequence[int]) -> None:
     digest = Digest(50.0)
     for number in range(count):
         digest.show(np.full((240, 480, 3), (number % 256, number // 256 * 100, 200), np.uint8))
@@ -88,7 +88,7 @@ def test_a_digest_keeps_a_few_small_pictures_at_their_own_pace(count: int, kept:
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.mp4"])
-def test_a_file_that_turns_out_not_to_be_writable_is_one_line(tmp_path: Path, name: str) -> None:
+def test_unwritable_file_gives_a_one_line_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(VideoError, match=f"{name} cannot be written: .*; choose another file") as refusal:
         write(tmp_path / name, 15.0, PICTURES * 100)

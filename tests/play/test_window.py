@@ -50,7 +50,7 @@ def test_a_window_shows_pictures_until_it_is_closed() -> None:
 @pytest.mark.parametrize(
     "event", [pygame.event.Event(pygame.QUIT), pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE)]
 )
-def test_its_button_and_escape_close_it(event: pygame.event.Event) -> None:
+def test_close_button_and_escape_close_the_window(event: pygame.event.Event) -> None:
     window = Window(40, 60)
     pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_a))
     window.show(RED)
@@ -60,7 +60,7 @@ def test_its_button_and_escape_close_it(event: pygame.event.Event) -> None:
 
 
 @pytest.mark.usefixtures("dummy")
-def test_a_window_keeps_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_limits_the_picture_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     window = Window(40, 60, pictures_per_s=100.0)
     window.show(RED)
     started = pygame.time.get_ticks()
@@ -70,13 +70,15 @@ def test_a_window_keeps_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_display")
-def test_no_display_is_one_line() -> None:
+def test_missing_display_gives_a_one_line_error() -> None:
     with pytest.raises(WindowError, match=r"no display .*set DISPLAY") as refusal:
         Window(40, 60)
     assert "\n" not in str(refusal.value)
 
 
-def test_no_pygame_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_pygame_gives_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "pygame", None)
     assert cli.train(["--render"]) == 2
     assert capsys.readouterr().err == "apex-train: error: a window needs pygame; pip install pygame-ce\n"
@@ -104,7 +106,7 @@ def test_a_lane_is_shown_until_its_window_is_closed(monkeypatch: pytest.MonkeyPa
     lanes.close()
 
 
-def test_a_display_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_display_gives_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":4321")
     monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     with pytest.raises(WindowError, match=r"no display .*set DISPLAY") as refusal:

@@ -15,7 +15,7 @@ journeys = st.lists(st.tuples(st.sampled_from([0, 1, 1, 1, 2, 3]), st.integers(0
 
 @settings(max_examples=200)
 @given(journeys, st.integers(0, 1000), st.booleans())
-def test_every_segment_is_accounted_for_whatever_order_they_come_in(
+def test_segments_are_counted_in_any_order_of_arrival(
     journey: list[tuple[int, int]], start: int, says_bye: bool
 ) -> None:
     """start: of a replay that began when the actor had sent so many to its predecessor."""
@@ -52,7 +52,7 @@ def test_a_bye_that_overtakes_segments_is_corrected() -> None:
     assert accounts.finish("actor", 1, 0) == accounts.totals == Counts(received=2, lost=1, duplicate=1)
 
 
-def test_invalid_numbers_change_no_other_count() -> None:
+def test_invalid_sequences_change_only_the_refused_count() -> None:
     accounts = Accounts()
     for sequence in range(2 * WINDOW):
         assert accounts.admit("actor", 1, sequence)
@@ -64,7 +64,7 @@ def test_invalid_numbers_change_no_other_count() -> None:
     assert accounts.totals == Counts(received=2 * WINDOW + 1, duplicate=1, refused=2)
 
 
-def test_a_number_far_behind_takes_no_memory() -> None:
+def test_sequence_far_behind_allocates_no_memory() -> None:
     accounts = Accounts()
     assert accounts.admit("actor", 1, 0)
     for count in range(MAX_JUMP, 2000 * MAX_JUMP, MAX_JUMP):
@@ -77,7 +77,7 @@ def test_a_number_far_behind_takes_no_memory() -> None:
     assert accounts.totals.duplicate == 1
 
 
-def test_what_could_not_be_stored_is_refused_and_not_received() -> None:
+def test_unstorable_segment_counts_as_refused_not_received() -> None:
     accounts = Accounts()
     assert accounts.admit("actor", 1, 0)
     accounts.refuse("actor", 1, "another frame")

@@ -16,7 +16,7 @@ from apex_zmq.replay.governor import Governor
     samples_first=st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=20, max_size=300),
 )
 @settings(deadline=None)
-def test_never_deadlocks_and_keeps_to_the_tolerance(
+def test_governor_never_deadlocks_and_keeps_the_tolerance(
     min_size: int,
     samples_per_insert: float,
     slack: float,
@@ -57,7 +57,7 @@ def test_the_ratio_approaches_samples_per_insert(greedy_side: str) -> None:
     assert governor.samples / (governor.inserts - 1000) == pytest.approx(8, rel=0.02)
 
 
-def test_waits_for_the_other_side() -> None:
+def test_inserts_and_samples_wait_for_each_other() -> None:
     governor = Governor(min_size=100, samples_per_insert=4.0, tolerance=128.0, batch_size=64, max_segment=32)
     governor.inserts = 99
     assert not governor.may_sample()
@@ -70,7 +70,7 @@ def test_waits_for_the_other_side() -> None:
     assert not governor.may_insert()
 
 
-def test_free_running_waits_for_min_size_alone() -> None:
+def test_free_running_waits_only_for_min_size() -> None:
     governor = Governor(min_size=100, samples_per_insert=None, tolerance=0.0, batch_size=64, max_segment=32)
     governor.inserts = 99
     assert not governor.may_sample()
@@ -82,7 +82,7 @@ def test_free_running_waits_for_min_size_alone() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(8.0, 1.0), (1.0, 8.0), (None, 8.0)])
-def test_another_ratio_than_before_holds_nobody_back_for_long(before: float | None, after: float) -> None:
+def test_resume_with_another_ratio_stays_within_tolerance(before: float | None, after: float) -> None:
     governor = Governor(min_size=1000, samples_per_insert=after, tolerance=1000.0, batch_size=512, max_segment=32)
     governor.resume(1_000_000, round((before or 0.1) * 999_000), 320)
     assert abs(governor.surplus) <= governor.tolerance + 1
@@ -90,7 +90,7 @@ def test_another_ratio_than_before_holds_nobody_back_for_long(before: float | No
 
 
 @given(st.floats(-1000, 1000), st.integers(0, 10_000))
-def test_the_account_goes_on_where_it_stood(surplus: float, newer: int) -> None:
+def test_resume_restores_the_surplus(surplus: float, newer: int) -> None:
     governor = Governor(min_size=1000, samples_per_insert=8.0, tolerance=1000.0, batch_size=512, max_segment=32)
     governor.resume(50_000, round(8 * 49_000 + surplus), newer)
     assert governor.surplus == pytest.approx(surplus, abs=1)

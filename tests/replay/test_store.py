@@ -213,7 +213,7 @@ def test_evicts_no_more_than_the_capacity_needs() -> None:
         assert store.first_key == sum(lengths[:kept])
 
 
-def test_the_arena_holds_what_its_bytes_allow() -> None:
+def test_arena_holds_as_many_segments_as_fit_its_bytes() -> None:
     store = make_store(10_000, arena_bytes=64 * 100)
     shipment = make_shipment(np.random.default_rng(0), [8])
     store.append(shipment)
@@ -226,7 +226,7 @@ def test_the_arena_holds_what_its_bytes_allow() -> None:
 
 @given(st.integers(0, 2**32 - 1), st.integers(3, 12), st.sampled_from([60, 200, 10_000]))
 @settings(max_examples=20, deadline=None)
-def test_memory_given_back_is_not_in_use(seed: int, pages: int, capacity: int) -> None:
+def test_freed_memory_is_not_in_use(seed: int, pages: int, capacity: int) -> None:
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arena, "PIECE", mmap.PAGESIZE)
@@ -236,7 +236,7 @@ def test_memory_given_back_is_not_in_use(seed: int, pages: int, capacity: int) -
             store.check_valid()
 
 
-def test_only_what_is_in_use_is_resident() -> None:
+def test_only_memory_in_use_is_resident() -> None:
     rng = np.random.default_rng(0)
     shipments = [make_shipment(rng, [40], 2000) for _ in range(10)]
     store = make_store(capacity=4_000, arena_bytes=256 << 20)
@@ -273,7 +273,7 @@ def test_a_repeated_key_takes_its_last_error_unless_retired() -> None:
     assert store.mass == 0
 
 
-def test_incarnation_is_new_and_sampling_seeded() -> None:
+def test_stores_differ_in_incarnation_and_sample_by_seed() -> None:
     first, second = make_store(100, seed=7), make_store(100, seed=7)
     assert first.incarnation != second.incarnation
     shipment = make_shipment(np.random.default_rng(0), [40, 40])

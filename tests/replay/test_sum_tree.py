@@ -24,7 +24,7 @@ def filled(leaves: Float64s) -> SumTree:
 
 @given(capacities, seeds)
 @settings(deadline=None)
-def test_descent_is_the_search_in_the_cumulative_sum(capacity: int, seed: int) -> None:
+def test_sampling_matches_a_search_in_the_cumulative_sum(capacity: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     leaves = rng.integers(0, 3, capacity).astype(np.float64)  # whole numbers: sums are exact
     leaves[rng.integers(capacity)] = 1
@@ -92,7 +92,7 @@ def test_frequencies_match_the_leaves() -> None:
     assert chisquare(counts[leaves > 0], expected[leaves > 0]).pvalue > 0.01
 
 
-def test_stratified_takes_one_from_each_share() -> None:
+def test_stratified_draws_one_sample_per_equal_share() -> None:
     rng = np.random.default_rng(2)
     leaves = rng.random(200)
     tree = filled(leaves)
@@ -111,7 +111,7 @@ def test_stratified_sampling_is_reproducible() -> None:
     assert np.array_equal(first, second)
 
 
-def test_refusals_leave_the_tree_as_it_was() -> None:
+def test_refused_writes_leave_the_tree_unchanged() -> None:
     tree = filled(np.ones(10))
     for bad in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="finite"):
@@ -127,7 +127,7 @@ def test_refusals_leave_the_tree_as_it_was() -> None:
     assert tree.get(np.arange(10)).tolist() == [1] * 10
 
 
-def test_nothing_to_draw() -> None:
+def test_tree_without_priorities_or_leaves_is_an_error() -> None:
     with pytest.raises(ValueError, match="all priorities are 0"):
         SumTree(5).stratified(2, np.random.default_rng(0))
     with pytest.raises(ValueError, match="at least one leaf"):

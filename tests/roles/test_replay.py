@@ -170,7 +170,7 @@ def peers(tmp_path: Path) -> Iterator[MakePeers]:
         each.close()
 
 
-def test_the_pace_is_that_of_the_settings(peers: MakePeers) -> None:
+def test_pace_follows_samples_per_insert_and_tolerance(peers: MakePeers) -> None:
     """d = samples - 2 (inserts - 20); insert while d - 2 x 10 >= -40, sample while d + 8 <= 40."""
     shard = peers(samples_per_insert=2, tolerance=40, credits=64)
     shard.send(5)
@@ -183,7 +183,7 @@ def test_the_pace_is_that_of_the_settings(peers: MakePeers) -> None:
     assert (waiting["inserts"], waiting["samples"]) == (50, 12 * BATCH)
 
 
-def test_where_all_is_retired_the_pace_holds_nobody_back(peers: MakePeers) -> None:
+def test_inserts_continue_when_all_transitions_are_retired(peers: MakePeers) -> None:
     shard = peers(samples_per_insert=2, tolerance=40, credits=1)
     shard.send(8)
     shard.greet()
@@ -194,9 +194,7 @@ def test_where_all_is_retired_the_pace_holds_nobody_back(peers: MakePeers) -> No
     shard.status_when(lambda metrics: metrics["inserts"] > stored)
 
 
-def test_an_actor_that_is_refused_neither_floods_nor_forges_the_log(
-    peers: MakePeers, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refused_actor_cannot_flood_or_forge_the_log(peers: MakePeers, caplog: pytest.LogCaptureFixture) -> None:
     shard = peers()
     shard.send(1)
     other = dataclasses.replace(
@@ -224,7 +222,7 @@ def test_an_actor_that_is_refused_neither_floods_nor_forges_the_log(
     assert "but this store holds" in refusal.reason
 
 
-def test_an_actor_learns_from_the_status_why_its_segments_are_refused(peers: MakePeers) -> None:
+def test_status_reports_why_segments_are_refused(peers: MakePeers) -> None:
     shard = peers()
     shard.send(1)
     rows = shard._last.transitions
@@ -243,7 +241,7 @@ def test_an_actor_learns_from_the_status_why_its_segments_are_refused(peers: Mak
     assert status.metrics["refused_messages"] == 2
 
 
-def test_no_batch_leaves_before_the_minimum_and_nothing_paces_without_a_ratio(peers: MakePeers) -> None:
+def test_batches_wait_for_min_size_and_null_ratio_never_blocks(peers: MakePeers) -> None:
     shard = peers(min_size=40)
     shard.greet()
     shard.send(3)
@@ -255,7 +253,7 @@ def test_no_batch_leaves_before_the_minimum_and_nothing_paces_without_a_ratio(pe
     assert shard.status_when(lambda metrics: metrics["inserts"] == 340)["insert_blocked_s"] == 0
 
 
-def test_so_many_batches_are_in_flight_and_an_answer_frees_one(peers: MakePeers) -> None:
+def test_credits_limit_batches_until_acknowledged(peers: MakePeers) -> None:
     shard = peers(credits=2, credit_timeout_s=1e6)
     shard.greet()
     shard.send(3)
@@ -267,7 +265,7 @@ def test_so_many_batches_are_in_flight_and_an_answer_frees_one(peers: MakePeers)
     assert shard.status().metrics["lost_batches"] == 0
 
 
-def test_the_credit_of_a_batch_without_answer_returns(peers: MakePeers) -> None:
+def test_credit_of_an_unanswered_batch_returns_on_timeout(peers: MakePeers) -> None:
     shard = peers(credits=1, credit_timeout_s=0.05)
     shard.greet()
     shard.send(3)
@@ -276,14 +274,14 @@ def test_the_credit_of_a_batch_without_answer_returns(peers: MakePeers) -> None:
     assert shard.batch().number == 1
 
 
-def test_the_oldest_make_room_when_there_are_too_many(peers: MakePeers) -> None:
+def test_oldest_transitions_are_evicted_at_capacity(peers: MakePeers) -> None:
     shard = peers(capacity=100, min_size=20)
     shard.send(25)
     metrics = shard.status_when(lambda metrics: metrics["inserts"] == 250)
     assert metrics["size"] == 100
 
 
-def test_the_oldest_make_room_when_they_are_too_large(peers: MakePeers) -> None:
+def test_oldest_transitions_are_evicted_at_arena_bytes(peers: MakePeers) -> None:
     shard = peers(values=2500, arena_bytes=1 << 20)  # 10 kB an observation
     shard.send(20)
     metrics = shard.status_when(lambda metrics: metrics["inserts"] == 200)
@@ -291,7 +289,7 @@ def test_the_oldest_make_room_when_they_are_too_large(peers: MakePeers) -> None:
     assert metrics["size"] < 110
 
 
-def test_priorities_are_as_the_exponent_and_its_epsilon_say(peers: MakePeers) -> None:
+def test_priorities_follow_alpha_and_epsilon(peers: MakePeers) -> None:
     shard = peers(alpha=0.25, epsilon=0.5)
     td_error = shard.send(4)
     shard.greet()
@@ -299,13 +297,13 @@ def test_priorities_are_as_the_exponent_and_its_epsilon_say(peers: MakePeers) ->
     np.testing.assert_allclose(sample.priority, (td_error[sample.keys] + 0.5) ** 0.25, rtol=1e-6)
 
 
-def test_statuses_come_as_often_as_told(peers: MakePeers) -> None:
+def test_statuses_are_sent_at_the_configured_interval(peers: MakePeers) -> None:
     shard = peers()
     times = [shard.status().time for _ in range(20)]
     assert min(np.diff(times)) < 0.5  # told 0.02; a second by default
 
 
-def test_a_status_says_what_holds_the_shard_up(peers: MakePeers) -> None:
+def test_status_reports_what_blocks_the_shard(peers: MakePeers) -> None:
     shard = peers(min_size=40, credits=2, credit_timeout_s=1e6)
     shard.send(3)
     filling = shard.status_when(lambda metrics: metrics["inserts"] == 30)
@@ -331,9 +329,7 @@ def test_segments_are_accounted_for_and_none_is_stored_twice(peers: MakePeers) -
     assert metrics["inserts"] == 4 * LENGTH
 
 
-def test_the_newest_learner_is_dealt_to_until_it_falls_silent(
-    peers: MakePeers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newest_learner_receives_batches_until_it_is_silent(peers: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
     """A learner that was frozen, and a stranger that knows its incarnation, get nothing while another one lives."""
     shard = peers(credits=1, credit_timeout_s=1e6)
     shard.greet(incarnation=5)
@@ -349,7 +345,7 @@ def test_the_newest_learner_is_dealt_to_until_it_falls_silent(
     assert shard.batch().learner_incarnation == 5
 
 
-def test_each_rank_is_dealt_to_at_its_own_address_with_its_own_credits(peers: MakePeers, tmp_path: Path) -> None:
+def test_each_rank_has_its_own_address_and_credits(peers: MakePeers, tmp_path: Path) -> None:
     addresses = [f"ipc://{tmp_path}/rank-{rank}" for rank in range(2)]
     shard = peers(credits=2, credit_timeout_s=1e6, **{"addresses.batches": addresses})
     shard.greet(incarnation=5, rank=1)
@@ -372,7 +368,7 @@ def test_each_rank_is_dealt_to_at_its_own_address_with_its_own_credits(peers: Ma
     assert metrics["samples"] == 7 * BATCH  # rank 0 has not said that it belongs to this learner
 
 
-def test_of_two_ranks_the_hungrier_one_is_dealt_to_first(peers: MakePeers, tmp_path: Path) -> None:
+def test_two_ranks_share_the_allowed_batches_evenly(peers: MakePeers, tmp_path: Path) -> None:
     """The governor allows four batches: both have two of them, though each could have had all."""
     addresses = [f"ipc://{tmp_path}/rank-{rank}" for rank in range(2)]
     ratio = {"samples_per_insert": 1, "tolerance": 2 * BATCH + 3}

@@ -43,7 +43,7 @@ def value_in(path: Path) -> float:
     return float(load(path).tensors["online"]["torso.weight"][0, 0])
 
 
-def test_the_average_is_played_where_there_is_one() -> None:
+def test_averaged_parameters_are_played_if_present() -> None:
     averaged = make_checkpoint()
     assert averaged.played is averaged.tensors["average"]
     plain = dataclasses.replace(averaged, tensors=averaged.tensors | {"average": {}})
@@ -69,7 +69,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loading.from_tree(read.config, "checkpoint") == settings.Config()
 
 
-def test_what_was_loaded_survives_the_files_replacement(tmp_path: Path) -> None:
+def test_loaded_tensors_survive_replacement_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
     save(path, make_checkpoint(value=1.0))
     read = load(path)
@@ -110,7 +110,7 @@ def write_truncated_in_header(path: Path) -> None:
         (lambda path: write_with_header(path, [1]), "damaged header"),
     ],
 )
-def test_bad_files_are_explained_in_one_line(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
+def test_bad_file_gives_a_one_line_error(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "bad.safetensors"
     write(path)
     with pytest.raises(CheckpointError, match=message) as error:
@@ -126,12 +126,12 @@ def test_wrong_types_in_the_header_are_refused(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_directory_without_checkpoint_is_explained(tmp_path: Path) -> None:
+def test_directory_without_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no latest\.safetensors"):
         load(tmp_path)
 
 
-def test_a_failed_save_leaves_the_former_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_only_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "one.safetensors"
     save(path, make_checkpoint(value=1.0))
 
@@ -175,7 +175,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert value_in(tmp_path / BEST) == 1.0
 
 
-def test_a_run_resumed_from_an_earlier_step_keeps_what_it_writes(tmp_path: Path) -> None:
+def test_run_resumed_from_earlier_step_keeps_new_checkpoints(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for age, updates in enumerate((4000, 5000)):
         os.utime(store.save(make_checkpoint(updates)), (age, age))
@@ -184,9 +184,7 @@ def test_a_run_resumed_from_an_earlier_step_keeps_what_it_writes(tmp_path: Path)
     assert (tmp_path / "step-000005000.safetensors").exists()
 
 
-def test_former_ones_that_cannot_be_removed_cost_nothing_but_space(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_removal_of_old_checkpoints_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "step-000000001.safetensors").mkdir()
     CheckpointStore(tmp_path, keep=1).save(make_checkpoint(2, value=2.0))
     assert value_in(tmp_path) == 2.0
@@ -206,7 +204,7 @@ def test_without_hard_links_files_are_copied(tmp_path: Path, monkeypatch: pytest
     assert set(os.listdir(tmp_path)) == {"step-000000002.safetensors", LATEST, BEST}
 
 
-def test_files_of_a_killed_writer_are_cleared_and_links_among_them_do_no_harm(tmp_path: Path) -> None:
+def test_stale_temporary_files_are_removed_not_written_through(tmp_path: Path) -> None:
     numbered = CheckpointStore(tmp_path, keep=2).save(make_checkpoint(1, value=1.0))
     os.link(numbered, tmp_path / f".{LATEST}.tmp")
     save(tmp_path / LATEST, make_checkpoint(2, value=2.0))
@@ -216,21 +214,21 @@ def test_files_of_a_killed_writer_are_cleared_and_links_among_them_do_no_harm(tm
     assert set(os.listdir(tmp_path)) == {numbered.name, LATEST}
 
 
-def test_a_writer_killed_before_its_first_has_a_name_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
+def test_run_without_latest_link_loads_its_step_checkpoint(tmp_path: Path) -> None:
     save(tmp_path / "step-000000000.safetensors", make_checkpoint(0))
     assert load(tmp_path).counters["updates"] == 0
     CheckpointStore(tmp_path, keep=1).save(make_checkpoint(0, value=2.0))
     assert value_in(tmp_path / LATEST) == 2.0
 
 
-def test_another_programs_unfinished_file_is_left_alone(tmp_path: Path) -> None:
+def test_temporary_file_of_another_program_is_kept(tmp_path: Path) -> None:
     theirs = tmp_path / ".best-eval.safetensors.tmp"
     theirs.touch()
     CheckpointStore(tmp_path, keep=1)
     assert theirs.exists()
 
 
-def test_an_impossible_directory_is_explained(tmp_path: Path) -> None:
+def test_unusable_run_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot use run directory"):
         CheckpointStore(tmp_path / "file" / "run", keep=1)
@@ -254,7 +252,7 @@ class Training:
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
-def test_training_goes_on_identically_from_a_file(tmp_path: Path, name: str) -> None:
+def test_training_continues_identically_from_a_file(tmp_path: Path, name: str) -> None:
     straight = Training(name, seed=0)
     straight.steps(0, 5)
     tensors = {

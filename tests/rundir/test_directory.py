@@ -8,7 +8,7 @@ import pytest
 from apex_zmq.rundir import directory as rundir
 
 
-def test_resume_takes_the_newest_run_that_saved_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_uses_the_newest_run_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dates = ("mario-20260101-000000", "mario-20260102-000000", "mario-20260103-000000", "mario-2-20260104-000000")
     for day, name in enumerate(dates):

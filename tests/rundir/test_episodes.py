@@ -8,9 +8,7 @@ from apex_zmq.rundir.episodes import EPISODES, EpisodeLog
 from apex_zmq.wire.messages import Episode
 
 
-def test_a_file_that_cannot_be_opened_costs_its_lines_and_not_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unwritable_file_is_logged_once_and_not_raised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / EPISODES).mkdir()
     log = EpisodeLog(tmp_path)
     for time in (1.0, 2.0):

@@ -17,7 +17,7 @@ def write(path: Path, text: str, previous: Path | None = None, fail: bool = Fals
             raise KeyError
 
 
-def test_until_the_block_has_ended_the_former_file_stands(tmp_path: Path) -> None:
+def test_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, "one")
     with replacing(path) as temporary:
@@ -36,21 +36,21 @@ def test_a_block_that_raises_changes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_nothing_written_is_an_error(tmp_path: Path) -> None:
+def test_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "a", "one")
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
         pass
     assert (tmp_path / "a").read_text() == "one"
 
 
-def test_the_former_file_goes_where_it_is_told(tmp_path: Path) -> None:
+def test_previous_file_is_moved_to_the_given_path(tmp_path: Path) -> None:
     path, previous = tmp_path / "a", tmp_path / "b"
     for text in ("one", "two", "three"):
         write(path, text, previous)
     assert (path.read_text(), previous.read_text()) == ("three", "two")
 
 
-def test_what_a_killed_writer_left_is_no_link_to_write_through(tmp_path: Path) -> None:
+def test_stale_hard_link_is_not_written_through(tmp_path: Path) -> None:
     path, precious = tmp_path / "a", tmp_path / "b"
     precious.write_text("precious")
     os.link(precious, tmp_path / ".a.tmp")

@@ -41,7 +41,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_layout_names_what_is_there() -> None:
+def test_layout_table_lists_existing_paths_and_all_packages() -> None:
     (rows,) = re.findall(r"^\| path \| what \|\n.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     named = {path for row in rows.splitlines() for path in re.findall(r"`([^`]+)`", row.split("|")[1])}
     for path in named:
@@ -50,7 +50,7 @@ def test_the_layout_names_what_is_there() -> None:
     assert packages <= named
 
 
-def test_an_environment_is_added(tmp_path: Path) -> None:
+def test_recipe_for_adding_an_environment_works(tmp_path: Path) -> None:
     (module,), (settings,), (commands,) = (blocks("Add an environment", each) for each in ("python", "yaml", "sh"))
     (tmp_path / "corridor.py").write_text(module)
     (tmp_path / "corridor.yaml").write_text(settings)
@@ -64,7 +64,7 @@ def test_an_environment_is_added(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heading", ["Add a network", "Add a message kind"])
-def test_a_recipe_for_the_package_is_followed(heading: str, checkout: Path) -> None:
+def test_recipes_for_changing_the_package_work(heading: str, checkout: Path) -> None:
     (diff,), (example,) = (blocks(heading, each) for each in ("diff", "python"))
     without = subprocess.run([sys.executable, "-c", example], cwd=checkout, capture_output=True, text=True)
     assert without.returncode != 0  # the change is what makes it work

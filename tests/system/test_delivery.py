@@ -73,7 +73,7 @@ def large_segment() -> Segment:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="knows the sizes of Linux's buffers")
 @pytest.mark.parametrize("cuts", [0, 2])
-def test_what_is_lost_is_counted_and_never_more_than_was_on_the_way(
+def test_lost_segments_are_counted_and_bounded_per_cut(
     cuts: int, shard: tuple[ReplayServer, list[tuple[str, int, int]], Config], opened: Callable[[Any], Any]
 ) -> None:
     server, stored, config = shard

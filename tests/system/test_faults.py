@@ -106,9 +106,7 @@ class Run:
         self.programs[name].process.send_signal(signal.SIGCONT)
 
 
-def test_every_role_may_be_killed_or_frozen_and_nobody_else_is_started_again(
-    start: StartProgram, opened: Callable[[Any], Any]
-) -> None:
+def test_other_roles_continue_when_one_is_killed_or_frozen(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened)
     run.await_work()
     run.kill("replay-0")
@@ -144,7 +142,7 @@ def test_every_role_may_be_killed_or_frozen_and_nobody_else_is_started_again(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("role", ["replay-0", "actor-0", "learner"])
-def test_a_role_frozen_for_a_minute_goes_on(role: str, start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_role_frozen_for_a_minute_continues(role: str, start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened)
     run.await_work()
     run.freeze(role)
@@ -157,7 +155,9 @@ def test_a_role_frozen_for_a_minute_goes_on(role: str, start: StartProgram, open
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("role", ["replay-0", "actor-0", "learner"])
-def test_a_role_may_be_killed_again_and_again(role: str, start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_run_recovers_from_repeated_kills_of_a_role(
+    role: str, start: StartProgram, opened: Callable[[Any], Any]
+) -> None:
     run = Run(start, opened)
     for _ in range(4):
         run.await_work()
@@ -167,7 +167,7 @@ def test_a_role_may_be_killed_again_and_again(role: str, start: StartProgram, op
 
 
 @pytest.mark.long
-def test_an_evaluator_killed_or_frozen_goes_on_and_the_run_with_it(
+def test_run_continues_when_its_evaluator_is_killed_or_frozen(
     start: StartProgram, opened: Callable[[Any], Any]
 ) -> None:
     run = Run(start, opened)
@@ -188,9 +188,7 @@ def test_an_evaluator_killed_or_frozen_goes_on_and_the_run_with_it(
 
 
 @pytest.mark.long
-def test_a_forwarder_killed_or_frozen_costs_its_actors_nothing(
-    start: StartProgram, opened: Callable[[Any], Any]
-) -> None:
+def test_actors_continue_when_forwarder_is_killed_or_frozen(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     run = Run(start, opened)
     run.add_forwarder()
     for fault in ("kill", "freeze"):
@@ -204,7 +202,7 @@ def test_a_forwarder_killed_or_frozen_costs_its_actors_nothing(
     run.await_growth("actor-1", "parameter_update", 20)
 
 
-def test_the_tests_that_the_document_names_are_there() -> None:
+def test_tests_named_in_the_document_exist() -> None:
     document = (ROOT / "docs" / "FAULTS.md").read_text()
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", document))
@@ -213,7 +211,7 @@ def test_the_tests_that_the_document_names_are_there() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process's files")
-def test_a_full_disk_costs_files_and_not_the_run(
+def test_full_disk_loses_writes_and_training_continues(
     start: StartProgram, opened: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -244,9 +242,7 @@ DIVERGING = ("learner.learning_rate=1e30", "learner.max_bad_steps=5", "replay.mi
 
 
 @pytest.mark.long
-def test_a_run_that_diverges_ends_with_the_reason_and_its_last_good_checkpoint(
-    start: StartProgram, tmp_path: Path
-) -> None:
+def test_diverging_run_ends_with_reason_and_finite_checkpoint(start: StartProgram, tmp_path: Path) -> None:
     from apex_zmq.rundir.checkpoint import load
 
     settings = [part for each in DIVERGING for part in ("--set", each)]
@@ -291,7 +287,7 @@ def make():
 
 
 @pytest.mark.long
-def test_an_emulator_that_hangs_or_crashes_costs_its_process_and_not_the_run(
+def test_hanging_or_crashing_emulator_restarts_only_its_actor(
     start: StartProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "flaky.py").write_text(FLAKY)

@@ -46,7 +46,7 @@ def events(directory: Path) -> EventAccumulator:
 
 
 @pytest.mark.long
-def test_a_live_run_is_evaluated_every_few_versions_and_its_best_kept(
+def test_live_run_is_evaluated_periodically_and_best_is_kept(
     start: StartProgram, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(ROOT / "configs" / "cartpole.yaml")
@@ -138,7 +138,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         run.close()
 
 
-def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[..., Run]) -> None:
+def test_only_a_better_score_replaces_best_eval(tmp_path: Path, begin: Callable[..., Run]) -> None:
     run = begin()
 
     def score(seed: int) -> float:
@@ -175,7 +175,7 @@ def test_only_a_better_one_replaces_the_best(tmp_path: Path, begin: Callable[...
         assert image.n_frames > 1  # type: ignore[attr-defined]
 
 
-def test_a_best_that_could_not_be_written_is_not_the_one_to_beat(tmp_path: Path, begin: Callable[..., Run]) -> None:
+def test_failed_write_of_best_does_not_change_the_best_score(tmp_path: Path, begin: Callable[..., Run]) -> None:
     run = begin()
     in_the_way = tmp_path / ".best-eval.safetensors.tmp"
     in_the_way.mkdir()
@@ -202,7 +202,7 @@ def test_another_run_at_the_same_address_is_not_followed(tmp_path: Path, begin: 
     assert (tmp_path / "best-eval.safetensors").read_bytes() == before
 
 
-def test_versions_that_come_too_soon_are_left_out(tmp_path: Path, begin: Callable[..., Run]) -> None:
+def test_versions_within_the_every_interval_are_skipped(tmp_path: Path, begin: Callable[..., Run]) -> None:
     run = begin()
     following = evaluator.follow(run.checkpoint, tmp_path, 3, 1, "greedy", 0)
     run.publish(1)
@@ -215,7 +215,7 @@ def test_versions_that_come_too_soon_are_left_out(tmp_path: Path, begin: Callabl
     following.close()  # type: ignore[attr-defined]
 
 
-def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
+def test_run_with_keys_is_followed_with_evaluator_keys(
     tmp_path: Path, begin: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = tmp_path / "keys"
@@ -241,7 +241,7 @@ def test_a_run_with_keys_is_followed_with_those_of_an_evaluator(
             assert not written.is_file() or secret not in written.read_bytes()
 
 
-def test_a_run_that_cannot_be_drawn_is_followed_without_films(
+def test_run_that_cannot_be_rendered_is_followed_without_films(
     tmp_path: Path, begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "plain_envs.py").write_text("import gymnasium\ndef make():\n    return gymnasium.make('CartPole-v1')\n")
@@ -255,7 +255,7 @@ def test_a_run_that_cannot_be_drawn_is_followed_without_films(
     assert events(tmp_path / "eval").Tags()["images"] == []
 
 
-def test_a_run_directory_stands_for_its_best(tmp_path: Path) -> None:
+def test_run_directory_resolves_to_its_best_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.to_play(tmp_path) == tmp_path
     for name in ("latest", "best", "best-eval"):
         path = tmp_path / f"{name}.safetensors"
@@ -265,11 +265,11 @@ def test_a_run_directory_stands_for_its_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [["--every", "0"], ["--video", "a.gif"], ["--checkpoint", __file__]])
-def test_following_takes_a_run(tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_follow_requires_a_run_directory(tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.evaluate(["--checkpoint", str(tmp_path), "--follow", *wrong]) == 2
     assert "--follow takes a run directory" in capsys.readouterr().err
 
 
-def test_every_goes_with_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_option_every_requires_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tools.evaluate(["--checkpoint", str(tmp_path), "--every", "5"]) == 2
     assert "--every and --keys need --follow" in capsys.readouterr().err

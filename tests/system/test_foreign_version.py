@@ -38,7 +38,7 @@ def send(outbox: Outbox, message: bytes) -> None:
     outbox.send([message])
 
 
-def test_an_actor_ends_at_the_learners_first_message(start: StartProgram) -> None:
+def test_actor_ends_when_its_learner_has_another_version(start: StartProgram) -> None:
     address = free_tcp_address()
     publisher: BoundSocket = links_of(parameters=address).publish("parameters")
     with closing(publisher):
@@ -46,7 +46,7 @@ def test_an_actor_ends_at_the_learners_first_message(start: StartProgram) -> Non
         until_it_ends(actor, "learner", lambda: publisher.socket.send(foreign(Kind.HEARTBEAT)))
 
 
-def test_a_shard_shows_the_learner_its_version_and_ends(start: StartProgram) -> None:
+def test_shard_sends_its_version_to_the_learner_and_ends(start: StartProgram) -> None:
     addresses = {name: free_tcp_address() for name in ("experience", "priorities", "batches")}
     batches: Inbox[object] = links_of(batches=addresses["batches"]).bind("batches", {})
     learner = links_of(priorities=addresses["priorities"]).connect("priorities")

@@ -59,7 +59,7 @@ class Chain:
         np.testing.assert_array_equal(arrays["weight"], ARRAYS["weight"] + version)
 
 
-def test_parameters_reach_early_and_late_actors_and_outlive_the_learner(
+def test_forwarder_serves_late_actors_after_the_learner_ended(
     start: StartProgram, opened: Callable[[Any], Any]
 ) -> None:
     chain = Chain(start, opened)
@@ -84,7 +84,7 @@ def test_parameters_reach_early_and_late_actors_and_outlive_the_learner(
     assert chain.forwarder.wait() == 0
 
 
-def test_a_learner_of_another_experience_ends_it(start: StartProgram, opened: Callable[[Any], Any]) -> None:
+def test_forwarder_ends_on_another_experience_signature(start: StartProgram, opened: Callable[[Any], Any]) -> None:
     chain = Chain(start, opened)
     chain.learner.publish(parameters(1, experience="another"))
     while chain.forwarder.process.poll() is None:

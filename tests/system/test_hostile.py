@@ -77,7 +77,7 @@ def flood(addresses: dict[str, str]) -> int:
     return sent
 
 
-def test_garbage_disturbs_nobody(start: StartProgram, tmp_path: Path) -> None:
+def test_garbage_messages_do_not_disturb_training(start: StartProgram, tmp_path: Path) -> None:
     addresses = {name: free_tcp_address() for name in (*LINKS, "parameters")}
     common = ["--config", str(CONFIG), "--set", "replay.min_size=200", "--set", "run.episodes=null"]
     common += [argument for name, address in addresses.items() for argument in (f"--{name}", address)]

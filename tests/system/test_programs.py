@@ -232,7 +232,9 @@ def outcomes(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_ends_with_one_line_that_helps(name: str, world: World, outcomes: dict[str, Future[Outcome]]) -> None:
+def test_bad_input_exits_with_2_and_a_one_line_error(
+    name: str, world: World, outcomes: dict[str, Future[Outcome]]
+) -> None:
     case, outcome = BAD[name], outcomes[name].result()
     program = case.command.split()[0]
     assert outcome.code == 2, outcome.stderr
@@ -263,5 +265,5 @@ def test_version(program: str, outcomes: dict[str, Future[Outcome]]) -> None:
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, f"{apex_zmq.__version__}\n", "")
 
 
-def test_the_programs_are_those_under_test() -> None:
+def test_every_program_in_bin_is_tested() -> None:
     assert {path.name for path in (ROOT / "bin").iterdir()} == set(PROGRAMS)

@@ -57,7 +57,7 @@ def install(python: str, version: str, directory: Path) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
-def test_what_needs_no_torch_passes(version: str, tmp_path: Path) -> None:
+def test_tests_without_torch_pass_on_other_pythons(version: str, tmp_path: Path) -> None:
     python = find_python(version)
     if python is None:
         pytest.skip(f"there is no Python {version} on this machine")

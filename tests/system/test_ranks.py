@@ -168,7 +168,7 @@ def flat(tensors: Mapping[str, Any], ending: str = "") -> Float32s:
     return np.concatenate([np.ravel(tensors[name]) for name in sorted(tensors) if name.endswith(ending)])
 
 
-def test_two_ranks_take_the_step_of_one_on_the_joined_batch(
+def test_two_ranks_step_like_one_rank_on_the_joined_batch(
     shard: Shard, programs: list[Program], tmp_path: Path
 ) -> None:
     settings = {
@@ -251,14 +251,14 @@ def test_two_ranks_take_the_step_of_one_on_the_joined_batch(
     np.testing.assert_allclose(flat(ranks[0]), flat(one.parameters()), rtol=1e-4, atol=1e-6)
 
 
-def test_ranks_and_addresses_are_counted() -> None:
+def test_number_of_batch_addresses_must_match_the_ranks() -> None:
     config = loading.replace(Config(), {"env.id": "CartPole-v1", "addresses.batches": ["ipc:///a", "ipc:///b"]})
     with pytest.raises(ConfigError, match=r"addresses\.batches lists 2 for 1 ranks of the learner; list one for each"):
         Learner(config, Path("run"))
 
 
 @pytest.mark.long
-def test_a_learner_of_two_ranks_trains_and_outlives_a_rank(
+def test_learner_of_two_ranks_resumes_after_a_rank_is_killed(
     start: StartProgram, programs: list[Program], tmp_path: Path
 ) -> None:
     ports = iter(free_ports(6))

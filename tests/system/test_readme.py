@@ -95,7 +95,7 @@ def watch_a_run(command: str, clone: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_reader_gets_through_the_pages(clone: Path) -> None:
+def test_commands_of_the_pages_succeed_in_a_fresh_clone(clone: Path) -> None:
     runs, newest = 0, ""
     for command in commands("".join((ROOT / page).read_text() for page in PAGES)):
         if command == "make test":
@@ -114,7 +114,7 @@ def test_a_reader_gets_through_the_pages(clone: Path) -> None:
         newest = f"checkpoints/{directories[-1].name}" if directories else ""
 
 
-def test_commands_are_taken_as_a_reader_would() -> None:
+def test_commands_are_extracted_from_shell_blocks() -> None:
     start = "## Start\n```sh\nmake train    # sets up\n# a remark\nbin/a --x \\\n --y '#1'\n```\n```python\nx\n```\n"
     assert commands(start + "```text\nssh\n```\n") == ["make train", "bin/a --x   --y '#1'"]
     assert bounded("bin/apex-train --resume", 3, "r").startswith(

@@ -98,7 +98,7 @@ def decisions(statuses: Inbox[Status], name: str) -> float:
 
 
 @pytest.mark.long
-def test_a_run_is_shown_and_goes_on_without_window_or_display(
+def test_run_continues_after_losing_its_window_or_display(
     screens: list[Screen], start: StartProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = screens

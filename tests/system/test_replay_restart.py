@@ -64,7 +64,7 @@ def settled(shard: Shard, met: Callable[[dict[str, float]], bool]) -> dict[str, 
     return shard.status_when(lambda metrics: metrics["snapshots"] >= taken + 2)
 
 
-def test_priorities_keys_and_account_outlive_a_shard(shard: Shard) -> None:
+def test_restarted_shard_keeps_priorities_keys_and_surplus(shard: Shard) -> None:
     alpha, epsilon = shard.config.replay.alpha, shard.config.replay.epsilon
     shard.send(4)
     shard.greet()

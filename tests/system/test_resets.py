@@ -59,11 +59,11 @@ def disturb(start: StartProgram, tmp_path: Path, resets: int) -> None:
         assert program.wait() == 0, program.output[-3000:]
 
 
-def test_resets_disturb_nobody(start: StartProgram, tmp_path: Path) -> None:
+def test_connection_resets_do_not_disturb_a_run(start: StartProgram, tmp_path: Path) -> None:
     disturb(start, tmp_path, 1_000)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_thirty_thousand_resets_of_each_port_disturb_nobody(start: StartProgram, tmp_path: Path) -> None:
+def test_thirty_thousand_resets_per_port_do_not_disturb_a_run(start: StartProgram, tmp_path: Path) -> None:
     disturb(start, tmp_path, 30_000)

@@ -63,7 +63,7 @@ def events(directory: Path) -> EventAccumulator:
     return accumulator
 
 
-def test_mario_run_ends_by_itself_with_curves_and_a_checkpoint_that_plays(start: StartProgram, tmp_path: Path) -> None:
+def test_mario_run_ends_with_curves_and_a_playable_checkpoint(start: StartProgram, tmp_path: Path) -> None:
     arguments = ("--num-actors", "1", "--episodes", "40", "--set", "replay.min_size=500", "--run-dir", "run")
     train = start("train", "--config", MARIO, *arguments)
     assert train.wait() == 0, train.output
@@ -213,7 +213,7 @@ def test_interrupted_run_saves_and_resumes_where_it_was(
     assert updates == sorted(updates)  # the curves join
 
 
-def test_a_run_starts_from_another_ones_parameters(start: StartProgram, tmp_path: Path) -> None:
+def test_init_from_starts_with_parameters_of_another_run(start: StartProgram, tmp_path: Path) -> None:
     changes = {"run.seed": 5, "run.max_minutes": 1e-9} | local_addresses(1, tmp_path)
     Learner(loading.replace(loading.load(CARTPOLE), changes), tmp_path / "first").run(threading.Event())
     first = load(tmp_path / "first")

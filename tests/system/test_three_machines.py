@@ -166,7 +166,7 @@ def make_stranger(hosts: dict[str, Host], directory: Path) -> Path:
 
 
 @pytest.mark.timeout(600)  # seven processes and TensorBoard take their time where cores are few
-def test_the_walk_through_trains_on_three_hosts(hosts: dict[str, Host], tmp_path: Path) -> None:
+def test_walkthrough_trains_on_three_hosts(hosts: dict[str, Host], tmp_path: Path) -> None:
     assert set(ADDRESSES) == {"replay", "learner", "actors"}
     every = commands("2. In every terminal")
     secrets = hand_out_keys(hosts, every)
@@ -216,7 +216,7 @@ def test_the_walk_through_trains_on_three_hosts(hosts: dict[str, Host], tmp_path
     assert hosts["actors"].ask("ss", "--no-header", "--listening", "--tcp") == ""
 
 
-def test_the_page_sets_what_the_test_expects() -> None:
+def test_page_has_the_updates_and_addresses_of_the_test() -> None:
     assert f"run.max_updates={UPDATES}" in commands("4. The learner host")
     every = commands("2. In every terminal")
     assert f"REPLAY={ADDRESSES['replay']} LEARNER={ADDRESSES['learner']}" in every

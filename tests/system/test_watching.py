@@ -158,14 +158,14 @@ def test_every_role_has_a_log_file_of_the_format_asked_for(watched: Watched) -> 
         assert {json.loads(row)["role"] for row in watched.screen.rows[:-2]} == ROLES
 
 
-def test_every_role_serves_its_metrics_on_a_port_of_its_own(watched: Watched) -> None:
+def test_every_role_serves_metrics_on_its_own_port(watched: Watched) -> None:
     logged = "\n".join(line for role in ("learner", "replay-0", "actor-0") for line in watched.messages(role))
     ports = [int(port) for port in re.findall(r"metrics at http://127\.0\.0\.1:(\d+)/metrics", logged)]
     assert len(ports) == 3
     assert ports == sorted(set(ports))  # the learner has the first
 
 
-def test_the_run_directory_says_where_the_run_is_to_be_found(watched: Watched) -> None:
+def test_run_directory_records_the_addresses_of_the_run(watched: Watched) -> None:
     config = loading.load(watched.directory / SETTINGS)
     assert config.addresses.parameters.startswith("ipc://")
     assert config.env.id == "CartPole-v1"
@@ -200,7 +200,7 @@ def test_progress_and_tensorboard_show_the_same_numbers(watched: Watched) -> Non
     assert seen == SHOWN.keys()
 
 
-def test_tensorboard_has_what_its_charts_ask_for(watched: Watched) -> None:
+def test_tensorboard_has_the_curves_of_its_charts(watched: Watched) -> None:
     from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
     events = EventAccumulator(str(watched.directory))
@@ -219,7 +219,7 @@ def test_tensorboard_has_what_its_charts_ask_for(watched: Watched) -> None:
         assert events.Scalars(f"memory/{role}_bytes")[-1].value > 20e6  # a Python process with NumPy
 
 
-def test_a_role_started_alone_logs_where_it_is_told(start: StartProgram, tmp_path: Path) -> None:
+def test_role_started_alone_logs_to_log_dir(start: StartProgram, tmp_path: Path) -> None:
     small = (
         "--set",
         "replay.arena_bytes=2_000_000",

@@ -241,7 +241,7 @@ def test_returns_by_epsilon_are_averaged_over_the_window_of_each_bucket() -> Non
     }
 
 
-def test_episodes_and_clears_by_epsilon() -> None:
+def test_episodes_and_clear_rates_are_grouped_by_epsilon() -> None:
     stats = RunStats()
     stats.add(status(episodes=(episode(1, epsilon=0.5),)), 0)
     assert not any("clear_rate_by_epsilon" in tag for tag in stats.summary(1, update=0))  # not Mario

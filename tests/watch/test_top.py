@@ -104,7 +104,9 @@ def test_a_process_restarted_with_an_earlier_clock_is_shown_once_its_predecessor
         ("learner", LEARNER, {"progress_time": NOW - 60}, "stuck"),
     ],
 )
-def test_states(name: str, numbers: dict[str, float], fields: dict[str, Any], state: str) -> None:
+def test_process_state_follows_from_its_status(
+    name: str, numbers: dict[str, float], fields: dict[str, Any], state: str
+) -> None:
     statuses = Watch(since=BEFORE)
     for each in words(name, numbers, **fields):
         statuses.add(each, each.time)

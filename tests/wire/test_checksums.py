@@ -36,7 +36,7 @@ def test_both_kernels_compute_zlibs_crc_32(kernel: checksums.Kernel, seed: int, 
     assert found.tolist() == [zlib.crc32(data[a:b].tobytes()) for a, b in zip(begins, ends, strict=True)]
 
 
-def test_without_the_library_windows_are_verified_in_python(
+def test_python_kernel_is_used_without_the_library(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def not_exported(*_: object) -> None:
@@ -49,7 +49,7 @@ def test_without_the_library_windows_are_verified_in_python(
 
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.binary(min_size=1, max_size=70), max_size=6), min_size=1, max_size=4))
-def test_windows_are_checked_by_zlibs_polynomial(rows: list[list[bytes]]) -> None:
+def test_corrupted_windows_matches_crc_32_by_definition(rows: list[list[bytes]]) -> None:
     width = max(1, *map(len, rows))
     sizes = np.array([[len(block) for block in row] + [0] * (width - len(row)) for row in rows], np.uint32)
     expected = np.array([by_definition(row) for row in rows], np.uint32)
@@ -60,19 +60,19 @@ def test_windows_are_checked_by_zlibs_polynomial(rows: list[list[bytes]]) -> Non
 
 @settings(max_examples=50)
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=6))
-def test_the_checksum_of_each_frame_is_zlibs(frames: list[bytes]) -> None:
+def test_frame_checksums_match_zlib(frames: list[bytes]) -> None:
     sizes = np.array([len(frame) for frame in frames], np.uint32)
     assert frame_crcs(b"".join(frames), sizes).tolist() == [zlib.crc32(frame) for frame in frames]
 
 
-def test_the_actors_checksums_are_of_whole_windows() -> None:
+def test_actor_checksums_cover_whole_windows() -> None:
     frames = [bytes([number]) * (number + 1) for number in range(9)]
     crcs = np.array([zlib.crc32(frame) for frame in frames], np.uint32)
     made = window_crcs(crcs, np.array([0, 1, 4]), np.array([3, 1, 2], np.uint8), stack=2)
     assert made.tolist() == [by_definition(frames[begin:end]) for begin, end in ((0, 5), (1, 4), (4, 8))]
 
 
-def test_a_flipped_bit_a_swapped_frame_and_another_window_are_seen(batches: dict[str, Batch]) -> None:
+def test_flipped_bit_and_checksum_of_another_window_are_detected(batches: dict[str, Batch]) -> None:
     sample = batches["lz4"].sample
     sizes, crcs, frames = sample.frame_sizes, sample.transitions["window_crc"], bytearray(sample.frames)
     assert not corrupted_windows(frames, sizes, crcs).any()

@@ -38,7 +38,7 @@ def test_unpack_returns_what_was_packed(kind: Kind, chunk: bytes, repeats: int) 
     assert (unpack(part)[0], bytes(unpack(part)[1])) == (kind, body)
 
 
-def test_bodies_are_compressed_where_that_pays() -> None:
+def test_only_large_compressible_bodies_are_compressed() -> None:
     large, small = bytes(MIN_COMPRESSED_BYTES), bytes(MIN_COMPRESSED_BYTES - 1)
     noise = np.random.default_rng(0).bytes(MIN_COMPRESSED_BYTES)
     assert len(pack(Kind.STATUS, large)) < MIN_COMPRESSED_BYTES // 10
@@ -92,7 +92,7 @@ def test_compressed_body_must_have_the_declared_size(declared: int) -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_bombs_are_refused_before_memory_is_taken(kind: Kind) -> None:
+def test_decompression_bombs_are_refused_before_allocation(kind: Kind) -> None:
     limit = LIMITS[kind][0]
     part = header(kind, limit, flags=FLAG_LZ4) + bytes(15)
     over = header(kind, limit + 1, flags=FLAG_LZ4) + lz4.block.compress(bytes(100), store_size=False)

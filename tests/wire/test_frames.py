@@ -33,7 +33,7 @@ def test_the_compiled_decoder_is_in_use() -> None:
     assert frames._lz4_decoder() is not frames._decode_lz4_in_python
 
 
-def test_frames_travel_as_plain_lz4_blocks_or_as_they_are() -> None:
+def test_frames_are_encoded_as_lz4_blocks_or_raw() -> None:
     image = np.arange(48, dtype=np.uint8).reshape(6, 8)
     block = frames.encode_frame(image, "lz4")
     assert lz4.block.decompress(block, uncompressed_size=48) == image.tobytes()
@@ -45,7 +45,7 @@ def test_frames_travel_as_plain_lz4_blocks_or_as_they_are() -> None:
 
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5))
 @settings(deadline=None, max_examples=50)
-def test_images_decode_into_their_places_and_padding_is_left_alone(seed: int, rows: int, window: int) -> None:
+def test_images_are_decoded_and_padding_is_unchanged(seed: int, rows: int, window: int) -> None:
     images, present = random_images(seed, rows, window)
     blocks, sizes = encoded_batch(images, present)
     out = np.full(images.shape, SENTINEL, np.uint8)
@@ -92,7 +92,7 @@ def test_compiled_decoder_equals_the_python_one_on_damaged_blocks(
         pytest.param(lz4.block.compress(bytes(48), store_size=False)[:-1], id="truncated"),
     ],
 )
-def test_a_block_that_is_not_one_frame_flags_its_row_alone(block: bytes) -> None:
+def test_block_that_is_not_one_frame_flags_only_its_row(block: bytes) -> None:
     good = frames.encode_frame(np.full(IMAGE.shape, 5, np.uint8), "lz4")
     blocks = [good, good, good, block, good, good]
     sizes = np.array([len(each) for each in blocks], np.uint32).reshape(3, 2)
@@ -103,7 +103,7 @@ def test_a_block_that_is_not_one_frame_flags_its_row_alone(block: bytes) -> None
         assert (out[[0, 2]] == 5).all()
 
 
-def test_vectors_are_copied_and_padding_is_left_alone() -> None:
+def test_vectors_are_copied_and_padding_is_unchanged() -> None:
     vectors = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     sizes = np.array([[12, 12], [12, 0]], np.uint32)
     out = np.full((2, 2, 3), -1, np.float32)
@@ -124,7 +124,7 @@ def test_vectors_that_are_not_finite_flag_and_zero_their_row(value: float) -> No
     assert np.isfinite(out).all()
 
 
-def test_a_vector_of_another_size_flags_its_row_alone() -> None:
+def test_vector_of_another_size_flags_only_its_row() -> None:
     sizes = np.array([[12, 8], [12, 12]], np.uint32)
     values = np.arange(11, dtype=np.float32)
     out = np.zeros((2, 2, 3), np.float32)

@@ -107,7 +107,7 @@ def test_priorities_round_trip(update: PriorityUpdate, valid: dict[str, Message]
     assert_same(decoders["PRIORITIES"](valid["PRIORITIES"]), update)
 
 
-def test_an_acknowledgement_without_priorities_is_good(valid: dict[str, Message], decoders: Decoders) -> None:
+def test_acknowledgement_without_priorities_is_accepted(valid: dict[str, Message], decoders: Decoders) -> None:
     body = body_of(valid["PRIORITIES"]) | {"acknowledged": 9, "keys": b"", "td_error": b"", "retired": b""}
     update = decoders["PRIORITIES"](with_body(valid["PRIORITIES"], body))
     assert (update.acknowledged, len(update.keys), len(update.td_error), len(update.retired)) == (9, 0, 0, 0)
@@ -128,7 +128,7 @@ def test_parameters_round_trip(bodies: dict[Kind, Body], valid: dict[str, Messag
     assert arrays["torso.weight"].tobytes() == body.tensors[0].data
 
 
-def test_scalar_parameters_are_good(valid: dict[str, Message], decoders: Decoders) -> None:
+def test_scalar_parameters_are_accepted(valid: dict[str, Message], decoders: Decoders) -> None:
     scalar = {"name": "a", "dtype": "float32", "shape": [], "data": struct.pack("<f", 3)}
     _, arrays = decoders["PARAMETERS"](changed(valid["PARAMETERS"], "tensors", [scalar]))
     assert (arrays["a"].shape, float(arrays["a"])) == ((), 3.0)
@@ -305,7 +305,7 @@ def test_an_empty_frame_is_refused(shipments: dict[str, Shipment], decoders: Dec
         decoders["SEGMENT"](encode_segment(changed_segment(shipment, frame_sizes=sizes), signature))
 
 
-def test_a_block_larger_than_lz4_makes_any_is_refused(
+def test_block_above_the_lz4_bound_is_refused(
     shipments: dict[str, Shipment], decoders: Decoders, signature: str
 ) -> None:
     shipment = shipments["lz4"]
@@ -481,7 +481,7 @@ def test_a_mutated_message_decodes_or_is_refused(
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.STATUS])
 @given(value=values)
 @settings(deadline=None, max_examples=60)
-def test_any_messagepack_body_decodes_or_is_refused(kind: Kind, value: Any, decoders: Decoders) -> None:
+def test_arbitrary_messagepack_bodies_are_refused(kind: Kind, value: Any, decoders: Decoders) -> None:
     with pytest.raises(WireError):
         decoders[kind.name]([pack(kind, msgpack.packb(value))])
 
@@ -492,7 +492,7 @@ def test_deep_nesting_is_refused(decoders: Decoders) -> None:
             decoders["STATUS"]([pack(Kind.STATUS, bomb)])
 
 
-def test_huge_counts_take_no_memory(valid: dict[str, Message], decoders: Decoders) -> None:
+def test_huge_array_and_map_lengths_are_refused(valid: dict[str, Message], decoders: Decoders) -> None:
     huge_array, huge_map = b"\xdd\x0f\xff\xff\xff", b"\xdf\x0f\xff\xff\xff"
     raw = bytes(unpack(valid["STATUS"][0])[1])
     at = raw.index(b"\xa8episodes") + 9
@@ -503,7 +503,7 @@ def test_huge_counts_take_no_memory(valid: dict[str, Message], decoders: Decoder
         decoders["STATUS"]([pack(Kind.STATUS, raw[:at] + huge_map)])
 
 
-def test_encode_makes_a_body_any_messagepack_library_reads(bodies: dict[Kind, Body]) -> None:
+def test_encoded_body_is_readable_by_msgpack(bodies: dict[Kind, Body]) -> None:
     (part,) = encode(Kind.HELLO, bodies[Kind.HELLO])
     assert msgpack.unpackb(bytes(part)[8:]) == {
         "run": "run-1",

@@ -252,7 +252,7 @@ def frame_of(spec: FrameSpec) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
-def test_segments_are_read_by_the_document(
+def test_segments_decode_by_the_documented_layout(
     codec: str, shipments: dict[str, Shipment], valid: dict[str, list[bytes]], signature: str
 ) -> None:
     parts, shipment = valid["SEGMENT" if codec == "lz4" else "SEGMENT/raw"], shipments[codec]
@@ -290,7 +290,7 @@ def test_segments_are_read_by_the_document(
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
-def test_batches_are_read_by_the_document(
+def test_batches_decode_by_the_documented_layout(
     codec: str, batches: dict[str, Batch], shipments: dict[str, Shipment], valid: dict[str, list[bytes]]
 ) -> None:
     parts, batch = valid["BATCH" if codec == "lz4" else "BATCH/raw"], batches[codec]
@@ -312,7 +312,7 @@ def test_batches_are_read_by_the_document(
     assert parts[1][:size] == bytes(segment.frames)[begin : begin + size]
 
 
-def test_priorities_are_read_by_the_document(update: PriorityUpdate, valid: dict[str, list[bytes]]) -> None:
+def test_priorities_decode_by_the_documented_layout(update: PriorityUpdate, valid: dict[str, list[bytes]]) -> None:
     kind, body = read_by_document(valid["PRIORITIES"])
     assert kind == "PRIORITIES"
     assert body["retired"].tolist() == update.retired.tolist()
@@ -320,11 +320,13 @@ def test_priorities_are_read_by_the_document(update: PriorityUpdate, valid: dict
 
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.HEARTBEAT, Kind.STATUS, Kind.RELAYED_STATUS, Kind.BYE])
-def test_structs_are_read_by_the_document(kind: Kind, bodies: dict[Kind, Body], valid: dict[str, list[bytes]]) -> None:
+def test_structs_decode_by_the_documented_layout(
+    kind: Kind, bodies: dict[Kind, Body], valid: dict[str, list[bytes]]
+) -> None:
     assert read_by_document(valid[kind.name]) == (kind.name, json.loads(msgspec.json.encode(bodies[kind])))
 
 
-def test_parameters_are_read_by_the_document(bodies: dict[Kind, Body], valid: dict[str, list[bytes]]) -> None:
+def test_parameters_decode_by_the_documented_layout(bodies: dict[Kind, Body], valid: dict[str, list[bytes]]) -> None:
     kind, body = read_by_document(valid["PARAMETERS"])
     expected = bodies[Kind.PARAMETERS]
     assert isinstance(expected, Parameters)
@@ -335,7 +337,7 @@ def test_parameters_are_read_by_the_document(bodies: dict[Kind, Body], valid: di
         assert len(found["data"]) == 4 * math.prod(found["shape"])
 
 
-def test_the_heartbeat_in_hex() -> None:
+def test_heartbeat_hex_example_matches_the_codec() -> None:
     message = bytes.fromhex(code("Limits", "hex"))
     heartbeat = Heartbeat(run="a1b2", learner_incarnation=7, version=3, update=150)
     assert decode_heartbeat([message]) == heartbeat
@@ -364,7 +366,7 @@ def example_shipment() -> Shipment:
     return Shipment("a", 7, 0, segment)
 
 
-def test_the_segment_in_hex() -> None:
+def test_segment_hex_example_matches_the_codec() -> None:
     message, shipment = parts_in_hex("SEGMENT (1)"), example_shipment()
     assert encode_segment(shipment, "0123456789abcdef") == message
     decoded = decode_segment(message, "0123456789abcdef", n_step=2)
@@ -372,7 +374,7 @@ def test_the_segment_in_hex() -> None:
     assert np.frombuffer(decoded.segment.frames, "<f4").tolist() == [0, 1, 2, 3]
 
 
-def test_the_batch_in_hex() -> None:
+def test_batch_hex_example_matches_the_codec() -> None:
     message, shipment = parts_in_hex("BATCH (2)"), example_shipment()
     batch = decode_batch(message, EXAMPLE, n_step=2)
     assert (batch.learner_incarnation, batch.rank, batch.shard, batch.shard_incarnation, batch.number) == (
@@ -465,7 +467,7 @@ def test_the_network_signature_example() -> None:
 
 @pytest.mark.parametrize("name", ["small", "nature", "mlp"])
 @pytest.mark.parametrize(("dueling", "layer_norm"), [(True, False), (True, True), (False, False)])
-def test_networks_compute_what_the_document_says(name: Any, dueling: bool, layer_norm: bool) -> None:
+def test_networks_compute_the_documented_function(name: Any, dueling: bool, layer_norm: bool) -> None:
     import torch
 
     from apex_zmq.agent.networks import load_arrays, make_network, to_arrays

@@ -78,7 +78,7 @@ class Ring:
 @pytest.mark.parametrize("in_file", [False, True])
 @given(sizes=ROUNDS)
 @settings(max_examples=30)
-def test_stored_records_stay_and_evicted_ones_are_given_back(
+def test_stored_records_stay_and_evicted_memory_is_freed(
     tmp_path_factory: pytest.TempPathFactory, in_file: bool, sizes: list[int]
 ) -> None:
     ring = Ring(Arena(SIZE, tmp_path_factory.mktemp("ring") / "arena" if in_file else None))
@@ -89,7 +89,7 @@ def test_stored_records_stay_and_evicted_ones_are_given_back(
 
 @given(sizes=ROUNDS)
 @settings(max_examples=20)
-def test_a_file_holds_what_was_written_and_tells_where(
+def test_file_holds_written_bytes_and_reports_their_ranges(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
 ) -> None:
     path = tmp_path_factory.mktemp("ring") / "arena"
@@ -108,7 +108,7 @@ def test_a_file_holds_what_was_written_and_tells_where(
 
 
 @pytest.mark.parametrize(("tail", "head"), [(3, 7), (7, 3), (0, 12), (5, 5)])
-def test_keep_gives_back_all_but_the_range_of_the_ring(tail: int, head: int) -> None:
+def test_keep_frees_all_memory_outside_the_ring(tail: int, head: int) -> None:
     memory = Arena(SIZE)
     memory.bytes[:] = 1
     memory.keep(tail * PAGE, head * PAGE)
@@ -117,7 +117,7 @@ def test_keep_gives_back_all_but_the_range_of_the_ring(tail: int, head: int) -> 
     assert found == [piece in kept for piece in range(SIZE // PAGE)]
 
 
-def test_clear_gives_back_everything(tmp_path: Path) -> None:
+def test_clear_frees_all_memory(tmp_path: Path) -> None:
     memory = Arena(SIZE, tmp_path / "arena")
     memory.reserve(0, SIZE)
     memory.bytes[:] = 1
@@ -126,7 +126,7 @@ def test_clear_gives_back_everything(tmp_path: Path) -> None:
     assert (tmp_path / "arena").stat().st_size == SIZE
 
 
-def test_on_a_full_disk_the_records_move_into_memory(
+def test_full_disk_moves_records_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring = Ring(Arena(SIZE, tmp_path / "arena"))
@@ -147,7 +147,7 @@ def test_on_a_full_disk_the_records_move_into_memory(
     ring.memory.sync()  # no effect: there is no file any more
 
 
-def test_memory_or_files_that_cannot_be_had_are_config_errors(tmp_path: Path) -> None:
+def test_failed_allocation_of_memory_or_file_is_a_config_error(tmp_path: Path) -> None:
     """A process may be held to less than the machine has, as by `ulimit -v`."""
     with pytest.raises(ConfigError, match=r"lower replay\.arena_bytes"):
         Arena(1 << 60)

@@ -43,7 +43,7 @@ def within(limits: dict[str, str], membership: str, at: Path, patch: pytest.Monk
     ],
     ids=["container", "unit", "job", "older container"],
 )
-def test_a_control_group_may_allow_less_than_the_machine_has(
+def test_cgroup_limit_below_machine_memory_is_respected(
     limits: dict[str, str], membership: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     within(limits, membership, tmp_path, monkeypatch)
@@ -52,7 +52,7 @@ def test_a_control_group_may_allow_less_than_the_machine_has(
 
 
 @pytest.mark.parametrize("membership", ["0::/\n", "0::/a/b\n", "4:memory:/\n", "9:name=systemd:/\n", ""])
-def test_without_a_limit_the_machines_memory_counts(
+def test_machine_memory_is_the_limit_without_a_cgroup_limit(
     membership: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = {"a/memory.max": "max", "memory/memory.limit_in_bytes": "9223372036854771712"}

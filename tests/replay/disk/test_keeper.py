@@ -106,7 +106,7 @@ def filled(directory: Path, rng: np.random.Generator, before: int = 8, after: in
 
 @given(seed=st.integers(0, 2**32 - 1), before=st.integers(1, 15), after=st.integers(0, 15))
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_killed_shard_is_there_again(tmp_path: Path, seed: int, before: int, after: int) -> None:
+def test_killed_shard_recovers_all_records_and_priorities(tmp_path: Path, seed: int, before: int, after: int) -> None:
     """Newer records too, wherever the ring has got to since the snapshot: with the priorities they came with."""
     shutil.rmtree(tmp_path / "shard", ignore_errors=True)
     rng = np.random.default_rng(seed)
@@ -197,7 +197,7 @@ def test_each_flipped_byte_of_a_snapshot_is_detected(wrecks: Shard) -> None:
             snapshot.decode(content[:place])
 
 
-def test_only_what_does_not_verify_is_dropped(tmp_path: Path) -> None:
+def test_only_records_with_bad_checksums_are_dropped(tmp_path: Path) -> None:
     shard = filled(tmp_path / "shard", np.random.default_rng(0), before=4, after=2, capacity=1000)
     damaged = [shard.store.first_key + 20, shard.store.next_key - 1]
     spans = []
@@ -222,7 +222,7 @@ def test_only_what_does_not_verify_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"capacity": 25}, {"capacity": 500, "arena_bytes": 2 * ARENA_BYTES}])
-def test_another_size_is_taken_over(tmp_path: Path, changes: dict[str, int]) -> None:
+def test_recovery_at_another_size_keeps_the_newest_records(tmp_path: Path, changes: dict[str, int]) -> None:
     shard = filled(tmp_path / "shard", np.random.default_rng(3))
     leaves = shard.leaves()
     again = shard.again(**changes)
@@ -235,7 +235,7 @@ def test_another_size_is_taken_over(tmp_path: Path, changes: dict[str, int]) -> 
     again.kill()
 
 
-def test_another_exponent_takes_the_initial_errors_and_leaves_retired_what_was(tmp_path: Path) -> None:
+def test_new_alpha_uses_initial_td_errors_and_keeps_retired(tmp_path: Path) -> None:
     shard = filled(tmp_path / "shard", np.random.default_rng(3), after=0)
     before = shard.leaves()
     assert 0.0 in before.values()
@@ -246,14 +246,14 @@ def test_another_exponent_takes_the_initial_errors_and_leaves_retired_what_was(t
     again.kill()
 
 
-def test_the_sampler_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
+def test_recovered_sampler_continues_its_random_sequence(tmp_path: Path) -> None:
     shard = filled(tmp_path / "shard", np.random.default_rng(3), after=0)
     again = shard.again()
     assert again.store.sample(50).keys.tolist() == shard.store.sample(50).keys.tolist()
     again.kill()
 
 
-def test_other_experience_and_a_second_shard_are_refused(tmp_path: Path) -> None:
+def test_directory_of_other_experience_or_in_use_is_refused(tmp_path: Path) -> None:
     shard = filled(tmp_path / "shard", np.random.default_rng(3))
     with pytest.raises(ConfigError, match="in use by another shard"):
         Shard(tmp_path / "shard")
@@ -265,7 +265,7 @@ def test_other_experience_and_a_second_shard_are_refused(tmp_path: Path) -> None
         Shard(tmp_path / "file")
 
 
-def test_a_snapshot_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+def test_unreadable_snapshot_is_an_error_and_arena_is_kept(tmp_path: Path) -> None:
     """Starting empty would drop the shard, which a disk that answers again still has."""
     shard = filled(tmp_path / "shard", np.random.default_rng(3))
     shard.kill()
@@ -287,7 +287,7 @@ def test_files_of_an_older_format_are_refused_and_stay(tmp_path: Path, monkeypat
     assert {path.name: path.read_bytes() for path in (tmp_path / "shard").iterdir()} == before
 
 
-def test_records_of_an_earlier_log_do_not_come_back(tmp_path: Path) -> None:
+def test_records_of_an_earlier_log_are_not_recovered(tmp_path: Path) -> None:
     """A shard that began anew in the same file has the same keys at the same places."""
     rng = np.random.default_rng(3)
     shard = filled(tmp_path / "shard", rng, before=6, after=0)
@@ -307,7 +307,7 @@ def test_records_of_an_earlier_log_do_not_come_back(tmp_path: Path) -> None:
     again.kill()
 
 
-def test_the_file_takes_and_gives_back_space_as_the_ring_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arena_file_uses_disk_space_only_for_the_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "PIECE", 2 << 20)  # a huge page: the kernel takes disk space for a whole one at once
     rng = np.random.default_rng(0)
     shipments = [make_shipment(rng, [10], 1000) for _ in range(20)]
@@ -323,7 +323,7 @@ def test_the_file_takes_and_gives_back_space_as_the_ring_turns(tmp_path: Path, m
     shard.kill()
 
 
-def test_a_full_disk_ends_durability_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_disables_durability_and_shard_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "PIECE", mmap.PAGESIZE)
     rng = np.random.default_rng(0)
     shard = filled(tmp_path / "shard", rng, before=3, after=1)
@@ -347,7 +347,7 @@ def test_a_full_disk_ends_durability_and_nothing_else(tmp_path: Path, monkeypatc
     again.kill()
 
 
-def test_a_snapshot_that_cannot_be_written_leaves_the_one_before(
+def test_failed_snapshot_write_keeps_the_previous_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shard = filled(tmp_path / "shard", np.random.default_rng(0))

@@ -58,7 +58,9 @@ logs = st.lists(st.integers(1, 12), min_size=1, max_size=25)
 
 @given(logs, st.integers(2500, 9000), st.data())
 @settings(max_examples=60)
-def test_what_verifies_is_recovered_and_nothing_else(lengths: list[int], arena_bytes: int, data: st.DataObject) -> None:
+def test_only_records_with_valid_checksums_are_recovered(
+    lengths: list[int], arena_bytes: int, data: st.DataObject
+) -> None:
     store, records = written_log(lengths, arena_bytes)
     arena = store._arena.copy()
     headers = st.sampled_from(sorted(each.start for each in records.values()))
@@ -95,9 +97,7 @@ def test_what_verifies_is_recovered_and_nothing_else(lengths: list[int], arena_b
 
 @given(logs, st.integers(2500, 9000), st.data())
 @settings(max_examples=25)
-def test_a_record_that_does_not_verify_leaves_a_tombstone_in_its_place(
-    lengths: list[int], arena_bytes: int, data: st.DataObject
-) -> None:
+def test_corrupted_record_is_replaced_by_a_tombstone(lengths: list[int], arena_bytes: int, data: st.DataObject) -> None:
     store, records = written_log(lengths, arena_bytes)
     arena = store._arena.copy()
     stored = [each for key, each in records.items() if key >= store.first_key]
@@ -113,7 +113,7 @@ def test_a_record_that_does_not_verify_leaves_a_tombstone_in_its_place(
         assert recovery.dropped == victim.next_key - victim.first_key
 
 
-def test_a_header_behind_the_newest_record_that_verifies_is_wiped() -> None:
+def test_header_after_the_newest_valid_record_is_wiped() -> None:
     """Its keys are given out again, so it must not be found by the next recovery."""
     store, records = written_log([5, 5, 5], 1 << 14)
     newest = records[max(records)]
@@ -135,7 +135,7 @@ def test_the_newest_records_that_fit_the_capacity_are_kept(capacity: int) -> Non
     assert kept.dropped == 0
 
 
-def test_evicted_records_that_are_still_in_the_arena_do_not_come_back() -> None:
+def test_evicted_records_in_the_arena_are_not_recovered() -> None:
     store, rng = make_store(10, 1 << 14), np.random.default_rng(0)
     for _ in range(4):
         store.append(make_shipment(rng, [5]))
@@ -145,7 +145,7 @@ def test_evicted_records_that_are_still_in_the_arena_do_not_come_back() -> None:
     assert (recovery.recovered, recovery.dropped) == (10, 0)
 
 
-def test_records_of_another_log_and_outside_the_written_ranges_are_not_read() -> None:
+def test_records_of_other_logs_or_unwritten_ranges_are_ignored() -> None:
     store, records = written_log([5, 5], 1 << 14)
     arena = store._arena.copy()
     stored = range(10)

@@ -181,7 +181,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
-def test_segments_are_as_the_settings_say(make: MakePeers) -> None:
+def test_segments_follow_the_settings(make: MakePeers) -> None:
     peers = make(agent__n_step=4, agent__gamma=0.5, actor__segment_length=7, actor__threads=2)
     peers.watch()
     assert torch.get_num_threads() == 2
@@ -194,14 +194,14 @@ def test_segments_are_as_the_settings_say(make: MakePeers) -> None:
     np.testing.assert_allclose(reward, 2 - 2 * 0.5**steps)
 
 
-def test_lanes_of_an_actor_stand_on_their_rungs(make: MakePeers) -> None:
+def test_lanes_use_the_epsilons_of_their_ladder_rungs(make: MakePeers) -> None:
     peers = make(actor__lanes=3, actor__epsilon=0.3, actor__epsilon_alpha=2.0)
     peers.watch(index=1, total_lanes=9)
     assert {episode.epsilon for episode in peers.episodes} == {ladder(0.3, 2.0, rung, 9) for rung in (3, 4, 5)}
     assert all(status.metrics["decisions"] % 3 == 0 for status in peers.statuses if "decisions" in status.metrics)
 
 
-def test_epsilons_are_drawn_from_the_ladders_spread_without_an_index(make: MakePeers) -> None:
+def test_epsilons_are_drawn_from_the_ladder_without_an_index(make: MakePeers) -> None:
     peers = make(actor__lanes=2, actor__epsilon=0.3, actor__epsilon_alpha=2.0)
     peers.watch()
     epsilons = {episode.epsilon for episode in peers.episodes}
@@ -211,7 +211,7 @@ def test_epsilons_are_drawn_from_the_ladders_spread_without_an_index(make: MakeP
     assert sum(exponents >= 2) == sum(exponents <= 2)  # each lane in its own half
 
 
-def test_random_actions_last_as_long_as_the_settings_say(make: MakePeers) -> None:
+def test_random_actions_are_repeated_as_configured(make: MakePeers) -> None:
     # An exponent so near 1 that nearly every draw exceeds the most that is allowed.
     peers = make(actor__epsilon=1.0, actor__epsilon_alpha=0.0, actor__repeat_zeta=1.01, actor__repeat_max=5)
     peers.watch()
@@ -220,7 +220,7 @@ def test_random_actions_last_as_long_as_the_settings_say(make: MakePeers) -> Non
     assert np.median(np.diff(changes)) == 5
 
 
-def test_statuses_come_as_often_as_told(make: MakePeers) -> None:
+def test_statuses_are_sent_at_the_configured_interval(make: MakePeers) -> None:
     peers = make()
     peers.watch(segments=40)
     assert min(np.diff([status.time for status in peers.statuses])) < 0.5  # told 0.02; a second by default
@@ -232,7 +232,7 @@ def configured(peers: Peers, directory: Path) -> tuple[str, str]:
     return "--config", str(directory / "actor.yaml")
 
 
-def test_the_program_takes_its_place_among_the_actors(make: MakePeers, start: StartProgram, tmp_path: Path) -> None:
+def test_program_uses_actor_index_and_num_lanes(make: MakePeers, start: StartProgram, tmp_path: Path) -> None:
     peers = make(actor__lanes=2)
     program = start("actor", *configured(peers, tmp_path), "--actor-index", "1", "--num-lanes", "6")
     while len(peers.episodes) < 6:
@@ -255,7 +255,7 @@ def test_a_hanging_environment_ends_the_program(
     assert 'walk.py", line ' in program.output  # where it hangs
 
 
-def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
+def test_raising_environment_ends_the_program_with_exit_code_1(
     make: MakePeers, start: StartProgram, tmp_path: Path
 ) -> None:
     peers = make(env__id="walk:Crashing")
@@ -266,7 +266,7 @@ def test_an_environment_that_raises_ends_the_program_as_one_to_be_started_again(
     assert "the emulator is gone" in program.output
 
 
-def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bye_reports_the_number_of_segments_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper, "FAREWELL_S", PATIENCE_S)
     peers = make()
     peers.watch(segments=5)
@@ -276,7 +276,7 @@ def test_the_last_word_says_how_much_was_sent(make: MakePeers, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("policy", ["block", "drop_oldest"])
-def test_while_no_shard_takes_segments_the_actor_does_as_it_was_told(policy: str, make: MakePeers) -> None:
+def test_actor_follows_when_blocked_while_no_shard_receives(policy: str, make: MakePeers) -> None:
     peers = make(actor__when_blocked=policy, actor__segment_length=4)
     actor, stop = Actor(peers.config, "actor"), threading.Event()
     thread = threading.Thread(target=actor.run, args=(stop,))

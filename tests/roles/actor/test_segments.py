@@ -177,7 +177,7 @@ outlines = st.lists(
     spare=st.integers(0, 20),
     seed=st.integers(0, 2**32),
 )
-def test_what_is_sampled_is_what_was_played(
+def test_sampled_transitions_match_the_played_episodes(
     spec: FrameSpec,
     outline: list[tuple[int, str]],
     unfinished: int,
@@ -226,7 +226,7 @@ def record_bytes(segment: Segment) -> int:
     return record.size_of(segment.num_transitions, len(segment.frame_sizes), len(ACTOR), len(segment.frames))
 
 
-def test_within_an_episode_each_frame_is_stored_once() -> None:
+def test_frames_are_stored_once_per_segment() -> None:
     spec = FrameSpec((6, 8), "uint8", 4)
     episode = make_episode(np.random.default_rng(0), spec, 30, TERMINATED)
     segments = play(SegmentBuilder(spec, 3, 0.99, length=10), [episode])
@@ -254,7 +254,7 @@ def test_a_segment_is_ready_once_all_its_transitions_are_complete() -> None:
     assert segment.num_transitions == 4
 
 
-def test_a_step_without_its_value_is_neither_followed_nor_taken() -> None:
+def test_step_or_take_without_bootstrap_value_is_an_error() -> None:
     builder = SegmentBuilder(FrameSpec((3,), "float32", 1), n_step=1, gamma=0.9, length=2)
     frame = np.zeros(3, np.float32)
     builder.reset(frame)

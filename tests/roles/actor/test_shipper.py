@@ -76,7 +76,7 @@ def received(inbox: Inbox[Shipment | Bye]) -> tuple[int, int] | Bye:
     return message if isinstance(message, Bye) else (int(message.segment.transitions["action"][0]), message.sequence)
 
 
-def test_segments_go_to_the_shards_in_rotation_numbered_per_shard(shards: Shards) -> None:
+def test_segments_rotate_over_shards_with_sequences_per_shard(shards: Shards) -> None:
     inboxes = [shards.bind(shard) for shard in range(2)]
     shipper = shards.shipper()
     for outbox in shipper._outboxes:
@@ -87,7 +87,7 @@ def test_segments_go_to_the_shards_in_rotation_numbered_per_shard(shards: Shards
     assert (shipper.sent, shipper.queued, shipper.dropped) == (6, 0, 0)
 
 
-def test_a_shard_that_is_away_is_passed_over(shards: Shards) -> None:
+def test_unreachable_shard_is_skipped(shards: Shards) -> None:
     first = shards.bind(0)
     shipper = shards.shipper()
     await_ready(shipper._outboxes[0])
@@ -102,7 +102,7 @@ def test_a_shard_that_is_away_is_passed_over(shards: Shards) -> None:
     assert received(first) == (4, 3)
 
 
-def test_without_a_shard_the_actor_is_blocked_until_one_is_there(shards: Shards) -> None:
+def test_shipper_blocks_until_a_shard_is_reachable(shards: Shards) -> None:
     shipper = shards.shipper()
     shipper.ship(segment(0))
     assert shipper.blocked
@@ -115,7 +115,7 @@ def test_without_a_shard_the_actor_is_blocked_until_one_is_there(shards: Shards)
     assert shipper.waited_s > 0
 
 
-def test_drop_oldest_keeps_the_newest_and_numbers_them_when_they_are_sent(shards: Shards) -> None:
+def test_drop_oldest_keeps_newest_and_numbers_them_on_send(shards: Shards) -> None:
     shipper = shards.shipper(drop_oldest=True)
     for number in range(QUEUED_SEGMENTS + 3):
         shipper.ship(segment(number))
@@ -130,7 +130,7 @@ def test_drop_oldest_keeps_the_newest_and_numbers_them_when_they_are_sent(shards
     assert found == [(3 + sequence, sequence) for sequence in range(QUEUED_SEGMENTS)]
 
 
-def test_farewell_sends_what_waits_then_the_count_of_each_shard(shards: Shards) -> None:
+def test_farewell_sends_queued_segments_then_bye_per_shard(shards: Shards) -> None:
     shipper = shards.shipper()
     shipper.ship(segment(0))
     inboxes = [shards.bind(shard) for shard in range(2)]
@@ -143,7 +143,7 @@ def test_farewell_sends_what_waits_then_the_count_of_each_shard(shards: Shards) 
     assert [received(inboxes[1]) for _ in range(2)] == [(1, 0), Bye("actor", 7, 1)]
 
 
-def test_a_shard_that_was_sent_nothing_gets_no_bye(shards: Shards) -> None:
+def test_shard_without_segments_receives_no_bye(shards: Shards) -> None:
     inboxes = [shards.bind(shard) for shard in range(2)]
     shipper = shards.shipper()
     await_ready(shipper._outboxes[0])

@@ -25,7 +25,7 @@ def decoded(number: int = 0, rank: int = 0) -> DecodedBatch:
     return DecodedBatch(batch, windows, np.arange(ROWS) == 1)
 
 
-def test_a_file_holds_all_that_the_step_was_given(tmp_path: Path) -> None:
+def test_file_holds_all_inputs_of_the_step(tmp_path: Path) -> None:
     kept = decoded(number=9)
     bad_batches.save(tmp_path, 17, kept, WEIGHTS)
     (path,) = (tmp_path / DIRECTORY).iterdir()
@@ -44,7 +44,7 @@ def test_a_file_holds_all_that_the_step_was_given(tmp_path: Path) -> None:
             np.testing.assert_array_equal(file[name], array, strict=True)
 
 
-def test_the_newest_of_each_rank_stay(tmp_path: Path) -> None:
+def test_newest_files_of_each_rank_are_kept(tmp_path: Path) -> None:
     bad_batches.save(tmp_path, 0, decoded(rank=1), WEIGHTS)
     for update in range(KEPT + 2):
         bad_batches.save(tmp_path, update, decoded(number=update), WEIGHTS)
@@ -53,9 +53,7 @@ def test_the_newest_of_each_rank_stay(tmp_path: Path) -> None:
     assert names == sorted(["update-000000000-rank-1-shard-0-0.npz", *own])
 
 
-def test_a_file_that_cannot_be_written_is_logged_and_costs_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_write_is_logged_and_not_raised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / DIRECTORY).write_text("in the way")
     bad_batches.save(tmp_path, 3, decoded(), WEIGHTS)
     assert "not saved, training goes on" in caplog.text

@@ -59,7 +59,7 @@ def numbers(parameters: Parameters) -> dict[str, Any]:
     return {tensor.name: np.frombuffer(tensor.data, "<f4") for tensor in parameters.tensors}
 
 
-def test_nothing_of_a_broken_row_reaches_a_gradient(make: MakePeers) -> None:
+def test_broken_rows_do_not_affect_gradients(make: MakePeers) -> None:
     peers = make(learner__sync_every=1)
     before = numbers(peers.published())
     assert teach(peers, [0, 1, 2, 3], 0).retired.all()
@@ -74,7 +74,7 @@ def test_nothing_of_a_broken_row_reaches_a_gradient(make: MakePeers) -> None:
     assert teach(peers, [2], 2, no_action=(0,)).retired.tolist() == [True, False, True, False]
 
 
-def test_the_actor_of_a_broken_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shard_logs_the_actor_of_a_retired_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shard = ShardPeers(tmp_path, 2, {})
     try:
         shard.send(3)

@@ -16,7 +16,7 @@ from .dealt import dealt
 ROWS = 3
 
 
-def test_a_batch_is_told_by_what_weights_depend_on() -> None:
+def test_exchange_shares_the_inputs_of_importance_weights() -> None:
     batch = dealt(ROWS, incarnation=1)
     sample = dataclasses.replace(batch.sample, priority=np.array([3.0, 0.5, 2.0]), mass=12.5, num_transitions=40)
     batch = dataclasses.replace(batch, shard=2, shard_incarnation=(1 << 63) - 1, sample=sample)
@@ -26,11 +26,11 @@ def test_a_batch_is_told_by_what_weights_depend_on() -> None:
     assert (heard.leave, heard.now, heard.waited_s.tolist(), heard.corrupted) == (False, 5.0, [0.25], 3)
 
 
-def test_without_a_batch_there_is_nothing_to_weigh() -> None:
+def test_exchange_without_a_batch_has_no_draws() -> None:
     heard = exchange(ALONE, leave=True, decoded=None, now=5.0, waited_s=0.0, corrupted=0)
     assert heard.leave
     assert heard.draws == ()
 
 
-def test_a_single_rank_agrees_with_itself() -> None:
+def test_agree_on_a_single_rank_returns_its_values() -> None:
     assert agree(ALONE, "run", 7, "experience", "network", 100) == ("run", 7)

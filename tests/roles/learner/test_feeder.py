@@ -71,7 +71,7 @@ rows = st.sets(st.integers(0, ROWS - 1))
 
 @settings(max_examples=40)
 @given(nan=rows, corrupted=rows, unknown=rows, number=st.integers(0, 1 << 20))
-def test_exactly_the_rows_that_nobody_can_learn_from_are_broken(
+def test_only_nan_corrupted_or_unknown_action_rows_are_broken(
     shard: Shard, nan: set[int], corrupted: set[int], unknown: set[int], number: int
 ) -> None:
     before = shard.feeder.corrupted
@@ -99,7 +99,7 @@ def test_batches_of_another_incarnation_are_dropped_and_reported(
     assert line.startswith(f"{FOREIGN_PER_LINE} batches dropped, dealt to a learner of incarnation {INCARNATION - 1}")
 
 
-def test_memory_is_used_again_once_it_is_given_back(directory: Path) -> None:
+def test_recycled_memory_is_reused(directory: Path) -> None:
     with closing(Shard(directory)) as shard:
         shard.deal(dealt(ROWS, incarnation=INCARNATION, number=0))
         first = shard.decoded()
@@ -148,7 +148,7 @@ def test_a_learner_ends_when_its_shards_speak_another_version(directory: Path, m
             shard.feeder.check_version()
 
 
-def test_a_feeder_whose_batches_nobody_takes_can_be_closed(directory: Path) -> None:
+def test_feeder_with_untaken_batches_can_be_closed(directory: Path) -> None:
     with closing(Shard(directory)) as shard:
         for number in range(DECODED_AHEAD + 1):
             shard.deal(dealt(ROWS, incarnation=INCARNATION, number=number))
@@ -157,7 +157,7 @@ def test_a_feeder_whose_batches_nobody_takes_can_be_closed(directory: Path) -> N
     assert not shard.feeder.is_alive()
 
 
-def test_a_feeder_that_has_not_begun_frees_its_address(directory: Path) -> None:
+def test_feeder_closed_before_start_frees_its_address(directory: Path) -> None:
     config: Config = loading.replace(Config(), {"addresses.batches": f"ipc://{directory}/batches"})
     for _ in range(2):
         inbox = bind_batches(Links(config), config, 0, FRAME)

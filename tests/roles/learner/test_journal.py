@@ -120,7 +120,7 @@ def kept(directory: Path) -> Iterator[Kept]:
     kept.close()
 
 
-def test_statuses_become_totals_episodes_and_a_status_of_its_own(kept: Kept) -> None:
+def test_statuses_update_totals_episode_log_and_own_status(kept: Kept) -> None:
     kept.send(status(decisions=20, episodes=2, epsilon=0.25))
     own = kept.own(decisions=20)
     assert (own.metrics["live_actor"], own.metrics["rollout/episodes"]) == (1, 2)
@@ -134,7 +134,7 @@ def test_statuses_become_totals_episodes_and_a_status_of_its_own(kept: Kept) -> 
     assert loading.load(kept.directory / SETTINGS, []) == kept.config
 
 
-def test_what_was_heard_before_it_closes_is_in_its_last_point(kept: Kept) -> None:
+def test_statuses_received_before_close_are_in_last_point(kept: Kept) -> None:
     kept.own()
     for decisions in (10, 20, 30):
         kept.send(status(decisions))
@@ -146,7 +146,7 @@ def test_what_was_heard_before_it_closes_is_in_its_last_point(kept: Kept) -> Non
     assert kept.own(decisions=30)
 
 
-def test_a_point_has_the_means_of_its_steps_and_the_rest_of_the_newest_report(
+def test_point_averages_step_metrics_and_keeps_newest_counters(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "FIRST_SUMMARY_S", math.inf)
@@ -186,7 +186,7 @@ def test_a_slow_disk_delays_no_parameters(kept: Kept, monkeypatch: pytest.Monkey
     kept.own(decisions=10)
 
 
-def test_a_run_goes_on_from_the_totals_and_updates_of_before(directory: Path) -> None:
+def test_resumed_run_continues_totals_and_updates(directory: Path) -> None:
     origin = Origin("run", 1, Totals(episodes=7, decisions=100))
     kept = Kept(directory, origin, StepReport(update=50, progress_time=0.0, rank_waited_s=np.zeros(1)))
     kept.send(status(decisions=5, episodes=1))
@@ -195,7 +195,7 @@ def test_a_run_goes_on_from_the_totals_and_updates_of_before(directory: Path) ->
     assert kept.journal.totals == Totals(episodes=8, decisions=105)
 
 
-def test_each_rank_has_a_curve_of_its_waiting(directory: Path) -> None:
+def test_each_rank_has_a_wait_curve(directory: Path) -> None:
     kept = Kept(directory, begin=StepReport(update=0, progress_time=0.0, rank_waited_s=np.zeros(2)))
     kept.journal.record(StepReport(update=0, progress_time=0.0, rank_waited_s=np.array([1e9, 0.0])))
     kept.own(**{"wait/rank_0": 1.0, "wait/rank_1": 0.0})
@@ -225,7 +225,7 @@ def saver_of(directory: Path, origin: Origin) -> tuple[Saver, Trainer]:
     return Saver(CARTPOLE, directory, origin, "experience", "network"), Trainer(CARTPOLE, env_spec(CARTPOLE.env))
 
 
-def test_a_checkpoint_is_where_the_next_process_begins(tmp_path: Path) -> None:
+def test_checkpoint_restores_totals_and_raises_incarnation(tmp_path: Path) -> None:
     saver, trainer = saver_of(tmp_path, Origin.of(None))
     info = dict.fromkeys(TOTALS, 5.0)
     totals = Totals(episodes=3, decisions=40, info=info, low_epsilon_return=2.5)
@@ -248,9 +248,7 @@ def test_only_a_better_score_replaces_the_best(tmp_path: Path) -> None:
     assert load(tmp_path / "best.safetensors").best_score == load(tmp_path).best_score == 1.5
 
 
-def test_a_best_that_could_not_be_written_is_not_the_one_to_beat(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_write_of_best_does_not_change_the_best_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saver, trainer = saver_of(tmp_path, Origin("run", 1))
     saver.save(trainer, Totals(), 0.0)
     in_the_way = tmp_path / ".best.safetensors.tmp"

@@ -168,7 +168,7 @@ class Peers:
 MakePeers = Callable[..., Peers]
 
 
-def test_parameters_and_checkpoints_come_as_often_as_told(make: MakePeers) -> None:
+def test_sync_every_and_save_every_are_followed(make: MakePeers) -> None:
     peers = make(
         learner__sync_every=3,
         learner__save_every=4,
@@ -221,7 +221,7 @@ def test_a_run_ends_with_its_budget(
     assert re.fullmatch(f"budget spent: {spent}", line)
 
 
-def test_the_learner_reports_as_often_as_told(make: MakePeers, caplog: pytest.LogCaptureFixture) -> None:
+def test_learner_reports_at_the_configured_intervals(make: MakePeers, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     peers = make(telemetry__log_interval_s=0.05, telemetry__status_interval_s=0.05)
     statuses = [heard(peers).time for _ in range(20)]
@@ -230,7 +230,7 @@ def test_the_learner_reports_as_often_as_told(make: MakePeers, caplog: pytest.Lo
     assert min(np.diff(lines)) < 5  # ten by default
 
 
-def test_the_learner_tells_what_apex_top_wants_to_know(make: MakePeers) -> None:
+def test_learner_status_has_the_metrics_for_apex_top(make: MakePeers) -> None:
     peers = make(telemetry__status_interval_s=0.02, learner__sync_every=7)
     peers.tell(decisions=10, episodes=0)
     peers.learn()
@@ -262,14 +262,14 @@ def await_count(peers: Peers, metric: str, count: float) -> None:
         pass
 
 
-def test_rows_that_are_not_what_their_actor_sent_are_retired_and_counted(make: MakePeers) -> None:
+def test_corrupted_rows_are_retired_and_counted(make: MakePeers) -> None:
     peers = make(telemetry__log_interval_s=0.02)
     answer = peers.learn(corrupted=(1, 3))
     assert answer.retired.tolist() == [False, True, False, True]
     await_count(peers, "train/corrupted_windows", 2)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_its_batch_kept(make: MakePeers) -> None:
+def test_non_finite_step_is_skipped_and_its_batch_saved(make: MakePeers) -> None:
     peers = make(learner__loss="l2", learner__max_bad_steps=2, telemetry__log_interval_s=0.02)
     for _ in range(KEPT + 1):
         answer = peers.learn(reward=3e38)  # finite, but not its square
@@ -294,7 +294,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_batch_kept(make: MakePeers
     assert load(peers.directory).counters["updates"] == KEPT + 1
 
 
-def test_parameters_that_are_not_finite_end_the_run_and_spoil_no_checkpoint(make: MakePeers) -> None:
+def test_non_finite_parameters_end_the_run_and_are_not_saved(make: MakePeers) -> None:
     peers = make(learner__loss="l2", learner__max_bad_steps=4, learner__save_every=1, learner__sync_every=1)
     peers.learn()
     peers.learn(reward=3e38)  # skipped, once the first update has been saved

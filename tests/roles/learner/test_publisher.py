@@ -73,7 +73,7 @@ def next_of(inbox: Inbox[Any], kind: type) -> Any:
     raise AssertionError(f"no {kind.__name__}")
 
 
-def test_subscribers_get_the_newest_parameters_and_its_heartbeats(
+def test_subscribers_receive_newest_parameters_and_heartbeats(
     links: Links, publisher: Publisher, opened: Opened
 ) -> None:
     publisher.publish(parameters(1))
@@ -89,7 +89,7 @@ def test_subscribers_get_the_newest_parameters_and_its_heartbeats(
     assert (heartbeat.version, heartbeat.update) == (3, 30)
 
 
-def test_of_several_parameters_that_wait_only_the_newest_leave(links: Links, opened: Opened) -> None:
+def test_only_the_newest_queued_parameters_are_published(links: Links, opened: Opened) -> None:
     publisher = opened(Publisher(links))
     subscriber = opened(subscribe(links))
     for version in (1, 2, 3):
@@ -98,9 +98,7 @@ def test_of_several_parameters_that_wait_only_the_newest_leave(links: Links, ope
     assert next_of(subscriber, Parameters).version == 3
 
 
-def test_statuses_are_handed_over_and_relayed_in_their_order(
-    links: Links, publisher: Publisher, opened: Opened
-) -> None:
+def test_statuses_are_queued_and_relayed_in_order(links: Links, publisher: Publisher, opened: Opened) -> None:
     publisher.publish(parameters(1))
     subscriber = opened(subscribe(links))
     next_of(subscriber, Parameters)  # it is subscribed
@@ -116,7 +114,7 @@ def test_statuses_are_handed_over_and_relayed_in_their_order(
     assert next_of(subscriber, Status) == own
 
 
-def test_a_journal_that_is_behind_delays_no_parameters_and_costs_no_status(
+def test_slow_journal_delays_no_parameters_and_loses_no_status(
     links: Links, publisher: Publisher, opened: Opened
 ) -> None:
     count = 3 * HEARD_AHEAD
@@ -145,7 +143,7 @@ def test_a_message_that_breaks_the_protocol_is_counted(links: Links, publisher: 
     assert publisher.refused == 1
 
 
-def test_addresses_are_free_once_it_is_closed(links: Links) -> None:
+def test_addresses_are_free_after_close(links: Links) -> None:
     for begin in (True, False, True):
         publisher = Publisher(links)
         if begin:
@@ -154,7 +152,7 @@ def test_addresses_are_free_once_it_is_closed(links: Links) -> None:
         assert not publisher.is_alive()
 
 
-def test_who_cannot_bind_one_address_leaves_the_other_free(links: Links, opened: Opened) -> None:
+def test_publisher_that_fails_to_bind_frees_the_other_address(links: Links, opened: Opened) -> None:
     statuses = opened(links.bind("status", {Kind.STATUS: decode_relayed_status}))
     with pytest.raises(ConfigError, match="is in use"):
         Publisher(links)

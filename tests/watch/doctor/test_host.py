@@ -98,7 +98,7 @@ def test_without_fceumm_nes_py_is_a_warning_unless_fceumm_is_set(
     assert slow.remedy == none.remedy == "pip install stable-retro"
 
 
-def test_the_device_of_the_learner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_learner_device_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     assert host.check_gpu("cpu").level == "ok"
     if torch.cuda.is_available():
