@@ -1,4 +1,4 @@
-"""Options of the real parsers: each has a test, and those that stand for a setting reach the typed tree."""
+"""Options of the real parsers: those that stand for a setting reach the typed tree, and the page lists them all."""
 
 from __future__ import annotations
 
@@ -21,48 +21,6 @@ from ..conftest import ROOT
 PAGE = (ROOT / "docs" / "PROGRAMS.md").read_text()
 ROLES = ("actor", "replay", "learner", "forwarder")
 FLAGS = TRAIN_FLAGS | ADDRESS_FLAGS | INSECURE_FLAG
-# Other options: the test that fails when the option does nothing. With a program, of that one alone.
-ELSEWHERE = {
-    "--help": "test_help_names_every_setting",
-    "--version": "test_version",
-    "--config": "test_the_config_file_is_read",
-    "--set": "test_flags_win_over_the_environment_and_set_over_flags",
-    "--run-dir": "test_mario_run_ends_with_curves_and_a_playable_checkpoint",
-    "--resume": "test_interrupted_run_saves_and_resumes_where_it_was",
-    "--init-from": "test_init_from_starts_with_parameters_of_another_run",
-    "--tcp": "test_interrupted_run_saves_and_resumes_where_it_was",
-    "--log-format": "test_every_role_has_a_log_file_of_the_format_asked_for",
-    "--log-dir": "test_role_started_alone_logs_to_log_dir",
-    "--bind": "test_forwarder_serves_late_actors_after_the_learner_ended",
-    "--shard": "test_two_shards_share_experience_and_batches",
-    "--actor-index": "test_program_uses_actor_index_and_num_lanes",
-    "--num-lanes": "test_program_uses_actor_index_and_num_lanes",
-    "--once": "test_a_run_is_shown_once_by_options_flag_and_environment",
-    "--timeout": "test_without_a_learner_the_program_says_so",
-    "top --json": "test_a_run_is_shown_once_by_options_flag_and_environment",
-    "--render": "test_run_continues_after_losing_its_window_or_display",
-    "eval --checkpoint": "test_mario_run_ends_with_curves_and_a_playable_checkpoint",
-    "eval --episodes": "test_eval_options_affect_the_episodes",
-    "eval --protocol": "test_eval_options_affect_the_episodes",
-    "eval --seed": "test_eval_options_affect_the_episodes",
-    "eval --video": "test_eval_writes_a_video_of_the_game",
-    "eval --json": "test_mario_run_ends_with_curves_and_a_playable_checkpoint",
-    "eval --emulator": "test_checkpoint_plays_on_the_requested_emulator",
-    "eval --follow": "test_live_run_is_evaluated_periodically_and_best_is_kept",
-    "eval --keys": "test_run_with_keys_is_followed_with_evaluator_keys",
-    "keys --role": "test_secrets_are_owner_only_and_allow_lists_match_roles",
-    "keys --behind": "test_secrets_are_owner_only_and_allow_lists_match_roles",
-    "keys --remove": "test_removed_client_is_on_no_allow_list",
-    "eval --every": "test_versions_within_the_every_interval_are_skipped",
-    "doctor --role": "test_a_run_of_apex_train_is_checked_without_addresses",
-    "doctor --json": "test_before_a_run_all_is_well_and_nobody_is_there_to_compare_with",
-    "play --checkpoint": "test_play_writes_a_video_of_the_whole_picture",
-    "play --episodes": "test_play_options_affect_the_episodes",
-    "play --protocol": "test_play_options_affect_the_episodes",
-    "play --seed": "test_play_options_affect_the_episodes",
-    "play --video": "test_play_writes_a_video_of_the_whole_picture",
-}
-TESTS = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
 
 
 class Parsed(Exception):  # noqa: N818 (it is no error)
@@ -112,23 +70,13 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_option_has_a_test_and_a_help(program: str, flags: Callable[..., dict[str, argparse.Action]]) -> None:
+def test_every_option_has_a_help_and_its_setting(
+    program: str, flags: Callable[..., dict[str, argparse.Action]]
+) -> None:
     for flag, action in flags(program).items():
         assert action.help, flag
         if action.dest in settings.by_name():
             assert FLAGS[flag] == action.dest
-            continue
-        named = ELSEWHERE.get(f"{program} {flag}", ELSEWHERE.get(flag))
-        assert named is not None, f"{program} {flag}: name its test in ELSEWHERE"
-        (text,) = (text for text in TESTS if f"def {named}(" in text)
-        assert flag in text, f"the file of {named} does not try {flag}"
-
-
-def test_every_entry_names_an_existing_option(flags: Callable[..., dict[str, argparse.Action]]) -> None:
-    known = {program: flags(program).keys() for program in PROGRAMS}
-    for entry in [*FLAGS, *ELSEWHERE]:
-        program, _, flag = entry.rpartition(" ")
-        assert any(flag in known[each] for each in ([program] if program else PROGRAMS)), entry
 
 
 def another(setting: settings.Setting) -> tuple[list[str], Any]:
