@@ -1,7 +1,7 @@
 """The replay shard's log: segments in a byte ring, priorities in a sum tree.
 
-A segment becomes one record in the arena (`record.py`) and stays encoded; nothing is
-kept per transition but its record's place and its priority, both at slot
+A segment is stored as one record in the arena (`record.py`), still encoded. The only
+data per transition are its record's offset and its priority, both at slot
 `key mod capacity`.
 """
 
@@ -39,18 +39,18 @@ class UpdateCounts(NamedTuple):
     """Number of rows of a priority update by outcome; the four add up to its length."""
 
     applied: int
-    retired: int  # retired by this row, or retired before and left so
+    retired: int  # retired by this row or before
     evicted: int  # no longer stored
-    unknown: int  # a key this store never gave out
+    unknown: int  # keys that this store has not assigned
 
 
 class Store:
     """Prioritized first-in first-out store of encoded segments; not thread-safe.
 
     Attributes:
-        incarnation: random 63-bit number, new for every store: keys mean nothing in another.
+        incarnation: random 63-bit number, new for every store; keys are valid in one store only.
         first_key: key of the oldest stored transition.
-        next_key: key the next transition will get; the stored ones are first_key .. next_key - 1.
+        next_key: key of the next transition; first_key .. next_key - 1 are stored.
         num_bytes: bytes of all stored records.
     """
 
@@ -65,17 +65,17 @@ class Store:
         seed: int | None,
         arena_path: Path | None = None,
     ) -> None:
-        """An empty store; of the arena only what holds records is resident.
+        """Make an empty store; only the used part of the arena is resident.
 
-        capacity: transitions kept at most.
-        arena_bytes: bytes of records kept at most.
-        frame_window: W, frames of a window: stack + n.
+        capacity: maximum number of transitions.
+        arena_bytes: maximum size of all records, in bytes.
+        frame_window: W = stack + n, frames per window.
         alpha, epsilon: a stored priority is (|TD| + epsilon)^alpha.
-        seed: of sampling; None: from the system.
-        arena_path: of a file that holds the records, for `restore`; None: they end with the process.
+        seed: seed of sampling; None: random.
+        arena_path: file of the records, which `restore` reads; None: anonymous memory.
 
         Raises:
-            ConfigError: the file cannot be used.
+            ConfigError: the arena cannot be mapped.
             ValueError: alpha outside [0, 1], or epsilon not finite and > 0 (0 is the priority of retired transitions).
         """
         if not 0 <= alpha <= 1 or not 0 < epsilon < np.inf:
@@ -95,12 +95,12 @@ class Store:
         self._memory = Arena(arena_bytes // record.UNIT * record.UNIT, arena_path)
         self._arena = self._memory.bytes
         self._headers = self._arena.view(record.HEADER)
-        self._head = 0  # arena offset behind the newest record
+        self._head = 0  # arena offset of the end of the newest record
         self._records: Int64s = np.zeros(capacity, np.int64)  # [slot] arena offset of the record
 
     @property
     def num_transitions(self) -> int:
-        """Transitions stored, retired ones included."""
+        """Number of stored transitions, including retired ones."""
         return self.next_key - self.first_key
 
     @property
@@ -109,14 +109,14 @@ class Store:
         return self._tree.total
 
     def append(self, shipment: Shipment) -> int:
-        """Store a segment, evicting whole segments first-in first-out to make room.
+        """Store a segment; evict the oldest segments, each as a whole, to make room.
 
         Returns:
-            The key of its first transition; the others follow.
+            The key of its first transition; the keys of the others are consecutive.
 
         Raises:
-            ValueError: the segment contradicts itself or the store's window or frame spec, or is larger
-                than the store. Nothing has changed then.
+            ValueError: the segment is inconsistent, differs from the store's window or frame spec, or exceeds
+                the store's size. The store is unchanged.
         """
         segment = shipment.segment
         frame_ends = self._check(segment)
@@ -124,8 +124,8 @@ class Store:
         record_bytes = record.size_of(count, len(segment.frame_sizes), actor_bytes, int(frame_ends[-1]))
         if count > self.capacity or record_bytes > len(self._arena):
             raise ValueError(
-                f"a segment of {count} transitions and {record_bytes} bytes never fits a store "
-                f"of {self.capacity} transitions and {len(self._arena)} bytes"
+                f"segment of {count} transitions and {record_bytes} bytes exceeds the store's {self.capacity} or "
+                f"{len(self._arena)}; raise replay.capacity or replay.arena_bytes"
             )
         while self.num_transitions + count > self.capacity:
             self._evict_oldest()
@@ -147,10 +147,10 @@ class Store:
         return key
 
     def sample(self, batch_size: int) -> Sample:
-        """Draw B transitions, stratified, with probability p_i / M each.
+        """Draw B transitions with probability p_i / M each, stratified.
 
         Raises:
-            ValueError: the mass is 0: nothing is stored, or all of it is retired.
+            ValueError: the mass is 0: no transitions are stored, or all are retired.
         """
         slots = self._tree.stratified(batch_size, self._rng)
         assert self._frame is not None
@@ -183,12 +183,12 @@ class Store:
         )
 
     def update(self, keys: UInt64s, td_error: Float32s, retired: Bools) -> UpdateCounts:
-        """Set the priorities of keys[B] from td_error[B]; where `retired`, to 0 until the transition is evicted.
+        """Set the priorities of keys[B] from td_error[B], or to 0 until eviction where `retired` is True.
 
-        Of a repeated key the last row counts, unless any row retires it.
+        The last row of a repeated key applies, unless any of its rows retires it.
 
         Raises:
-            ValueError: lengths differ, or a td_error is negative or not finite. Nothing has changed then.
+            ValueError: lengths differ, or a td_error is negative or not finite. The store is unchanged.
         """
         if not len(keys) == len(td_error) == len(retired) or not ((td_error >= 0) & (td_error < np.inf)).all():
             raise ValueError("a priority update needs one finite td_error >= 0 and one flag per key")
@@ -196,7 +196,7 @@ class Store:
         unknown = keys >= np.uint64(self.next_key)
         live = ~(evicted | unknown)
         slots = (keys[live] % np.uint64(self.capacity)).astype(np.int64)
-        # Priorities are positive, so a live leaf of 0 is one retired before.
+        # Priorities are positive, so a stored transition with a leaf of 0 has been retired.
         dead = retired[live] | (self._tree.get(slots) == 0)
         self._tree.set(slots[~dead], self._priority(td_error[live][~dead]))
         self._tree.set(slots[dead], 0.0)
@@ -209,7 +209,7 @@ class Store:
         )
 
     def actors_of(self, keys: Iterable[int]) -> list[str]:
-        """The actors that sent these transitions, each once, in order; keys that are not stored have none."""
+        """Return the names of the actors that sent these transitions, sorted; ignore keys that are not stored."""
         stored = {int(self._records[key % self.capacity]) for key in map(int, keys) if self._holds(key)}
         return sorted({record.actor_of(self._arena[offset:]) for offset in stored})
 
@@ -219,15 +219,15 @@ class Store:
         return self._memory.is_file
 
     def sync(self) -> None:
-        """Wait until the records stored so far are on the disk; from any thread.
+        """Flush the records stored so far to disk; callable from any thread.
 
         Raises:
-            OSError: they cannot be written.
+            OSError: the disk cannot be written.
         """
         self._memory.sync()
 
     def state(self) -> StoreState | None:
-        """A copy of what `restore` needs beside the records; None before the first of them."""
+        """Return a copy of the state that `restore` needs beside the records; None before the first record."""
         if self._frame is None:
             return None
         return StoreState(
@@ -246,10 +246,13 @@ class Store:
         )
 
     def restore(self, state: StoreState) -> Recovery:
-        """Fill this empty store from the records in its file, those newer than `state` too; says what was left of them.
+        """Fill this empty store from the records in its file, including those newer than `state`.
 
-        Priorities are those of `state`. Where it has none they are the initial ones; where alpha or epsilon was another
-        they are too, but what was retired stays so.
+        Priorities are taken from `state`. They are reset to the initial ones for newer transitions, and for all but
+        retired transitions if alpha or epsilon has changed.
+
+        Returns:
+            The recovered spans, with counts of recovered and dropped transitions.
 
         Raises:
             OSError: the file cannot be read.
@@ -289,7 +292,7 @@ class Store:
         """Verify every record and the tree; reads the whole arena.
 
         Raises:
-            AssertionError: records, slots, priorities and counters contradict each other.
+            AssertionError: records, slots, priorities and counters are inconsistent.
         """
         self._tree.check_valid()
         assert 0 <= self.num_transitions <= self.capacity, "more transitions than the capacity"
@@ -306,12 +309,12 @@ class Store:
             assert record.at(self._arena, offset) is not None, f"CRC of key {key}"
             assert record.frames_valid(stored), f"CRC of a frame of the record of key {key}"
             for _, slots in self._slot_ranges(key, count):
-                assert np.all(self._records[slots] == offset), f"a slot of the record of key {key} points elsewhere"
+                assert np.all(self._records[slots] == offset), f"wrong slot of the record of key {key}"
             spans.append((offset, offset + record_bytes))
             key += count
         assert key == self.next_key, "the newest record ends beyond the next key"
-        assert sum(stop - start for start, stop in spans) == self.num_bytes <= len(self._arena), "bytes miscounted"
-        assert not spans or spans[-1][1] == self._head, "the head is not behind the newest record"
+        assert sum(stop - start for start, stop in spans) == self.num_bytes <= len(self._arena), "num_bytes is wrong"
+        assert not spans or spans[-1][1] == self._head, "the head is not at the end of the newest record"
         ordered = sorted(spans)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(ordered)), "overlap"
         free = np.ones(self.capacity, bool)
@@ -325,7 +328,7 @@ class Store:
         return self.first_key <= key < self.next_key
 
     def _reserve(self, start: int, stop: int) -> None:
-        """Make sure that the arena can be written there; it may have moved."""
+        """Reserve [start, stop) of the arena for writing; update the views if the arena has moved."""
         self._memory.reserve(start, stop)
         if self._arena is not self._memory.bytes:
             self._arena = self._memory.bytes
@@ -335,7 +338,7 @@ class Store:
         return cast(np.void, self._headers[self._records[key % self.capacity] // record.UNIT])
 
     def _slot_ranges(self, key: int, count: int) -> Iterable[tuple[slice, slice]]:
-        """(rows, slots) of `count` transitions from `key` on: two where the slots wrap."""
+        """Yield (rows, slots) of `count` transitions from `key` on: two pairs if the slots wrap, else one."""
         start = key % self.capacity
         fitting = min(count, self.capacity - start)
         yield slice(0, fitting), slice(start, start + fitting)
@@ -343,7 +346,7 @@ class Store:
             yield slice(fitting, count), slice(0, count - fitting)
 
     def _place(self, record_bytes: int) -> int | None:
-        """Arena offset for a new record, or None while stored records are in its way."""
+        """Return the arena offset for a new record; None if stored records must be evicted first."""
         if self.num_transitions == 0:
             return 0
         tail = int(self._records[self.first_key % self.capacity])
@@ -364,7 +367,7 @@ class Store:
         self._memory.evict(offset, offset + record_bytes, self._head)
 
     def _check(self, segment: Segment) -> UInt32s:
-        """Check what kernels and tree rely on; the wire checks the rest. Returns the frame ends, uint32[F + 1]."""
+        """Check the invariants that decoders do not check; return the frame ends, uint32[F + 1]."""
         frames, stack, transitions = len(segment.frame_sizes), segment.frame.stack, segment.transitions
 
         def require(condition: bool | np.bool_, message: str) -> None:
@@ -374,8 +377,8 @@ class Store:
         if self._frame is not None and segment.frame != self._frame:
             require(
                 False,
-                f"frames of {segment.frame}, but this store holds {self._frame}; start its actor as the others, "
-                "or the shard without the files of its snapshot_dir",
+                f"frames of {segment.frame}, but this store holds {self._frame}; use the config of the other actors, "
+                "or delete the shard's files in replay.snapshot_dir",
             )
         require(len(transitions) > 0, "no transitions")
         require(len(segment.frame_crcs) == frames, "not one CRC per frame")

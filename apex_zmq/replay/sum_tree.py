@@ -1,9 +1,9 @@
-"""A sum tree with eight children per node, descended by a whole batch at once.
+"""A sum tree with eight children per node, sampled in batches.
 
 Proportional prioritized sampling (Schaul et al. 2016, arXiv 1511.05952, section
 3.3 and appendix B.2.1). Eight float64 children fill one cache line, so the tree
-is a third as deep as a binary one. A batch descends one level at a time, so that
-its cache misses overlap; sample by sample, each would be waited for.
+is a third as deep as a binary one. All samples of a batch descend one level before
+any descends the next, so that their cache misses overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CACHE_LINE_BYTES = 64
 
 
 def kernel(signature: Any) -> Callable[[Kernel], Kernel]:
-    """Compile for one Numba signature when the module loads (or load from the cache); runs without the GIL."""
+    """Decorator that compiles for one Numba signature on import, or loads from the cache; releases the GIL."""
     return cast("Callable[[Kernel], Kernel]", numba.njit(signature, nogil=True, cache=True))
 
 
@@ -31,7 +31,7 @@ class SumTree:
     """`capacity` leaves >= 0 and their sums; not thread-safe."""
 
     def __init__(self, capacity: int) -> None:
-        """All leaves start at 0.
+        """Make a tree whose leaves are all 0.
 
         Raises:
             ValueError: capacity < 1.
@@ -50,19 +50,19 @@ class SumTree:
 
     @property
     def total(self) -> float:
-        """Sum of all leaves."""
+        """The sum of all leaves."""
         return float(self._nodes[0])
 
     def get(self, indices: npt.ArrayLike) -> Float64s:
-        """Leaf values, float64[B], at int64[B] indices."""
+        """Return the values, float64[B], of the leaves at int64[B] indices."""
         return self._leaves[np.asarray(indices, np.int64)]
 
     def get_range(self, start: int, stop: int) -> Float64s:
-        """Copy of leaves start .. stop - 1, float64[stop - start]."""
+        """Return a copy, float64[stop - start], of the leaves start .. stop - 1."""
         return self._leaves[start:stop].copy()
 
     def set(self, indices: npt.ArrayLike, values: npt.ArrayLike) -> None:
-        """Write float64[B] (or one value) at int64[B] indices; of a repeated index the last write wins.
+        """Set the leaves at int64[B] indices to float64[B] (or one value); the last value of a repeated index wins.
 
         Raises:
             ValueError: an index outside [0, capacity), a value negative or not finite.
@@ -76,7 +76,7 @@ class SumTree:
         _refresh(self._nodes, self._starts, changed)
 
     def set_range(self, start: int, stop: int, values: npt.ArrayLike) -> None:
-        """Write float64[stop - start] (or one value) to the leaves start .. stop - 1.
+        """Set the leaves start .. stop - 1 to float64[stop - start] (or one value).
 
         Raises:
             ValueError: a range outside [0, capacity], a value negative or not finite.
@@ -87,7 +87,7 @@ class SumTree:
         _refresh(self._nodes, self._starts, np.arange(start, stop))
 
     def sample(self, uniforms: Float64s) -> Int64s:
-        """The leaves int64[B] at uniforms[B] in [0, 1] of the total; never one of value 0, whatever the rounding.
+        """Return the leaves, int64[B], at the fractions uniforms[B] of the total, in [0, 1]; never a leaf of 0.
 
         Raises:
             ValueError: the total is 0.
@@ -99,7 +99,7 @@ class SumTree:
         return index
 
     def stratified(self, batch_size: int, rng: np.random.Generator) -> Int64s:
-        """One leaf from each of B equal shares of the total, at (j + U_j)/B with U_j uniform.
+        """Sample one leaf from each of B equal shares of the total: at the fractions (j + U_j)/B, U_j uniform.
 
         Raises:
             ValueError: the total is 0.
@@ -107,7 +107,7 @@ class SumTree:
         return self.sample((np.arange(batch_size) + rng.random(batch_size)) / batch_size)
 
     def check_valid(self) -> None:
-        """Recompute every sum.
+        """Verify every sum.
 
         Raises:
             AssertionError: a node differs from the sum of its children, or a leaf is negative or not finite.
@@ -123,7 +123,7 @@ class SumTree:
 
 
 def _aligned_zeros(size: int) -> Float64s:
-    """float64[size] that starts on a cache line, so that siblings share one."""
+    """Return float64[size] aligned to a cache line, so that eight siblings share one."""
     padded = np.zeros(size + _CACHE_LINE_BYTES // 8)
     skip = -padded.ctypes.data % _CACHE_LINE_BYTES // 8
     return padded[skip : skip + size]
@@ -140,9 +140,9 @@ def _checked(values: npt.ArrayLike) -> Float64s:
 def _refresh(nodes: Float64s, starts: Int64s, changed: Int64s) -> None:
     """Recompute the ancestors of changed[B] leaves, level by level; overwrites `changed`.
 
-    Sums are taken anew from the children, never adjusted by differences, so that
-    no rounding error builds up. Neighbours that share a parent cost one sum:
-    ranges and stratified samples, which are in order, touch no parent twice.
+    Each sum is recomputed from its children, not adjusted by differences, so that
+    rounding errors do not accumulate. Consecutive leaves with the same parent cost
+    one sum, so ranges and stratified samples, which are sorted, visit no parent twice.
     """
     count = len(changed)
     for level in range(len(starts) - 1, 0, -1):
@@ -163,13 +163,12 @@ def _refresh(nodes: Float64s, starts: Int64s, changed: Int64s) -> None:
 
 @kernel("void(float64[::1], int64[::1], float64[::1], int64[::1])")
 def _descend(nodes: Float64s, starts: Int64s, mass: Float64s, index: Int64s) -> None:
-    """Walk from the root (index[B] = 0) to the leaves that hold mass[B]; overwrites both.
+    """Descend from the root (index[B] = 0) to the leaves that contain mass[B]; overwrites both.
 
-    Each step takes the last child with a positive value that begins at or before
-    the mass: there always is one below a positive node, even where rounding
-    leaves the mass at or beyond the node's end. The inner loop has no branch to
-    mispredict. The first children are fetched ahead of it: a loop this short has
-    many cache misses under way at once, where the walk itself has a few.
+    Each step selects the last child with a positive value that begins at or before
+    the mass. A positive node always has one, even if rounding puts the mass at or
+    beyond the node's end. The inner loop has no branches to mispredict. A separate
+    short loop loads the first children, because it overlaps more cache misses.
     """
     first = np.empty(len(index))
     for level in range(1, len(starts)):

@@ -294,8 +294,8 @@ def test_stores_differ_in_incarnation_and_sample_by_seed() -> None:
         (lambda s: spoiled(s, td_error=np.inf), "td_error"),
         (lambda s: spoiled(s, td_error=-1), "td_error"),
         (lambda s: replace(s, transitions=s.transitions[:0]), "no transitions"),
-        (lambda s: make_shipment(np.random.default_rng(0), [51]).segment, "never fits"),
-        (lambda s: make_shipment(np.random.default_rng(0), [40], max_frame_bytes=9000).segment, "never fits"),
+        (lambda s: make_shipment(np.random.default_rng(0), [51]).segment, "exceeds the store"),
+        (lambda s: make_shipment(np.random.default_rng(0), [40], max_frame_bytes=9000).segment, "exceeds the store"),
     ],
 )
 def test_refuses_segments_that_cannot_be_stored(spoil: Callable[[Segment], Segment], reason: str) -> None:
