@@ -6,9 +6,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 WINDOW = 1024  # sequence numbers that may arrive out of order, per actor process
-MAX_JUMP = 1 << 16  # no connection loses so many segments at once; a number further ahead is invalid
+MAX_JUMP = 1 << 16  # segments; a sequence number further ahead is invalid, not a gap
 MAX_ACCOUNTS = 4096  # actor processes
-MAX_REFUSED = 16  # actors whose refusals are remembered
+MAX_REFUSED = 16  # actors with a count of refused segments
 
 
 @dataclass(slots=True)
@@ -16,8 +16,8 @@ class Counts:
     """Segments by outcome.
 
     received: stored, each counted once.
-    lost: skipped in the numbering and not arrived since.
-    duplicate: arrived before, or too old to tell.
+    lost: missing in the numbering so far.
+    duplicate: arrived before, or older than the window.
     refused: invalid.
     """
 
@@ -53,13 +53,13 @@ class _Account:
 
 
 class Accounts:
-    """One account per actor process, kept by the sequence numbers of its segments.
+    """One account per actor process, based on the sequence numbers of its segments.
 
-    The numbers of a gap count as lost as soon as a later number arrives, and no longer once they arrive themselves: two
-    connections of one actor may overtake each other. A sliding window remembers which numbers have arrived, as the
+    The numbers of a gap count as lost when a later number arrives, until they arrive themselves: messages on two
+    connections of one actor may be reordered. A sliding window records the numbers that have arrived, as the
     anti-replay window of RFC 4303, section 3.4.3; an older number counts as a duplicate. Numbers below the first one
     that arrived do not count as lost: they were sent to an earlier incarnation of the shard. Beyond the maximum number
-    of accounts, the least recently used is dropped and only its share of the totals is kept.
+    of accounts, the least recently used one is dropped; the totals keep its counts.
 
     totals: counts over all actor processes.
     """
@@ -74,11 +74,11 @@ class Accounts:
         return len(self._accounts)
 
     def admit(self, actor: str, incarnation: int, sequence: int) -> bool:
-        """Count a segment that has arrived; True if it is to be stored, and then counted as received."""
+        """Count an arrived segment; return whether it counts as received and must be stored."""
         account = self._find(actor, incarnation, sequence)
         if sequence - account.next > MAX_JUMP or account.first - sequence > MAX_JUMP:
             self._count(account, refused=1)
-            self.refusals.add(actor, f"sequence {sequence} is more than {MAX_JUMP} away from the others")
+            self.refusals.add(actor, f"sequence {sequence} is more than {MAX_JUMP} away from the actor's others")
             return False
         if sequence >= account.next:
             self._count(account, received=1, lost=sequence - account.next)
@@ -140,9 +140,9 @@ class Refused:
 
 
 class Refusals:
-    """Refused segments by the name of their actor, over all its processes, the latest last.
+    """Refused segments by actor name, over all processes of this name, in order of the latest refusal.
 
-    Bounded: of more than `max_actors` those refused longest ago are forgotten.
+    Beyond `max_actors`, the actor with the oldest refusal is dropped.
     """
 
     def __init__(self, max_actors: int = MAX_REFUSED) -> None:

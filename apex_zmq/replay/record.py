@@ -1,17 +1,17 @@
-"""A segment as one self-describing record of the arena, and the kernels that read records.
+"""The format of records: one segment each in the arena, and the kernels that read them.
 
 Records begin at multiples of `UNIT` = 64 bytes and are little-endian:
 
     header               64 bytes, `HEADER`
-    frame ends           uint32[F + 1], from 0, counted from the first frame's first byte
+    frame ends           uint32[F + 1], offsets from the first frame's first byte; the first is 0
     frame CRCs           uint32[F]
     transitions          `TRANSITION`[T], as the actor sent them
     actor                the actor's name in UTF-8
     frames               the encoded frames, concatenated
     padding
 
-A transition of key k is row k - first_key. A record without frames is a tombstone: it stands for transitions that
-were lost, with rows of zeros.
+A transition of key k is row k - first_key. A record without frames is a tombstone: it replaces lost
+transitions by rows of zeros.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from apex_zmq.types import TRANSITION, Int64s, Shipment, Transitions, UInt8s, UI
 HEADER = np.dtype(
     [
         ("magic", "<u4"),
-        ("log_id", "<u4"),  # of the log it belongs to; a file may hold records of earlier logs
+        ("log_id", "<u4"),  # log of the record; a file may hold records of earlier logs
         ("record_bytes", "<u8"),  # the whole record, header and padding included
         ("first_key", "<i8"),
         ("incarnation", "<u8"),  # of the actor
         ("sequence", "<u8"),
-        ("oldest_key", "<i8"),  # of all that was stored when it was written
+        ("oldest_key", "<i8"),  # oldest key stored at the time of writing
         ("transitions", "<u4"),
         ("frames", "<u4"),
         ("actor_bytes", "<u4"),
@@ -44,10 +44,10 @@ HEADER = np.dtype(
     ],
     align=True,
 )
-MAGIC = int.from_bytes(b"APX2", "little")  # the digit counts formats: records of another one are not found
-UNIT = HEADER.itemsize  # records begin at multiples of it
-# A literal: Numba caches the kernels below by the contents of this file, so a change of TRANSITION must change it too.
-# It changes the format of records: raise MAGIC with it.
+MAGIC = int.from_bytes(b"APX2", "little")  # the digit is the format's version; others are ignored
+UNIT = HEADER.itemsize  # alignment of records, in bytes
+# A literal, because Numba's cache of the kernels below depends on this file only: it must change with TRANSITION.
+# A change of TRANSITION also changes the format of records, so raise MAGIC with it.
 ROW_BYTES = 21
 assert TRANSITION.itemsize == ROW_BYTES, "set ROW_BYTES to the size of TRANSITION, and raise MAGIC"
 
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
 
 def layout(transitions: int, frames: int, actor_bytes: int) -> Layout:
-    """Offsets in a record of T transitions and F frames."""
+    """Return the offsets in a record of T transitions and F frames."""
     ends = UNIT
     crcs = ends + 4 * (frames + 1)
     rows = crcs + 4 * frames
@@ -72,14 +72,14 @@ def layout(transitions: int, frames: int, actor_bytes: int) -> Layout:
 
 
 def size_of(transitions: int, frames: int, actor_bytes: int, frame_bytes: int) -> int:
-    """Bytes of a record, padding included."""
+    """Return the size of a record, in bytes, including padding."""
     return -(-(layout(transitions, frames, actor_bytes).frames + frame_bytes) // UNIT) * UNIT
 
 
 def write(
     record: UInt8s, shipment: Shipment, frame_ends: UInt32s, log_id: int, first_key: int, oldest_key: int
 ) -> None:
-    """Fill `record`, uint8[size_of(...)] of the arena, from a checked segment."""
+    """Fill `record`, uint8[size_of(...)] of the arena, with a checked segment."""
     segment, actor = shipment.segment, shipment.actor.encode()
     content = b"".join(
         [
@@ -99,7 +99,7 @@ def write(
 
 
 def write_tombstone(record: UInt8s, transitions: int, log_id: int, first_key: int, oldest_key: int) -> None:
-    """Fill `record`, uint8[size_of(transitions, 0, 0, 0)] of the arena, in place of transitions that were lost."""
+    """Fill `record`, uint8[size_of(transitions, 0, 0, 0)] of the arena, with a tombstone for lost transitions."""
     record[:] = 0
     header = record[:UNIT].view(HEADER)
     header[0] = (MAGIC, log_id, len(record), first_key, 0, 0, oldest_key, transitions, 0, 0, 0)
@@ -107,7 +107,7 @@ def write_tombstone(record: UInt8s, transitions: int, log_id: int, first_key: in
 
 
 def at(arena: UInt8s, offset: int) -> UInt8s | None:
-    """The record at an offset, a view of the arena; None unless its CRC verifies. Frames are not checked."""
+    """Return the record at an offset, a view of the arena; None if its CRC differs. Frames are not checked."""
     header = header_of(arena[offset:])
     record = arena[offset : offset + int(header["record_bytes"])]
     if header["magic"] != MAGIC or len(record) != header["record_bytes"] or len(record) < UNIT:
@@ -119,7 +119,7 @@ def at(arena: UInt8s, offset: int) -> UInt8s | None:
 
 
 def frames_valid(record: UInt8s) -> bool:
-    """Whether every frame of a record has its CRC."""
+    """Return whether the CRCs of all frames of a record match."""
     at = layout_of(record)
     ends = record[at.ends : at.crcs].view("<u4").tolist()
     crcs: list[int] = record[at.crcs : at.transitions].view("<u4").tolist()
@@ -128,30 +128,30 @@ def frames_valid(record: UInt8s) -> bool:
 
 
 def actor_of(record: UInt8s) -> str:
-    """Name of the actor that sent a record's segment."""
+    """Return the name of the actor that sent a record's segment."""
     at = layout_of(record)
     return record[at.actor : at.frames].tobytes().decode()
 
 
 def header_of(record: UInt8s) -> np.void:
-    """A record's header."""
+    """Return the header of a record."""
     return cast(np.void, record[:UNIT].view(HEADER)[0])
 
 
 def transitions_of(record: UInt8s) -> Transitions:
-    """The transitions of a record, a view of it."""
+    """Return the transitions of a record, as a view of it."""
     at = layout_of(record)
     return record[at.transitions : at.actor].view(TRANSITION)
 
 
 def layout_of(record: UInt8s) -> Layout:
-    """Offsets in a record, by the counts in its header."""
+    """Return the offsets in a record, from the counts in its header."""
     header = header_of(record)
     return layout(int(header["transitions"]), int(header["frames"]), int(header["actor_bytes"]))
 
 
 def _crc_of(record: UInt8s) -> int:
-    """CRC-32 of a record up to its frames, the crc field left out."""
+    """Return the CRC-32 of a record up to its frames, without the crc field."""
     return zlib.crc32(record[UNIT : layout_of(record).frames].data, zlib.crc32(record[: UNIT - 4].data))
 
 
@@ -182,8 +182,8 @@ def read_rows(
 ) -> None:
     """Read the transitions of keys[B] from the records at arena offsets records[B].
 
-    Fills transitions[B], begins[B] (arena offset of each window's first byte) and,
-    as far as each window goes, frame_sizes[B, W]: the rest must be 0.
+    Fills transitions[B], begins[B] (arena offset of each window's first byte) and
+    frame_sizes[B, W], up to the length of each window: the rest must be 0 already.
     """
     uint32 = arena.view(np.uint32)
     for j in range(len(keys)):
@@ -199,10 +199,10 @@ def read_rows(
 
 @kernel(numba.void(numba.uint8[::1], numba.int64[::1], numba.int64[::1], numba.uint8[::1]))
 def copy_windows(arena: UInt8s, begins: Int64s, window_bytes: Int64s, frames: UInt8s) -> None:
-    """Copy window j, window_bytes[j] bytes from arena[begins[j]] on, behind window j - 1."""
+    """Concatenate windows in `frames`: window j is the window_bytes[j] bytes of the arena from begins[j] on."""
     position = 0
     for j in range(len(begins)):
-        # Slices, so that the loop below indexes from 0 and becomes a vector copy.
+        # Slices, so that the loop below indexes from 0 and is vectorized.
         source = arena[begins[j] : begins[j] + window_bytes[j]]
         target = frames[position : position + window_bytes[j]]
         for i in range(len(target)):

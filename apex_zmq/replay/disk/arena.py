@@ -17,14 +17,14 @@ from apex_zmq.types import UInt8s
 
 log = logging.getLogger(__name__)
 
-PIECE = 4 << 20  # bytes allocated on disk, and released, at once: whole huge pages
+PIECE = 4 << 20  # bytes per allocation on disk and per release: whole huge pages
 
 
 class Arena:
-    """Zeroed bytes that occupy memory, or disk space, from when they are written until they are released.
+    """Zeroed bytes that occupy memory, or disk space, only between being written and being released.
 
-    Without releasing, a ring would in time be resident as a whole, however little of it holds records. Memory and the
-    disk space of a file are allocated and released in pieces of `PIECE` bytes.
+    Without releases, a ring would become resident as a whole, even if records fill little of it. Memory and the disk
+    space of a file are allocated and released in pieces of `PIECE` bytes.
 
     bytes: uint8 [size]. Call `reserve` before writing to a range; it may replace this array.
     """
@@ -51,11 +51,11 @@ class Arena:
             what = f"map {size / 1e9:.1f} GB of memory" if path is None else f"use {path}"
             raise ConfigError(f"cannot {what}: {error.strerror}; {remedy}") from None
         self._reserved = np.zeros(-(-size // PIECE), bool)  # pieces with allocated disk space
-        self._evicted = 0  # offset, a multiple of PIECE: up to it, this round of evictions has been released
+        self._evicted = 0  # offset, a multiple of PIECE, up to which this round of evictions has released
 
     def _map(self, memory: mmap.mmap) -> None:
         self._memory = memory
-        with contextlib.suppress(AttributeError, OSError):  # a system without huge pages, or not for files
+        with contextlib.suppress(AttributeError, OSError):  # huge pages are not supported, or not for files
             memory.madvise(mmap.MADV_HUGEPAGE)
         self.bytes: UInt8s = np.frombuffer(memory, np.uint8)
 
@@ -104,7 +104,7 @@ class Arena:
             os.fdatasync(file)
 
     def written(self) -> Iterator[tuple[int, int]]:
-        """Ranges [start, stop), whole pages but at the end, outside of which the file holds only zeros.
+        """Yield ranges [start, stop) of whole pages, except at the end; the file holds only zeros outside of them.
 
         Raises:
             OSError: the file cannot be read.
@@ -122,7 +122,7 @@ class Arena:
             yield start, stop
 
     def clear(self) -> None:
-        """Release everything."""
+        """Release all bytes."""
         self._release(0, len(self.bytes))
 
     def keep(self, tail: int, head: int) -> None:
@@ -139,9 +139,9 @@ class Arena:
 
         Released bytes are zero again.
 
-        offset, end: the record that was the oldest.
-        head: offset behind the newest record. Stored records lie from `end` to `head`, wrapping around the end of the
-            ring if head <= offset.
+        offset, end: range of the evicted record.
+        head: offset of the end of the newest record. The stored records occupy `end` to `head`, wrapping around the end
+            of the ring if head <= offset.
         """
         if offset < self._evicted:  # the tail has wrapped to the front: first release the rest of the last round
             self._release(max(self._evicted, _piece_after(head)), len(self.bytes))
@@ -155,7 +155,7 @@ class Arena:
             return
         if self._file is not None:
             self._reserved[start // PIECE : -(-stop // PIECE)] = False
-            with contextlib.suppress(OSError):  # a file system without holes: the space stays allocated
+            with contextlib.suppress(OSError):  # the file system has no holes: the space stays allocated
                 self._memory.madvise(mmap.MADV_REMOVE, start, stop - start)
                 return
         self._memory.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -16,26 +16,26 @@ CONTROL_GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_memory(config: Config, shards: int) -> int:
-    """Bytes of memory that `shards` shards of this config need on one machine.
+    """Return the memory, in bytes, that `shards` shards of this config need on one machine.
 
-    The limit is the machine's total memory, or that of its control groups: the memory that other processes use now may
-    be free by the time the replay fills.
+    The limit is the total memory of the machine or of its control groups, not the free memory: other processes may
+    release theirs before the replay fills.
 
     Raises:
-        ConfigError: they need more.
+        ConfigError: the shards need more than the limit.
     """
     needed = _share(config, shards, INDEX_BYTES_PER_TRANSITION)
     total = min([psutil.virtual_memory().total, *_group_limits()])
     if needed > total:
         raise ConfigError(
-            f"replay needs {needed / 1e9:.1f} GB and has {total / 1e9:.1f} GB here; "
+            f"replay needs {needed / 1e9:.1f} GB of memory, the limit here is {total / 1e9:.1f} GB; "
             "lower replay.arena_bytes or replay.capacity, or spread replay.shards over hosts"
         )
     return needed
 
 
 def _group_limits() -> list[int]:
-    """Memory limits of the control groups that contain this process, in bytes, as far as they are visible."""
+    """Memory limits of the control groups that contain this process, in bytes; invisible ones are ignored."""
     limits = []
     for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, controllers, name = line.split(":", 2)
@@ -54,7 +54,7 @@ def _group_limits() -> list[int]:
 
 
 def disk_bytes(config: Config, shards: int) -> int:
-    """Maximum size of the files of `shards` shards in `replay.snapshot_dir`, in bytes."""
+    """Return the maximum size of the files of `shards` shards in `replay.snapshot_dir`, in bytes."""
     return _share(config, shards, SNAPSHOT_BYTES_PER_TRANSITION)
 
 

@@ -1,4 +1,4 @@
-"""Durable shards: recovery at the start, periodic snapshots while the shard runs."""
+"""Durable shards: recovery at startup, and periodic snapshots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARENA, SNAPSHOT, PREVIOUS, LOCK = "arena", "snapshot", "snapshot.previous", ".lo
 
 
 def keeper_of(config: Config, shard: int, signature: str) -> Keeper | None:
-    """The keeper of a shard; None if the settings do not enable snapshots.
+    """Make the keeper of a shard; None if the settings do not enable snapshots.
 
     Raises:
         ConfigError: as for `Keeper`.
@@ -80,7 +80,7 @@ class Keeper:
         self._newest_at = None if self._found is None else self._found.time
 
     def _read(self) -> Snapshot | None:
-        """The newest snapshot that verifies; None if there is none."""
+        """Return the newest snapshot that verifies; None if none does."""
         for name in (SNAPSHOT, PREVIOUS):
             path = self._directory / name
             try:
@@ -92,8 +92,8 @@ class Keeper:
                 continue
             if found.signature != self._signature:
                 raise ConfigError(
-                    f"{self._directory} holds experience of signature {found.signature}, this config makes "
-                    f"{self._signature}; set another replay.snapshot_dir, or use the config it was made with"
+                    f"{self._directory} holds experience of signature {found.signature}, but this config has "
+                    f"{self._signature}; set another replay.snapshot_dir, or use the config of its run"
                 )
             return found
         if self.arena_path.exists():
@@ -101,7 +101,7 @@ class Keeper:
         return None
 
     def recover(self, store: Store, governor: Governor) -> None:
-        """Restore the records that verify into the empty store, and the governor's counts."""
+        """Restore the governor's counts, and the records that verify into the empty store."""
         found, self._found = self._found, None
         if found is None:
             return
@@ -120,13 +120,13 @@ class Keeper:
             newer,
             recovery.dropped,
         )
-        # Dropped keys are assigned again; a snapshot must first say that their former transitions are gone.
+        # Dropped keys are assigned again, so a new snapshot must first exclude their former transitions.
         captured = self._capture(store, governor) if recovery.dropped else None
         if captured is not None:
             self._write(store, captured)
 
     def maybe_snapshot(self, store: Store, governor: Governor) -> None:
-        """Start writing a snapshot in a thread if one is due; returns once the priorities have been copied."""
+        """If a snapshot is due, copy the priorities and write it in a thread."""
         now = time.monotonic()
         if now < self._next or (self._thread is not None and self._thread.is_alive()):
             return
@@ -146,7 +146,7 @@ class Keeper:
         self._lock.release()
 
     def _capture(self, store: Store, governor: Governor) -> Snapshot | None:
-        """The shard's state now; None if its records are not in a file, or there are none."""
+        """Capture the shard's state; None if it has no records, or they are not in a file."""
         state = store.state() if store.is_durable else None
         if state is None:
             return None
@@ -170,7 +170,7 @@ class Keeper:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Counters for the shard's status; snapshot_age_s, in seconds, once there is a snapshot."""
+        """Metrics for the shard's status; snapshot_age_s, in seconds, only once a snapshot exists."""
         counts = {"recovered": self._recovered, "dropped": self._dropped, "snapshots": self._written}
         at = self._newest_at
         return counts | ({} if at is None else {"snapshot_age_s": max(0.0, time.time() - at)})

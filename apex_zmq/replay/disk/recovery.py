@@ -1,4 +1,4 @@
-"""Recovery of a shard's records from an arena in which any byte may be damaged."""
+"""Recovery of a shard's records from an arena that may be damaged at any byte."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Span(NamedTuple):
 class Recovery(NamedTuple):
     """The recovered part of a log.
 
-    spans: its records, oldest first, with contiguous keys. Tombstones, which the caller must write, take the
-        places of records that do not verify.
+    spans: its records, oldest first, with contiguous keys. Tombstones, which the caller must write, replace
+        records that do not verify.
     recovered: transitions of records that verify.
     dropped: transitions known to have been stored that do not verify, or are older than a gap without room for a
         tombstone.
@@ -43,21 +43,22 @@ def recover(
 ) -> Recovery:
     """Verify the records of one log, and find room for tombstones between them.
 
-    Each record holds the key that was the oldest when it was written, so the newest record that verifies bounds the log
-    and no index is needed, which could be older than the records. A record that was being written, and the records
-    evicted for it, are lost.
+    Each record holds the oldest key at the time of its writing, so the newest record that verifies bounds the log. No
+    index is needed, which could be older than the records. An incompletely written record, and the records evicted for
+    it, are lost.
 
     Invariants of a log in the ring, read from newest to oldest: keys are contiguous, each record ends before the next
-    newer one begins, and offsets wrap once at most, from the front to the end of the arena, behind the newest record.
+    newer one begins, and offsets wrap at most once, from the front to the end of the arena, without reaching below the
+    end of the newest record.
 
-    arena: uint8 [size]; headers of records newer than the newest one that verifies are zeroed.
-    written: ranges of the arena outside of which it holds only zeros.
-    stored_then: keys stored at the time of the snapshot, to count missing transitions.
+    arena: uint8 [size]; the headers of damaged records newer than all that verify are zeroed.
+    written: ranges of the arena; all other bytes are 0.
+    stored_then: keys stored at the time of the snapshot, used to count missing transitions.
     capacity: maximum number of transitions to keep, the newest.
     """
     found = sorted(_spans(arena, written, log_id), reverse=True)
     newest = next((place for place, span in enumerate(found) if _frames_valid(arena, span)), len(found))
-    # Their keys will be assigned again, so the next recovery must not find these headers.
+    # The keys of these records will be assigned again, so the next recovery must not find their headers.
     for span in found[:newest]:
         arena[span.start : span.start + record.UNIT] = 0
     end = max([stored_then.stop, *(span.next_key for span in found)])
@@ -69,7 +70,7 @@ def recover(
     wrapped = False
     for span in found[newest + 1 :]:
         later = spans[-1]
-        # Skip records evicted before, remains of overwritten ones, and damaged ones.
+        # Skip records that were evicted, partly overwritten or damaged.
         if span.first_key < oldest_key or span.next_key > later.first_key or not _frames_valid(arena, span):
             continue
         # `free` holds the ranges between this record and the next newer one.
@@ -78,15 +79,15 @@ def recover(
         elif not wrapped and span.start >= spans[0].stop:
             wrapped, free = True, [(span.stop, len(arena)), (0, later.start)]
         else:
-            continue  # it would overlap newer records: not of this round of the ring
+            continue  # overlaps newer records, so it is from an earlier round of the ring
         missing = later.first_key - span.next_key
         if missing:
-            # Keys must stay contiguous, since a key is found by its slot: a tombstone covers the missing ones. It needs
-            # less room than the records did, but at the wrap their room is in two parts.
+            # Keys must stay contiguous, because they are mapped to slots: a tombstone covers the missing ones. It is
+            # smaller than their records, but may not fit if their room is split by the wrap.
             size = record.size_of(missing, 0, 0, 0)
             start = next((start for start, stop in free if stop - start >= size), None)
             if start is None:
-                break  # the keys end here, so older records are dropped
+                break  # contiguous keys end here, so older records are dropped
             spans.append(Span(span.next_key, later.first_key, start, start + size, tombstone=True))
             in_tombstones += missing
         spans.append(span)
@@ -99,7 +100,7 @@ def recover(
 
 
 def _spans(arena: UInt8s, written: Iterable[tuple[int, int]], log_id: int) -> Iterator[Span]:
-    """The records of a log whose header and columns verify; their frames are not checked."""
+    """Yield the records of a log whose header and columns verify; frames are not checked."""
     headers = arena.view(record.HEADER)
     for start, stop in written:
         for unit in range(start // record.UNIT, stop // record.UNIT, CHUNK):

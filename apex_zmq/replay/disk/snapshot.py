@@ -26,9 +26,9 @@ from apex_zmq.types import Float64s, FrameSpec
 MAGIC = b"APEXSNAP"
 FORMAT_VERSION = 2  # of snapshots and of the records beside them
 _PRELUDE = struct.Struct("<8sII")
-_CRC_AT = _PRELUDE.size - 4  # all behind the field
+_CRC_AT = _PRELUDE.size - 4  # offset of the bytes that the CRC covers
 _PIECE_BYTES = 1 << 18
-_BYTES_PER_S = 32e6  # slower than disks, so that writing leaves the processor to sampling
+_BYTES_PER_S = 32e6  # limits the CPU time that writing takes from sampling
 
 
 class SnapshotError(Exception):
@@ -39,10 +39,10 @@ class SnapshotError(Exception):
 class StoreState:
     """The state of a store beside its records.
 
-    log_id: of the log whose records it knows.
-    priority: float64 [N], of the transitions from first_key on, as stored.
-    alpha, epsilon: exponent and offset by which the priorities were computed.
-    random: state of the generator that draws samples.
+    log_id: log that the keys belong to.
+    priority: float64 [N], stored priorities of the transitions from first_key on.
+    alpha, epsilon: exponent and offset of the priorities.
+    random: state of the random generator of sampling.
     """
 
     log_id: int
@@ -55,7 +55,7 @@ class StoreState:
 
     @property
     def next_key(self) -> int:
-        """Key of the transition behind the newest."""
+        """Key of the next transition."""
         return self.first_key + len(self.priority)
 
 
@@ -65,7 +65,7 @@ class Snapshot:
 
     time: Unix seconds.
     signature: experience signature of its config.
-    inserts, samples: the governor's counts.
+    inserts, samples: counts of the governor.
     """
 
     time: float
@@ -76,7 +76,7 @@ class Snapshot:
 
 
 def encode(snapshot: Snapshot) -> tuple[bytes, memoryview]:
-    """The file's contents in two parts: prelude with header, and priorities."""
+    """Encode as the contents of a file, in two parts: prelude with header, and priorities."""
     priority = np.ascontiguousarray(snapshot.store.priority, "<f8")
     store = {each.name: getattr(snapshot.store, each.name) for each in fields(StoreState) if each.name != "priority"}
     store["frame"] = asdict(snapshot.store.frame)
@@ -91,8 +91,8 @@ def decode(data: bytes) -> Snapshot:
     """Decode a file's contents.
 
     Raises:
-        SnapshotError: they are incomplete or damaged.
-        ConfigError: they are of another format version.
+        SnapshotError: the file is truncated or damaged.
+        ConfigError: the file has another format version.
     """
     if len(data) < _PRELUDE.size:
         raise SnapshotError("truncated")
@@ -103,7 +103,7 @@ def decode(data: bytes) -> Snapshot:
     if (version := header.pop("format")) != FORMAT_VERSION:
         raise ConfigError(
             f"the replay's files in replay.snapshot_dir have format {version}, this program reads {FORMAT_VERSION}: "
-            "start a new run, or delete them to go on with an empty replay"
+            "start a new run, or delete them to continue with an empty replay"
         )
     store = header.pop("store")
     frame = store.pop("frame")

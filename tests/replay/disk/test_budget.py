@@ -47,7 +47,7 @@ def test_cgroup_limit_below_machine_memory_is_respected(
     limits: dict[str, str], membership: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     within(limits, membership, tmp_path, monkeypatch)
-    with pytest.raises(ConfigError, match=re.escape("replay needs 3.0 GB and has 2.0 GB here")):
+    with pytest.raises(ConfigError, match=re.escape("replay needs 3.0 GB of memory, the limit here is 2.0 GB")):
         budget.check_memory(CONFIG, shards=1)
 
 
@@ -60,5 +60,5 @@ def test_machine_memory_is_the_limit_without_a_cgroup_limit(
     total = psutil.virtual_memory().total
     fits = loading.replace(CONFIG, {"replay.arena_bytes": total - 10**6})
     assert total - 10**6 < budget.check_memory(fits, shards=1) <= total
-    with pytest.raises(ConfigError, match=f"has {total / 1e9:.1f} GB here"):
+    with pytest.raises(ConfigError, match=f"limit here is {total / 1e9:.1f} GB"):
         budget.check_memory(loading.replace(CONFIG, {"replay.arena_bytes": total}), shards=1)
