@@ -1,1 +1,1 @@
-"""Messages and their bytes."""
+"""Messages between roles, and their encoding."""

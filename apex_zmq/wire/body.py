@@ -1,4 +1,4 @@
-"""Encoding common to all messages: one part with prelude and body, then buffer parts; the body is a typed struct."""
+"""Encoding of all messages: a first part with prelude and body (a typed struct), then buffer parts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Name = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class Body(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """Base of all message bodies: MessagePack maps keyed by field name; unknown fields are refused."""
+    """Base of all message bodies: MessagePack maps keyed by field name; unknown fields are errors."""
 
 
 class OpenBody(Body, frozen=True, forbid_unknown_fields=False):
-    """Base of bodies whose unknown fields are ignored, so that a minor version may add some."""
+    """Base of bodies whose unknown fields are ignored, so that a minor version may add fields."""
 
 
 B = TypeVar("B", bound=Body)
@@ -34,24 +34,23 @@ _decoder = functools.cache(msgspec.msgpack.Decoder)
 
 
 def encode(kind: Kind, body: Body, *buffers: Buffer) -> list[Buffer]:
-    """The parts of a message."""
+    """Encode a message as its parts."""
     return [pack(kind, _encode_body(body)), *buffers]
 
 
 def decode_body(parts: Parts, kind: Kind, body: type[B], buffers: int = 0) -> B:
     """Decode the body of a message, and check its types and bounds.
 
-    buffers: number of buffer parts that the kind has.
-
+    buffers: number of buffer parts of the kind.
 
     Raises:
-        WireError: another kind or number of parts, a part over the kind's limit, an invalid body.
+        WireError: another kind or number of parts, a part above the kind's limit, an invalid body.
     """
     if len(parts) != 1 + buffers:
-        raise WireError(f"{kind.name} of {len(parts)} parts, {1 + buffers} expected")
+        raise WireError(f"{kind.name} has {len(parts)} parts, {1 + buffers} expected")
     found, raw = unpack(parts[0])
     if found is not kind:
-        raise WireError(f"{found.name} where {kind.name} belongs")
+        raise WireError(f"kind is {found.name}, {kind.name} expected")
     if any(len(part) > LIMITS[kind][1] for part in parts[1:]):
         raise WireError(f"buffer part exceeds the {LIMITS[kind][1]} bytes of {kind.name}")
     try:
@@ -62,11 +61,11 @@ def decode_body(parts: Parts, kind: Kind, body: type[B], buffers: int = 0) -> B:
 
 
 def require(condition: Any, reason: str) -> None:
-    """Raises: WireError: the condition is not met."""
+    """Raise WireError if a condition is not met."""
     if not condition:
         raise WireError(reason)
 
 
 def require_finite(array: npt.NDArray[Any], name: str) -> None:
-    """Raises: WireError: a value is not finite."""
+    """Raise WireError if a value is not finite."""
     require(np.isfinite(array).all(), f"{name} is not finite")

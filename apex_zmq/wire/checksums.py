@@ -58,7 +58,7 @@ def corrupted_windows(frames: Buffer, sizes: UInt32s, window_crcs: UInt32s) -> n
 
     Args:
         frames: encoded frames, concatenated row by row; its length is the sum of `sizes`.
-        sizes: [B, W] bytes of each frame; 0 in the places that a short window leaves free.
+        sizes: [B, W] bytes of each frame; 0 where a short window is padded.
         window_crcs: [B] as returned by `window_crcs`.
 
     Returns:
@@ -71,7 +71,7 @@ def corrupted_windows(frames: Buffer, sizes: UInt32s, window_crcs: UInt32s) -> n
 
 
 def _crcs_of_crcs(crcs: UInt32s, begins: Int64s, ends: Int64s) -> UInt32s:
-    """uint32 [N]: CRC-32 over crcs[begins[i] : ends[i]] as little-endian u32."""
+    """Return uint32 [N]: CRC-32 over crcs[begins[i] : ends[i]] as little-endian u32."""
     found = np.empty(len(begins), np.uint32)
     _kernel()(crcs.astype("<u4").view(np.uint8), 4 * begins, 4 * ends, found)
     return found
@@ -85,7 +85,7 @@ def _crcs_in_python(data: UInt8s, begins: Int64s, ends: Int64s, found: UInt32s) 
 
 
 def _compiled_kernel() -> Kernel:
-    """The same as `_crcs_in_python` with ISA-L's CRC-32, which uses the processor's carry-less multiplication.
+    """Compile `_crcs_in_python` with ISA-L's CRC-32, which uses the processor's carry-less multiplication.
 
     Raises:
         OSError, AttributeError: the isal wheel is missing or does not export the function.
@@ -103,14 +103,14 @@ def _compiled_kernel() -> Kernel:
 
 @functools.cache
 def _kernel() -> Kernel:
-    """The compiled kernel if it passes a test, else the Python one."""
+    """Return the compiled kernel if its result is correct, else the Python one."""
     try:
         kernel = _compiled_kernel()
         found = np.empty(1, np.uint32)
         kernel(np.frombuffer(b"-123456789", np.uint8), np.array([1]), np.array([10]), found)
         if found[0] == 0xCBF43926:  # the check value of CRC-32
             return kernel
-        log.warning("ISA-L's crc32_gzip_refl returns wrong values; verifying windows in Python, slowly")
-    except Exception as error:  # whatever the platform's linker or compiler raises, Python verifies too
-        log.warning("no compiled checksum kernel (%s); verifying windows in Python, slowly", error)
+        log.warning("ISA-L's crc32_gzip_refl returns wrong values; verifying windows in Python, which is slower")
+    except Exception as error:  # linker and compiler may raise anything
+        log.warning("no compiled checksum kernel (%s); verifying windows in Python, which is slower", error)
     return _crcs_in_python

@@ -2,7 +2,7 @@
 
 Prelude, little-endian: kind u8 | major version u8 | flags u8 | minor version u8 | raw_size u32, the body's size before
 compression. Kind and versions keep their places in every version, so that peers of different versions recognise each
-other. docs/PROTOCOL.md is the authority; `PROTOCOL_VERSION` is pinned to it by a test.
+other. docs/PROTOCOL.md is the specification; a test compares `PROTOCOL_VERSION` with it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy.typing as npt
 from apex_zmq.types import Buffer
 
 PROTOCOL_VERSION = 3, 0  # major, minor
-VERSION_BYTES = 4  # at the beginning of a message, which hold kind and version in every version
+VERSION_BYTES = 4  # leading bytes of a message, which hold kind and version in every version
 PRELUDE = struct.Struct("<BBBBI")
 FLAG_LZ4 = 1
 
-# Compression is skipped below this many bytes, and where the result is above this share of the original.
+# Bodies smaller than this, or larger than this share of their size after compression, are not compressed.
 MIN_COMPRESSED_BYTES = 512
 MAX_COMPRESSED_SHARE = 0.9
-# An lz4 block cannot expand more than this; sizes above it are refused before memory is allocated.
+# Maximum expansion of an lz4 block; larger sizes are refused before memory is allocated.
 MAX_LZ4_RATIO = 255
 
 
@@ -59,7 +59,7 @@ LIMITS: dict[Kind, tuple[int, int]] = {
 
 
 class WireError(ValueError):
-    """A message that breaks the protocol; the text is the reason, fit for a log."""
+    """A message that breaks the protocol; the text is the reason, for a log."""
 
 
 class VersionError(WireError):
@@ -71,12 +71,12 @@ class VersionError(WireError):
 
 
 def version_text(version: tuple[int, int] = PROTOCOL_VERSION) -> str:
-    """A protocol version as it is written."""
+    """Return a protocol version as text."""
     return "{}.{}".format(*version)
 
 
 def pack(kind: Kind, body: bytes) -> bytes:
-    """Prelude and body; the body is compressed if that makes it a tenth smaller."""
+    """Join prelude and body; the body is compressed if that makes it a tenth smaller."""
     raw_size, flags = len(body), 0
     if raw_size >= MIN_COMPRESSED_BYTES and kind is not Kind.PARAMETERS:  # float weights hardly compress
         compressed = lz4.block.compress(body, store_size=False)
@@ -87,7 +87,7 @@ def pack(kind: Kind, body: bytes) -> bytes:
 
 
 def kind_of(part: Buffer) -> Kind:
-    """Kind of a message from its first part.
+    """Return the kind of a message from its first part.
 
     Raises:
         WireError: a part that is too short, an unknown kind.
@@ -107,7 +107,7 @@ def kind_of(part: Buffer) -> Kind:
 
 
 def unpack(part: Buffer) -> tuple[Kind, Buffer]:
-    """Kind and raw body of a message's first part; sizes are checked before anything is allocated.
+    """Return kind and raw body of a message's first part; sizes are checked before memory is allocated.
 
     Raises:
         WireError: as `kind_of`; unknown flags, sizes that disagree or exceed the kind's limit.
@@ -136,12 +136,12 @@ def unpack(part: Buffer) -> tuple[Kind, Buffer]:
 
 
 def to_bytes(array: npt.ArrayLike, dtype: str) -> bytes:
-    """A column as little-endian bytes, C order."""
+    """Encode a column as little-endian bytes, C order."""
     return np.ascontiguousarray(array, dtype=dtype).tobytes()
 
 
 def from_bytes(data: Buffer, dtype: str, shape: tuple[int, ...], name: str) -> npt.NDArray[Any]:
-    """A column from little-endian bytes, without a copy.
+    """Decode a column from little-endian bytes, without a copy.
 
     Raises:
         WireError: the size is not that of `shape`.

@@ -1,9 +1,8 @@
 """Messages of the data path: segments, batches and priorities, encoded and decoded.
 
-Columns and tables are little-endian bytes. Every `decode_*` raises `WireError`
-with the reason for whatever breaks the protocol, and returns data that is
-consistent in itself: no index out of bounds, no value that is not finite, no
-size that was not checked.
+Columns and tables are little-endian bytes. Every `decode_*` raises `WireError`,
+with the reason, if a message breaks the protocol. The data it returns are
+consistent: indices are in bounds, values finite, and sizes checked.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from apex_zmq.wire.checksums import frame_crcs, window_crcs
 from apex_zmq.wire.codec import LIMITS, Kind, WireError, from_bytes, to_bytes, unpack
 
 MAX_TRANSITIONS = 1024  # per segment
-MAX_FRAMES = 1 << 16  # per segment: a u16 index reaches no further
+MAX_FRAMES = 1 << 16  # per segment, the range of a u16 index
 MAX_BATCH = 1 << 16
 _COLUMNS = [(name, TRANSITION[name]) for name in COLUMNS]
 
 
 class FrameBody(Body, frozen=True):
-    """Declares the frames of a buffer part."""
+    """Shape and encoding of the frames in a buffer part."""
 
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 16)], ...], Meta(min_length=1, max_length=3)]
     dtype: Literal["uint8", "float32"]
@@ -100,7 +99,7 @@ def _frame_body(frame: FrameSpec) -> FrameBody:
 
 def _frame_spec(body: FrameBody) -> FrameSpec:
     frame = FrameSpec(body.shape, body.dtype, body.stack)
-    require(frame.codec == body.codec, f"{body.dtype} frames travel as {frame.codec}, not {body.codec}")
+    require(frame.codec == body.codec, f"{body.dtype} frames must be encoded as {frame.codec}, not {body.codec}")
     require(frame.nbytes <= LIMITS[Kind.SEGMENT][0], f"frame of {frame.nbytes} bytes is too large")
     return frame
 
@@ -108,24 +107,24 @@ def _frame_spec(body: FrameBody) -> FrameSpec:
 def _check_frame_sizes(sizes: npt.NDArray[np.uint32], frame: FrameSpec, frames: Buffer) -> None:
     require(int(sizes.sum(dtype=np.uint64)) == len(frames), "frame sizes do not add up to the buffer")
     if frame.codec == "raw":
-        require(np.isin(sizes, (0, frame.nbytes)).all(), "raw frame of a wrong size")
+        require(np.isin(sizes, (0, frame.nbytes)).all(), "raw frame of wrong size")
     else:
-        require((sizes <= frame.nbytes + frame.nbytes // 255 + 16).all(), "an lz4 block larger than lz4 makes any")
+        require((sizes <= frame.nbytes + frame.nbytes // 255 + 16).all(), "lz4 block above the maximum size of lz4")
 
 
 def _to_columns(table: Transitions) -> bytes:
-    """A structured array column by column: values of one kind compress better side by side than in rows."""
+    """Encode a structured array by columns, which compress better than rows."""
     return b"".join(table[name].tobytes() for name in COLUMNS)
 
 
 def _from_columns(data: bytes) -> Transitions:
-    """Inverse of `_to_columns`, for as many rows as the bytes make up.
+    """Decode `_to_columns`; the number of rows follows from the number of bytes.
 
     Raises:
         WireError: not a whole number of rows.
     """
     rows, rest = divmod(len(data), TRANSITION.itemsize)
-    require(not rest, f"transitions of {len(data)} bytes, {TRANSITION.itemsize} each")
+    require(not rest, f"transitions of {len(data)} bytes, not a multiple of {TRANSITION.itemsize}")
     table = np.empty(rows, TRANSITION)
     offset = 0
     for name, dtype in _COLUMNS:
@@ -135,7 +134,7 @@ def _from_columns(data: bytes) -> Transitions:
 
 
 def _check_transitions(transitions: Transitions, n_step: int) -> None:
-    """Raises: WireError: a value that no actor makes. Actions are not checked: only the learner knows their number."""
+    """Raise WireError if a value is invalid. Actions are not checked: only the learner knows their number."""
     steps, discount, td_error = transitions["steps"], transitions["discount"], transitions["td_error"]
     require_finite(transitions["reward"], "reward")
     require(((discount >= 0) & (discount <= 1)).all(), "discount outside 0 to 1")
@@ -145,7 +144,7 @@ def _check_transitions(transitions: Transitions, n_step: int) -> None:
 
 
 def encode_segment(shipment: Shipment, signature: str) -> list[Buffer]:
-    """A segment under the sender's experience signature."""
+    """Encode a segment. signature: experience signature of the sender."""
     segment = shipment.segment
     body = SegmentBody(
         signature=signature,
@@ -160,37 +159,37 @@ def encode_segment(shipment: Shipment, signature: str) -> list[Buffer]:
     return encode(Kind.SEGMENT, body, segment.frames)
 
 
-class _Named(Struct):
-    """The field of a SEGMENT that names its sender, whatever else it holds."""
+class _ActorField(Struct):
+    """Decodes the actor of a SEGMENT and ignores all other fields."""
 
     actor: Name
 
 
 def actor_of(parts: Parts) -> str | None:
-    """The actor that a SEGMENT refused by `decode_segment` names; None where it names none."""
+    """Return the actor of a SEGMENT that `decode_segment` has refused; None if it cannot be decoded."""
     try:
-        return msgspec.msgpack.decode(unpack(parts[0])[1], type=_Named).actor
+        return msgspec.msgpack.decode(unpack(parts[0])[1], type=_ActorField).actor
     except (WireError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def decode_segment(parts: Parts, signature: str, n_step: int) -> Shipment:
-    """A segment that a store can trust.
+    """Decode a segment, and verify its checksums.
 
     Raises:
-        WireError: another experience signature; sizes, indices, checksums or values that do not fit.
+        WireError: another experience signature; invalid sizes, indices, checksums or values.
     """
     body = decode_body(parts, Kind.SEGMENT, SegmentBody, buffers=1)
     require(
         body.signature == signature,
-        f"experience signature {body.signature[:16]!r} of actor {body.actor} differs from ours, {signature}: "
+        f"experience signature {body.signature[:16]!r} of actor {body.actor} differs from ours, {signature}; "
         "start it with this run's config",
     )
     num_frames = len(body.frame_sizes) // 4
-    require(1 <= num_frames <= MAX_FRAMES, f"segment of {num_frames} frames, 1 to {MAX_FRAMES} are allowed")
+    require(1 <= num_frames <= MAX_FRAMES, f"segment of {num_frames} frames, 1 to {MAX_FRAMES} allowed")
     transitions = _from_columns(body.transitions)
     count = len(transitions)
-    require(1 <= count <= MAX_TRANSITIONS, f"segment of {count} transitions, 1 to {MAX_TRANSITIONS} are allowed")
+    require(1 <= count <= MAX_TRANSITIONS, f"segment of {count} transitions, 1 to {MAX_TRANSITIONS} allowed")
     segment = Segment(
         frame=_frame_spec(body.frame),
         frames=parts[1],
@@ -202,7 +201,7 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Shipment:
     _check_frame_sizes(segment.frame_sizes, segment.frame, segment.frames)
     _check_transitions(transitions, n_step)
     ends = transitions["first"].astype(np.int64) + transitions["steps"] + segment.frame.stack
-    require(ends.max() <= num_frames, "observation beyond the segment's frames")
+    require(ends.max() <= num_frames, "window ends beyond the segment's frames")
     if segment.frame.codec == "raw":
         require_finite(np.frombuffer(segment.frames, "<f4"), "observation")
     _check_checksums(segment)
@@ -210,17 +209,17 @@ def decode_segment(parts: Parts, signature: str, n_step: int) -> Shipment:
 
 
 def _check_checksums(segment: Segment) -> None:
-    """Raises: WireError: a CRC-32 of a frame or of a window is not that of the bytes."""
+    """Raise WireError if the CRC-32 of a frame or a window differs."""
     found = frame_crcs(segment.frames, segment.frame_sizes)
-    require((found == segment.frame_crcs).all(), "a frame's CRC does not match frame_crcs: damaged on the way")
+    require((found == segment.frame_crcs).all(), "frame_crcs differ from the frames: damaged in transit")
     first, steps = segment.transitions["first"], segment.transitions["steps"]
     expected = window_crcs(segment.frame_crcs, first, steps, segment.frame.stack)
     wrong = np.flatnonzero(segment.transitions["window_crc"] != expected)
-    require(not len(wrong), f"window_crc of transition {wrong[:1]} is not made of its frames' frame_crcs")
+    require(not len(wrong), f"window_crc of transition {wrong[:1]} differs from its frame_crcs")
 
 
 def encode_batch(batch: Batch) -> list[Buffer]:
-    """A batch as a replay shard deals it."""
+    """Encode a batch."""
     sample = batch.sample
     body = BatchBody(
         learner_incarnation=batch.learner_incarnation,
@@ -241,10 +240,10 @@ def encode_batch(batch: Batch) -> list[Buffer]:
 
 
 def decode_batch(parts: Parts, frame: FrameSpec, n_step: int) -> Batch:
-    """A batch whose every field a learner can use without looking again, but for the actions, of any number.
+    """Decode a batch. All fields are checked, except actions and window checksums.
 
     Raises:
-        WireError: another frame or window than the learner's; values that do not fit.
+        WireError: another frame or window than the learner's; invalid values.
     """
     body = decode_body(parts, Kind.BATCH, BatchBody, buffers=1)
     found = _frame_spec(body.frame)
@@ -252,7 +251,7 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int) -> Batch:
     require(body.window == frame.stack + n_step, f"window of {body.window} frames, {frame.stack + n_step} expected")
     transitions = _from_columns(body.transitions)
     rows = len(transitions)
-    require(1 <= rows <= MAX_BATCH, f"batch of {rows} rows, 1 to {MAX_BATCH} are allowed")
+    require(1 <= rows <= MAX_BATCH, f"batch of {rows} rows, 1 to {MAX_BATCH} allowed")
     sample = Sample(
         num_transitions=body.num_transitions,
         mass=body.mass,
@@ -269,12 +268,12 @@ def decode_batch(parts: Parts, frame: FrameSpec, n_step: int) -> Batch:
     require_finite(sample.priority, "priority")
     require((sample.priority > 0).all(), "priority not positive")
     filled = np.arange(body.window) < (transitions["steps"][:, None].astype(np.int64) + frame.stack)
-    require(((sample.frame_sizes > 0) == filled).all(), "a window has not exactly stack + steps frames")
+    require(((sample.frame_sizes > 0) == filled).all(), "window without exactly stack + steps frames")
     return Batch(body.learner_incarnation, body.rank, body.shard, body.shard_incarnation, body.number, sample)
 
 
 def encode_priorities(update: PriorityUpdate) -> list[Buffer]:
-    """An acknowledgement and new |TD errors|."""
+    """Encode an acknowledgement and new |TD errors|."""
     body = PrioritiesBody(
         learner_incarnation=update.learner_incarnation,
         rank=update.rank,
@@ -288,10 +287,14 @@ def encode_priorities(update: PriorityUpdate) -> list[Buffer]:
 
 
 def decode_priorities(parts: Parts) -> PriorityUpdate:
-    """Raises: WireError: sizes that disagree, values out of range."""
+    """Decode an acknowledgement and new |TD errors|.
+
+    Raises:
+        WireError: inconsistent sizes, values out of range.
+    """
     body = decode_body(parts, Kind.PRIORITIES, PrioritiesBody)
     rows = len(body.keys) // 8
-    require(rows <= MAX_BATCH, f"priorities of {rows} rows, {MAX_BATCH} are allowed")
+    require(rows <= MAX_BATCH, f"priorities of {rows} rows, at most {MAX_BATCH} allowed")
     keys = from_bytes(body.keys, "<u8", (rows,), "keys")
     td_error = from_bytes(body.td_error, "<f4", (rows,), "td_error")
     retired = from_bytes(body.retired, "u1", (rows,), "retired")

@@ -1,4 +1,4 @@
-"""Frames on the wire: an image is one lz4 block, a vector its raw bytes."""
+"""Encoding of frames: one lz4 block for an image, the raw bytes for a vector."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def decode_windows(frames: Buffer, sizes: UInt32s, frame: FrameSpec, out: npt.ND
 
     Args:
         frames: encoded frames, concatenated row by row; its length is the sum of `sizes`.
-        sizes: [B, W] bytes of each encoded frame; 0 leaves the place unchanged.
+        sizes: [B, W] bytes of each encoded frame; 0: the place is left unchanged.
         frame: shape, dtype and codec of a frame.
         out: [B, W, *frame.shape] of frame.dtype, C-contiguous.
 
     Returns:
-        bool [B], True where a frame of the row does not decode to exactly one frame, or is a vector with a value that
-        is not finite; rows of the latter kind are zeroed.
+        bool [B], True for rows with a frame that does not decode to the size of a frame, or with a vector that is not
+        finite; rows of the latter kind are zeroed.
     """
     source = np.frombuffer(frames, np.uint8)
     places = out.reshape(*sizes.shape, -1).view(np.uint8)
@@ -88,7 +88,7 @@ def _decode_lz4_in_python(source: UInt8s, sizes: UInt32s, places: UInt8s) -> npt
 
 
 def _compiled_decoder() -> Decoder:
-    """The same as `_decode_lz4_in_python` with liblz4's own LZ4_decompress_safe, which the lz4 wheel exports.
+    """Compile `_decode_lz4_in_python` with liblz4's LZ4_decompress_safe, which the lz4 wheel exports.
 
     Raises:
         OSError, AttributeError: the wheel does not export the function.
@@ -119,7 +119,7 @@ def _compiled_decoder() -> Decoder:
 
 @functools.cache
 def _lz4_decoder() -> Decoder:
-    """The compiled decoder if it passes a test, else the Python one."""
+    """Return the compiled decoder if its result is correct, else the Python one."""
     spec = FrameSpec((64,), "uint8", 1)
     frame = np.arange(64, dtype=np.uint8)
     encoded = encode_frame(frame, "lz4")
@@ -129,7 +129,7 @@ def _lz4_decoder() -> Decoder:
         bad = decode(np.frombuffer(encoded, np.uint8), np.array([[len(encoded)]], np.uint32), out)
         if not bad[0] and (out[0, 0] == frame).all():
             return decode
-        log.warning("liblz4's LZ4_decompress_safe returns wrong frames; decoding frames in Python, slowly")
-    except Exception as error:  # whatever the platform's linker or compiler raises, Python decodes too
-        log.warning("no compiled frame decoder (%s); decoding frames in Python, slowly", error)
+        log.warning("liblz4's LZ4_decompress_safe returns wrong frames; decoding frames in Python, which is slower")
+    except Exception as error:  # linker and compiler may raise anything
+        log.warning("no compiled frame decoder (%s); decoding frames in Python, which is slower", error)
     return _decode_lz4_in_python

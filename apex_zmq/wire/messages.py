@@ -1,6 +1,6 @@
 """Messages that are one struct each: HELLO, PARAMETERS, HEARTBEAT, STATUS, BYE.
 
-Every `decode_*` raises `WireError` with the reason for whatever breaks the protocol.
+Every `decode_*` raises `WireError`, with the reason, if a message breaks the protocol.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
 class Hello(Body, frozen=True):
-    """Kind HELLO, learner to replay, repeated: who may be dealt batches. The highest incarnation wins."""
+    """Kind HELLO, learner to replay, repeated: requests batches for a rank. The highest incarnation gets them."""
 
     run: Name
     learner_incarnation: UInt
@@ -63,7 +63,7 @@ class Episode(OpenBody, frozen=True):
     """One finished episode.
 
     stage: label of the part of the environment in which it ended; empty: the environment has no parts.
-    info: numbers that the environment tells of the episode, by name.
+    info: numbers that the environment reports about the episode, by name.
     """
 
     episode_return: float
@@ -74,7 +74,7 @@ class Episode(OpenBody, frozen=True):
 
 
 class Refusal(Body, frozen=True):
-    """Segments of one actor that a shard has refused since it started."""
+    """Number of segments of one actor that a shard has refused since its start."""
 
     actor: Name
     segments: UInt
@@ -106,7 +106,7 @@ class Bye(Body, frozen=True):
 
 
 def decode_hello(parts: Parts) -> Hello:
-    """Raises: WireError."""
+    """Decode a HELLO."""
     return decode_body(parts, Kind.HELLO, Hello)
 
 
@@ -119,37 +119,37 @@ def make_tensors(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Tensor, ...]:
 
 
 def decode_parameters(parts: Parts) -> tuple[Parameters, dict[str, npt.NDArray[Any]]]:
-    """Parameters and their tensors as read-only arrays by name.
+    """Decode parameters, and their tensors as read-only arrays by name.
 
     Raises:
-        WireError: sizes that disagree, values that are not finite, a name twice.
+        WireError: inconsistent sizes, values that are not finite, a repeated name.
     """
     body = decode_body(parts, Kind.PARAMETERS, Parameters)
     arrays = {}
     for tensor in body.tensors:
         arrays[tensor.name] = from_bytes(tensor.data, "<f4", tensor.shape, tensor.name)
         require_finite(arrays[tensor.name], tensor.name)
-    require(len(arrays) == len(body.tensors), "two tensors of one name")
+    require(len(arrays) == len(body.tensors), "two tensors have the same name")
     return body, arrays
 
 
 def decode_heartbeat(parts: Parts) -> Heartbeat:
-    """Raises: WireError."""
+    """Decode a HEARTBEAT."""
     return decode_body(parts, Kind.HEARTBEAT, Heartbeat)
 
 
 def decode_bye(parts: Parts) -> Bye:
-    """Raises: WireError."""
+    """Decode a BYE."""
     return decode_body(parts, Kind.BYE, Bye)
 
 
 def decode_status(parts: Parts) -> Status:
-    """Raises: WireError: numbers that are not finite, besides the usual."""
+    """Decode a STATUS; all its numbers must be finite."""
     return _decode_status(parts, Kind.STATUS)
 
 
 def decode_relayed_status(parts: Parts) -> Status:
-    """Raises: as `decode_status`."""
+    """Decode a RELAYED_STATUS; all its numbers must be finite."""
     return _decode_status(parts, Kind.RELAYED_STATUS)
 
 

@@ -1,4 +1,4 @@
-"""Functions of C libraries that Python extensions bundle and export, callable from Numba kernels without the GIL."""
+"""C functions exported by Python extensions, callable from Numba kernels without the GIL."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numba import types
 
 
 def exported(extension: str, name: str, signature: Any) -> Any:
-    """The function `name` that the shared library of an extension module exports.
+    """Return the function `name` of the shared library of an extension module.
 
-    Kernels refer to it by name and not by address, so that they can be cached on disk.
+    Kernels refer to it by name, not by address, so that they can be cached on disk.
 
     signature: Numba types of the result and the arguments, such as `types.int32(types.voidptr)`.
 
