@@ -26,21 +26,21 @@ from apex_zmq.net.rate_limited_log import RateLimitedLog
 
 log = logging.getLogger(__name__)
 
-REFRESH_S = 0.25  # between two checks whether an allow-list has changed
-RETRY_S = 2.0  # libzmq does not reconnect after a refusal; the owner connects a new socket this much later
-HANDSHAKE_MS = 5_000  # after which libzmq restarts a handshake that hangs; its own default is 30 s
+REFRESH_S = 0.25  # interval between two checks of an allow-list for changes
+RETRY_S = 2.0  # delay before a new socket replaces a refused one, which libzmq does not reconnect
+HANDSHAKE_MS = 5_000  # timeout after which libzmq restarts a handshake; its default is 30 s
 POLL_MS = 100
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-UNKNOWN_ADDRESS = "an address that was gone at once"
+UNKNOWN_ADDRESS = "an unknown address"
 LOCAL_PEER = "a local peer"
-# Why a handshake with a server failed.
-NOT_LISTED = "its allow-list does not name our key"
+# Reasons of failed handshakes.
+NOT_LISTED = "our key is not on the server's allow-list"
 NO_CURVE = "the server does not speak CURVE"
 HUNG_UP = "the server's key does not match keys/servers; copy its new public key there"
 NOT_ANSWERING = "no server answers"
-SILENT = "the server accepts connections and says nothing: it is frozen, or does not speak ZeroMQ"
+SILENT = "the server accepts connections but does not respond: it hangs, or does not speak ZeroMQ"
 KEYS_REQUIRED = "the server requires keys, or does not speak ZeroMQ"
-WRONG_SOCKET_TYPE = "the server hung up: another link of the run is bound there, or it does not speak ZeroMQ"
+WRONG_SOCKET_TYPE = "the server disconnected: the address is of another link, or it does not speak ZeroMQ"
 REASONS: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: NOT_LISTED,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: NO_CURVE,
@@ -51,9 +51,9 @@ counts: Counter[str] = Counter(refused_peers=0, failed_handshakes=0)
 
 
 class Authenticator:
-    """The allow-list of one bound socket (one ZAP domain), read again when its file changes.
+    """The allow-list of one bound socket (one ZAP domain), reloaded when its file changes.
 
-    revoked: whether a key that was on the list has been removed since.
+    revoked: whether a key has been removed from the list.
     """
 
     events = (
@@ -65,7 +65,7 @@ class Authenticator:
     _numbers = itertools.count()
 
     def __init__(self, keys: ServerKeys) -> None:
-        # A number, since one process may bind a channel twice.
+        # A number, because one process may bind a channel twice.
         self.domain = f"{keys.channel}.{next(self._numbers)}"
         self.revoked = False
         self._path = keys.allowed
@@ -77,32 +77,32 @@ class Authenticator:
         self._read()
 
     def allows(self, public_key: str) -> bool:
-        """Whether a public key, in Z85, is on the list."""
+        """Return whether a public key, in Z85, is on the list."""
         return public_key in self._names
 
     def authenticate(self, address: str, public_key: str) -> bool:
-        """Whether to accept a client's key; a refusal is counted and logged."""
+        """Return whether a client's key is accepted; count and log refusals."""
         if self.allows(public_key):
             return True
-        self._refuse(address, f"{self._path} does not name its key {public_key}")
+        self._refuse(address, f"its key {public_key} is not in {self._path}")
         return False
 
     def refresh(self) -> None:
-        """Read the list again if it has changed, and not since the last call: an editor may still be writing it."""
+        """Reload the list if it has changed, but not since the last call: it may still be being written."""
         seen, self._seen = self._seen, _version_of(self._path)
         if self._seen == seen != self._version:
             self._version = seen
             self._read()
 
     def _read(self) -> None:
-        """Read the list; while it cannot be read, no key is allowed."""
+        """Read the list; no key is allowed if it cannot be read."""
         try:
             names, broken = read_allowed(self._path)
         except OSError as error:
-            log.error("cannot read %s, so every client is refused: %s", self._path, error.strerror)
+            log.error("cannot read %s, so all clients are refused: %s", self._path, error.strerror)
             names, broken = {}, []
         if self._version is None:
-            log.error("%s is missing, so every client is refused", self._path)
+            log.error("%s is missing, so all clients are refused", self._path)
         for number in broken:
             log.error("%s, line %d is ignored: write a name and a public key", self._path, number)
         removed = self._names.keys() - names.keys()
@@ -112,9 +112,9 @@ class Authenticator:
         self.revoked |= bool(removed)
 
     def handle_event(self, event: int, value: int) -> None:
-        """Count peers that fail in the handshake before they present a key; value: as in zmq_socket_monitor(3).
+        """Count peers that fail the handshake before presenting a key; value: as in zmq_socket_monitor(3).
 
-        libzmq's I/O thread reports the failure, then the end of that connection, and nothing between.
+        libzmq's I/O thread reports the end of the connection directly after its failure.
         """
         if event == zmq.EVENT_ACCEPTED:
             self._addresses[value] = _peer_of(value)
@@ -141,9 +141,9 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
 
 
 def _peer_of(descriptor: int) -> str:
-    """Return the address at the other end of a descriptor of libzmq, which may have closed it since.
+    """Return the peer's address of a descriptor of libzmq, which may have closed it already.
 
-    Only the duplicate made here is closed, and once: its number may belong to another thread as soon as it is closed.
+    Only the duplicate is closed, exactly once: another thread may reuse its number as soon as it is closed.
     """
     try:
         duplicate = os.dup(descriptor)
@@ -151,7 +151,7 @@ def _peer_of(descriptor: int) -> str:
         return UNKNOWN_ADDRESS
     try:
         connection = sockets.socket(fileno=duplicate)
-    except OSError:  # the number is not a socket's any more, so no socket object owns the duplicate
+    except OSError:  # not a socket any more, so no socket object owns the duplicate
         os.close(duplicate)
         return UNKNOWN_ADDRESS
     with connection:
@@ -163,7 +163,7 @@ def _peer_of(descriptor: int) -> str:
 
 
 class ConnectionMonitor:
-    """The state of one connecting socket's connection, which libzmq does not restore after a refusal.
+    """The connection of one connecting socket, which libzmq does not restore after a refusal.
 
     address: of the server. with_keys: whether the socket uses CURVE. failures: log of failed handshakes.
     """
@@ -186,12 +186,12 @@ class ConnectionMonitor:
 
     @property
     def given_up(self) -> bool:
-        """Whether libzmq has given the connection up, so that a new socket must be connected."""
+        """Whether libzmq has given up the connection, so that a new socket must be connected."""
         lost_at = self._lost_at
         return lost_at is not None and time.monotonic() - lost_at > RETRY_S
 
     def handle_event(self, event: int, value: int) -> None:
-        """Track the connection; libzmq reports a retry right after the end of one that it is going to restore."""
+        """Track the connection; libzmq reports a retry directly after the end of a connection that it will restore."""
         if event in REASONS:
             self._explained = True
             self._fail(_reason(event, self._with_keys))
@@ -201,7 +201,7 @@ class ConnectionMonitor:
             self._lost_at = None
 
     def report_loss(self) -> None:
-        """Count and log a connection that was given up, unless a failed handshake has been logged for it."""
+        """Count and log a given-up connection, unless its failed handshake has been logged."""
         if not self._explained:
             self._fail(WRONG_SOCKET_TYPE)
 
@@ -246,17 +246,17 @@ class _ZapHandler(threading.Thread):
                         each.refresh()
 
     def _snapshot(self) -> dict[zmq.Socket[bytes], Monitored]:
-        """A copy of what is watched; if that is nothing, the ZAP endpoint is released and this thread ends."""
+        """Return a copy of `watched`; if it is empty, release the ZAP endpoint, so that this thread ends."""
         global _handler
         with _lock:
             if not self.watched:
-                self._zap.unbind(ZAP_ENDPOINT)  # at once, where closing frees the endpoint later
+                self._zap.unbind(ZAP_ENDPOINT)  # immediately; closing frees the endpoint later
                 self._zap.close()
                 _handler = None
             return dict(self.watched)
 
     def _answer(self) -> None:
-        with _lock:  # sockets added while this thread was polling count too
+        with _lock:  # includes sockets added while this thread was polling
             watched = list(self.watched.values())
         version, request, domain, address, _, mechanism, *credentials = self._zap.recv_multipart()
         found = [each for each in watched if isinstance(each, Authenticator) and each.domain.encode() == domain]
@@ -299,7 +299,7 @@ def _watch(socket: zmq.Socket[bytes], watched: Monitored) -> None:
 
 
 def unwatch(socket: zmq.Socket[bytes]) -> None:
-    """Stop watching a socket, before it is closed; a socket that is closed already is left alone."""
+    """Stop watching a socket before it is closed; no effect on a closed socket."""
     if not socket.closed:
         socket.disable_monitor()
 
@@ -310,7 +310,7 @@ def require_keys(socket: zmq.Socket[bytes], keys: ServerKeys) -> Authenticator:
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.ZAP_DOMAIN, authenticator.domain.encode())
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a ZAP handler every client is refused
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a ZAP handler all clients are refused
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     _watch(socket, authenticator)
     return authenticator
@@ -319,7 +319,7 @@ def require_keys(socket: zmq.Socket[bytes], keys: ServerKeys) -> Authenticator:
 def monitor_connection(
     socket: zmq.Socket[bytes], keys: ClientKeys | None, address: str, failures: RateLimitedLog
 ) -> ConnectionMonitor:
-    """Watch a socket, before it connects, and give it its own keys, if any, and that of the server it trusts."""
+    """Watch a socket before it connects, and set its keys, if any, including its server's."""
     monitor = ConnectionMonitor(address, keys is not None, failures)
     if keys is not None:
         _set_keys(socket, keys)
@@ -335,12 +335,12 @@ def _set_keys(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
 
 
 def probe(address: str, keys: ClientKeys | None, *, publishes: bool, timeout_s: float) -> str | None:
-    """Make one handshake with the server at an address, then disconnect without sending anything.
+    """Make a handshake with the server at an address, then disconnect without sending a message.
 
     publishes: whether the server publishes (SUB connects to it); else it receives (PUSH connects to it).
 
     Returns:
-        None when the server accepts the connection, else the reason; `NOT_ANSWERING` when no server is there.
+        None if the server accepts the connection, else the reason; `NOT_ANSWERING` if no server is there.
     """
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB if publishes else zmq.PUSH)
     socket.setsockopt(zmq.LINGER, 0)

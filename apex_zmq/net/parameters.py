@@ -1,4 +1,4 @@
-"""The parameter stream: the learner publishes, forwarders pass on, subscribers take the newest."""
+"""The parameter stream: published by the learner, relayed by forwarders, received by subscribers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, npt.NDArray[Any]]
 HEARTBEAT_S = 1.0
-BEHIND_S = 10.0  # a publication is this late before its follower reconnects
-SILENT_S = 10.0  # a learner not heard for so long gives way to one of a lower incarnation
-SUBSCRIPTIONS_PER_CALL = 1000  # read at most, so that a flood of them cannot hold the publisher
+BEHIND_S = 10.0  # delay of a publication after which its follower reconnects
+SILENT_S = 10.0  # silence of a learner after which one of a lower incarnation is accepted
+SUBSCRIPTIONS_PER_CALL = 1000  # limit, so that a flood of subscriptions cannot block the publisher
 
 
 class ParameterPublisher:
-    """Publishes the newest parameters, as a message to all and as the welcome of later subscribers, and heartbeats.
+    """Publishes the newest parameters, to subscribers and as the welcome message of later ones, and heartbeats.
 
     Call `serve` at least every 100 ms: libzmq sends a welcome only while subscriptions are being read.
 
-    address: where to bind; None: `addresses.parameters`.
+    address: address to bind; None: `addresses.parameters`.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -62,12 +62,12 @@ class ParameterPublisher:
         )
 
     def send(self, parts: Parts) -> None:
-        """Send a message to all subscribers of its kind; those whose queue is full miss it."""
+        """Send a message to all subscribers of its kind; it is dropped for those with a full queue."""
         if self._bound is not None:
             self._bound.socket.send_multipart(parts, copy=False)
 
     def serve(self) -> None:
-        """Read new subscriptions, disconnect subscribers whose key was revoked, send the heartbeat when it is due."""
+        """Read new subscriptions, disconnect subscribers with a revoked key, and send the heartbeat if it is due."""
         self._disconnect_revoked()
         for _ in range(SUBSCRIPTIONS_PER_CALL):
             if self._bound is None or not self._bound.socket.poll(0):
@@ -79,9 +79,9 @@ class ParameterPublisher:
             self._next_heartbeat = now + HEARTBEAT_S
 
     def _disconnect_revoked(self) -> None:
-        """Bind again after a key was revoked: XPUB can neither end one connection nor tell whose it is.
+        """Bind again after a key was revoked: XPUB cannot end one connection or name its peer.
 
-        libzmq frees a TCP port some time after the socket has been closed; until then each call tries once.
+        libzmq frees a TCP port some time after closing the socket; until then each call tries once.
         """
         if self._bound is not None and self._bound.authenticator is not None and self._bound.authenticator.revoked:
             self._bound.close()
@@ -97,16 +97,16 @@ class ParameterPublisher:
 
 
 class ParameterFollower:
-    """Subscribes to `addresses.parameters` and yields each newest set of parameters once.
+    """Subscribes to `addresses.parameters` and returns each newest set of parameters once.
 
-    network, experience: signatures that the learner's must equal; network None: any.
-    newest: the last Parameters taken (None before the first). received_at: monotonic seconds of their arrival.
+    network, experience: required signatures of the learner's; network None: any.
+    newest: newest Parameters; None before the first. received_at: their arrival, in monotonic seconds.
     """
 
     def __init__(self, links: Links, network: str | None, experience: str) -> None:
         self.newest: Parameters | None = None
         self.received_at = 0.0
-        self._heard_at = 0.0  # monotonic seconds of the newest message of the same incarnation
+        self._last_message_at = 0.0  # monotonic seconds, of the same incarnation
         self._links = links
         self._signatures = network, experience
         self._inbox = self._subscribe()
@@ -118,7 +118,7 @@ class ParameterFollower:
         )
 
     def poll(self, timeout_s: float = 0.0) -> Arrays | None:
-        """The newest parameters by name, if any have arrived since the last call.
+        """Return the newest parameters by name; None if none have arrived since the last call.
 
         Raises:
             MismatchError: the learner has another network, experience or version of the protocol.
@@ -133,7 +133,7 @@ class ParameterFollower:
             elif self._is_newer(message[0], now):
                 self.newest, taken = message
                 self._check_signatures(self.newest, taken)
-                self.received_at = self._heard_at = now
+                self.received_at = self._last_message_at = now
                 self._behind_since = None
         self._inbox.check_version("learner")
         return taken
@@ -145,11 +145,11 @@ class ParameterFollower:
             newest.version,
         ):
             return True
-        return message.learner_incarnation < newest.learner_incarnation and now - self._heard_at > SILENT_S
+        return message.learner_incarnation < newest.learner_incarnation and now - self._last_message_at > SILENT_S
 
     def _handle_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         if self.newest is not None and heartbeat.learner_incarnation == self.newest.learner_incarnation:
-            self._heard_at = now
+            self._last_message_at = now
         if not self._is_newer(heartbeat, now):
             self._behind_since = None
         elif self._behind_since is None:
@@ -162,10 +162,10 @@ class ParameterFollower:
 
     def _check_signatures(self, parameters: Parameters, arrays: Arrays) -> None:
         theirs = network_signature(arrays), parameters.experience_signature
-        for what, ours, found in zip(("network", "experience"), self._signatures, theirs, strict=True):
+        for name, ours, found in zip(("network", "experience"), self._signatures, theirs, strict=True):
             if ours is not None and ours != found:
                 raise MismatchError(
-                    f"the learner of run {parameters.run} publishes {what} signature {found}, ours is {ours}: "
+                    f"the learner of run {parameters.run} publishes {name} signature {found}, ours is {ours}; "
                     "start this process with the learner's config"
                 )
 

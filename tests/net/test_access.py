@@ -183,9 +183,9 @@ def of_another_channel(root: Path, _: Path) -> Path:
     ("make", "reason"),
     [
         pytest.param(lambda *_: None, "no CURVE handshake", id="no key"),
-        pytest.param(unlisted, "does not name its key", id="a key on no list"),
+        pytest.param(unlisted, "is not in", id="a key on no list"),
         pytest.param(deceived, "no CURVE handshake", id="the wrong server's key"),
-        pytest.param(of_another_channel, "does not name its key", id="another channel's key"),
+        pytest.param(of_another_channel, "is not in", id="another channel's key"),
     ],
 )
 def test_unauthorized_peer_is_refused_counted_and_logged(
