@@ -1,9 +1,9 @@
-"""Keys on disk: a process's own key, the servers it trusts, the clients it accepts (docs/SECURITY.md).
+"""Keys on disk: a process's own key, its servers' keys, and its clients' keys (docs/SECURITY.md).
 
-A keys directory (0700) belongs to one holder, a process or the processes of one host. Each link has its own channel,
-which has the link's name:
+A keys directory (0700) belongs to one holder: a process, or the processes of one host. Each link has one channel, of
+the same name:
 
-* `identity.key_secret` (0600) and `identity.key`: the holder's CurveZMQ certificate, as czmq and zmq.auth write it;
+* `identity.key_secret` (0600) and `identity.key`: the holder's CurveZMQ certificate (format of czmq and zmq.auth);
 * `servers`: a line `channel public-key` for each channel that the holder connects to;
 * `allowed/<channel>`: for each channel that the holder binds, a line `name public-key` for each client it accepts.
 
@@ -27,10 +27,10 @@ from apex_zmq.errors import ConfigError
 from apex_zmq.net.links import LINKS, ROLES
 from apex_zmq.rundir.files import replacing
 
-# Channels that the keys of each role connect to, and that they bind.
+# Channels that the keys of each role connect to and bind.
 OPENS = {role: tuple(link.name for link in LINKS.values() if role in link.connects) for role in ROLES}
 SERVES = {role: tuple(link.name for link in LINKS.values() if role in link.binds) for role in ROLES}
-SERVERS = ("replay", "learner")  # holders that are named after their role: there is one of each
+SERVERS = ("replay", "learner")  # holders named after their role, one of each
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PUBLIC_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 IDENTITY = "identity"
@@ -55,10 +55,10 @@ class ServerKeys:
 
 
 def client_keys(addresses: Addresses, channel: str) -> ClientKeys | None:
-    """Keys to connect to a channel with; None if the run has no keys.
+    """Read the keys to connect to a channel; None if the run has no keys.
 
     Raises:
-        ConfigError: keys that are missing, damaged or readable by others; a channel that `servers` does not list.
+        ConfigError: keys are missing, damaged or readable by other users; `servers` does not list the channel.
     """
     if addresses.keys is None:
         return None
@@ -77,11 +77,10 @@ def client_keys(addresses: Addresses, channel: str) -> ClientKeys | None:
 
 
 def server_keys(addresses: Addresses, channel: str) -> ServerKeys | None:
-    """Keys to bind a channel with; None if the run has no keys.
+    """Read the keys to bind a channel; None if the run has no keys.
 
     Raises:
-        ConfigError: keys that are missing, damaged or readable by others; keys of a holder that does not bind the
-            channel.
+        ConfigError: keys are missing, damaged or readable by other users; their holder does not bind the channel.
     """
     if addresses.keys is None:
         return None
@@ -97,7 +96,7 @@ def server_keys(addresses: Addresses, channel: str) -> ServerKeys | None:
 
 
 def read_allowed(path: Path) -> tuple[dict[str, str], list[int]]:
-    """Names by public key of an allow-list, and the numbers of its malformed lines; a missing list is empty.
+    """Read an allow-list: names by public key, and numbers of malformed lines; a missing list is empty.
 
     Raises:
         OSError: the file cannot be read.
@@ -107,7 +106,7 @@ def read_allowed(path: Path) -> tuple[dict[str, str], list[int]]:
 
 
 def role_of(directory: Path) -> str | None:
-    """The role that keys were made for, by the channels they open and bind; None: no role's, or unreadable."""
+    """Return the role of keys, from the channels they connect to and bind; None: unknown or unreadable."""
     try:
         opens = {channel for channel, _ in _read_list(directory / "servers")[0]}
         serves = {path.name for path in (directory / "allowed").glob("[!.]*")}
@@ -134,7 +133,7 @@ def _read_list(path: Path) -> tuple[list[tuple[str, str]], list[int]]:
 
 
 def _identity(directory: Path) -> tuple[bytes, bytes]:
-    """The holder's public and secret key."""
+    """Read the holder's public and secret key."""
     _require_curve()
     path = directory / f"{IDENTITY}.key_secret"
     try:
@@ -156,14 +155,14 @@ def _identity(directory: Path) -> tuple[bytes, bytes]:
 
 def _require_curve() -> None:
     if not zmq.has("curve"):
-        raise ConfigError("this libzmq was built without CURVE; install the pyzmq wheel from PyPI, whose libzmq has it")
+        raise ConfigError("this libzmq was built without CURVE; install the pyzmq wheel from PyPI, which includes it")
 
 
-# Making keys (apex-keys): one directory holds those of all holders, each to be copied to the host of its holder.
+# Making keys (apex-keys): one root directory holds a directory per holder, which is copied to the holder's host.
 
 
 def make_servers(root: Path) -> list[Path]:
-    """Make the keys of replay and learner, each on the other's lists.
+    """Make the keys of replay and learner, and list each in the other's directory.
 
     Returns:
         Their directories.
@@ -180,7 +179,7 @@ def make_servers(root: Path) -> list[Path]:
         for name in SERVERS:
             public[name] = _make_holder(root, name, name)
         for name in SERVERS:
-            _introduce(root, name, name, public[name], {})
+            _register(root, name, name, public[name], {})
     except ConfigError:
         for name in public:
             shutil.rmtree(root / name, ignore_errors=True)
@@ -191,14 +190,14 @@ def make_servers(root: Path) -> list[Path]:
 def make_client(root: Path, name: str, role: str, forwarder: str | None = None) -> Path:
     """Make the keys of a client, and add it to the allow-lists of the channels that its role connects to.
 
-    forwarder: name of the forwarder that the client takes parameters from; None: from the learner.
+    forwarder: name of the forwarder that sends parameters to the client; None: the learner sends them.
 
     Returns:
         The client's directory.
 
     Raises:
-        ConfigError: a name that is taken or malformed, a server or forwarder without keys, a directory that cannot be
-            written.
+        ConfigError: the name is taken or malformed, the servers or the forwarder have no keys, or the directory cannot
+            be written.
     """
     _require_curve()
     for server in SERVERS:
@@ -212,7 +211,7 @@ def make_client(root: Path, name: str, role: str, forwarder: str | None = None) 
     if forwarder is not None and (forwarder in SERVERS or not (root / forwarder / "allowed" / "parameters").is_file()):
         raise ConfigError(f"{root} has no keys of a forwarder {forwarder}; make them first with --role forwarder")
     public = _make_holder(root, name, role)
-    _introduce(root, name, role, public, sources)
+    _register(root, name, role, public, sources)
     return root / name
 
 
@@ -220,7 +219,7 @@ def remove(root: Path, name: str) -> None:
     """Remove a client from every allow-list and delete its keys.
 
     Raises:
-        ConfigError: there is no client of this name; or files that cannot be written.
+        ConfigError: no client has this name, or files cannot be written.
     """
     if name in SERVERS or not NAME.fullmatch(name) or not (root / name).is_dir():
         raise ConfigError(f"{root} has no client {name}; its clients are the directories beside replay/ and learner/")
@@ -262,10 +261,10 @@ def _make_holder(root: Path, name: str, role: str) -> str:
     return public.decode()
 
 
-def _introduce(root: Path, name: str, role: str, public: str, sources: dict[str, str]) -> None:
+def _register(root: Path, name: str, role: str, public: str, sources: dict[str, str]) -> None:
     """Write a holder's list of servers, and add its key to their allow-lists.
 
-    sources: server of a channel where it is not the usual one.
+    sources: servers by channel, where they are not the default ones.
     """
     usual = {channel: server for server in SERVERS for channel in SERVES[server]}
     lines = []
@@ -280,7 +279,7 @@ def _introduce(root: Path, name: str, role: str, public: str, sources: dict[str,
         _replace(root / name / "servers", "".join(lines))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{root / name} is incomplete: {error}; --remove it, check what {root} holds, and make it again"
+            f"{root / name} is incomplete: {error}; --remove it, check the files in {root}, and make it again"
         ) from None
 
 

@@ -21,13 +21,13 @@ class Link:
 
     name: of the link, of the setting `addresses.<name>`, and of the channel that keys open or bind.
     pattern: push (PUSH connects, PULL binds) or publish (XPUB binds, SUB connects).
-    binds, connects: roles at each end; of several that bind, the first is the one that others connect to by default.
-    one_per: what the setting lists one address for; None: there is one address.
+    binds, connects: roles at each end; by default, connect to the first role that binds.
+    one_per: unit for which the setting lists one address each; None: one address in all.
     bound_queue, connected_queue: high-water mark at each end, in messages per peer, or the setting that holds it.
-    kinds: message kinds that travel on the link.
+    kinds: message kinds of the link.
     kernel_bytes: SO_RCVBUF of the bound and SO_SNDBUF of the connected socket, in bytes; None: the OS default.
-    patient: whether the receiver may stop reading for long without being taken for dead (no ZMQ_TCP_MAXRT).
-    linger_s: how long a connected socket goes on sending after it has been closed, in seconds.
+    patient: whether the receiver may stop reading for long without being disconnected (no ZMQ_TCP_MAXRT).
+    linger_s: time for which a connected socket sends queued messages after closing, in seconds.
     """
 
     name: str
@@ -55,8 +55,8 @@ LINKS = {
             connected_queue=4,
             kinds=(Kind.SEGMENT, Kind.BYE),
             one_per="shard",
-            kernel_bytes=1 << 18,  # by default the kernel would let megabytes grow old between the queues
-            patient=True,  # the replay's pace may hold its actors back for as long as the learner takes
+            kernel_bytes=1 << 18,  # with the default, megabytes of old segments queue in the kernel
+            patient=True,  # the rate limiter of the replay may block actors for as long as the learner takes
             linger_s=1.0,
         ),
         Link(

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets: their options, opening them by link, and typed receiving.
+"""ZeroMQ sockets: options, opening by link, and receiving of typed messages.
 
 One thread uses a socket. Only PUSH/PULL and PUB/SUB (as XPUB, for its welcome message) are used. Bad messages are
 counted, logged at a limited rate with the peer's address, and dropped; they never raise.
@@ -31,20 +31,20 @@ Decoders = Mapping[Kind, Callable[[Parts], T]]
 KEEPALIVE_IDLE_S = 30
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_COUNT = 3
-# Keepalive does not act while data are unacknowledged; this bounds that case.
+# Timeout for unacknowledged data, during which keepalive does not act.
 MAX_RETRANSMIT_MS = 30_000
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 5_000
-OVERHEAD_BYTES = 4096  # of a part beyond the limits of its kind; and of a subscription
-MAX_PARTS = 4  # kept of a message; no kind has more than two
-FOREIGN_VERSION_S = 5.0  # of nothing but another major version, after which the owner of a bound socket ends
+OVERHEAD_BYTES = 4096  # of a part, above the limits of its kind; also the limit of a subscription
+MAX_PARTS = 4  # parts of a message that are kept; no kind has more than two
+FOREIGN_VERSION_S = 5.0  # time of receiving only another major version before a bound socket's owner ends
 
 
 class Links:
     """Opens the sockets of one process by the name of their link.
 
-    Queues and options come from the table of links, addresses and keys from the settings. The keys of a channel are
-    read once, when its first socket is opened.
+    Queues and options are taken from the table of links, addresses and keys from the settings. The keys of a channel
+    are read once, when its first socket is opened.
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,29 +54,29 @@ class Links:
         self._server_keys = functools.cache(functools.partial(server_keys, config.addresses))
 
     def address(self, name: str, number: int = 0) -> str:
-        """Address of a link. number: of the shard or rank."""
+        """Return an address of a link. number: shard or rank."""
         return addresses_of(self._addresses, name)[number]
 
     def bind(self, name: str, decoders: Decoders[T], number: int = 0) -> Inbox[T]:
-        """Bind the PULL of a link. number: of the shard or rank.
+        """Bind the PULL of a link. number: shard or rank.
 
         Raises:
-            ConfigError: an address that cannot be bound; keys that are missing, or of a role that does not bind it.
+            ConfigError: the address cannot be bound; keys are missing, or of a role that does not bind it.
         """
         return Inbox(self._bind(LINKS[name], zmq.PULL, self.address(name, number)), decoders)
 
     def connect(self, name: str, number: int = 0) -> Outbox:
-        """Connect the PUSH of a link. number: of the shard or rank.
+        """Connect the PUSH of a link. number: shard or rank.
 
         Raises:
-            ConfigError: a malformed address; keys that are missing, or of a role that does not connect to it.
+            ConfigError: the address is malformed; keys are missing, or of a role that does not connect to it.
         """
         link = LINKS[name]
         make = functools.partial(_make_socket, zmq.PUSH, link, self._connected_queue(link))
         return Outbox(ConnectedSocket(make, self.address(name, number), self._client_keys(name)), link.linger_s)
 
     def subscribe(self, name: str, decoders: Decoders[T]) -> Inbox[T]:
-        """Connect the SUB of a link, and subscribe to the kinds that have a decoder.
+        """Connect the SUB of a link, and subscribe to the kinds with a decoder.
 
         Raises:
             ConfigError: as `connect`.
@@ -85,7 +85,7 @@ class Links:
 
         def make() -> zmq.Socket[bytes]:
             socket = _make_socket(zmq.SUB, link, self._connected_queue(link))
-            for kind in decoders:  # before connecting, or the welcome message would be filtered out
+            for kind in decoders:  # before connecting, else the welcome message is filtered out
                 socket.subscribe(bytes([kind]))
             return socket
 
@@ -94,7 +94,7 @@ class Links:
     def publish(self, name: str, welcome: bytes | None = None, address: str | None = None) -> BoundSocket:
         """Bind the XPUB of a link.
 
-        welcome: message of one part that every new subscriber gets first. address: where to bind; None: the link's.
+        welcome: first message to every new subscriber, of one part. address: address to bind; None: the link's.
 
         Raises:
             ConfigError: as `bind`.
@@ -114,7 +114,7 @@ class Links:
 
 
 def _make_socket(kind: int, link: Link, queue: int) -> zmq.Socket[bytes]:
-    """A socket of a link with all its options, which must be set before it binds or connects.
+    """Make a socket of a link and set all its options, which must precede binding or connecting.
 
     kind: zmq.PUSH, PULL, XPUB or SUB. queue: high-water mark in messages.
     """
@@ -134,7 +134,7 @@ def _make_socket(kind: int, link: Link, queue: int) -> zmq.Socket[bytes]:
     if kind in (zmq.PULL, zmq.SUB):
         options[zmq.MAXMSGSIZE] = max_message_bytes(link)
     if kind == zmq.PUSH:
-        options[zmq.IMMEDIATE] = 1  # nothing is queued for a peer that is not connected
+        options[zmq.IMMEDIATE] = 1  # no messages are queued for a peer that is not connected
         if link.patient:
             options[zmq.TCP_MAXRT] = 0
     if link.kernel_bytes is not None:
@@ -146,12 +146,12 @@ def _make_socket(kind: int, link: Link, queue: int) -> zmq.Socket[bytes]:
 
 
 def max_message_bytes(link: Link) -> int:
-    """ZMQ_MAXMSGSIZE of the receiver of a link, in bytes; libzmq checks each part before it allocates memory."""
+    """Return ZMQ_MAXMSGSIZE of a link's receiver, in bytes; libzmq checks each part before allocating memory."""
     return max(max(LIMITS[kind]) for kind in link.kinds) + OVERHEAD_BYTES
 
 
 def is_local(address: str) -> bool:
-    """Whether only processes of this machine can reach a bound address."""
+    """Return whether a bound address can be reached from this machine only."""
     if address.startswith("ipc://"):
         return True
     host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
@@ -162,13 +162,13 @@ def is_local(address: str) -> bool:
 
 
 class BoundSocket:
-    """A socket that is bound to an address, with its allow-list and, for ipc, the lock of its path.
+    """A bound socket, with its allow-list and, for ipc, the lock of its path.
 
-    Without the lock a second process that binds an ipc path would silently take it over.
+    Without the lock, a second process could bind the same ipc path and silently take it over.
     authenticator: None if the run has no keys.
 
     Raises:
-        ConfigError: the address cannot be bound; the socket is closed then.
+        ConfigError: the address cannot be bound; the socket is closed.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], address: str, insecure: bool, keys: ServerKeys | None) -> None:
@@ -221,12 +221,12 @@ def _lock_ipc(address: str) -> FileLock:
 
 
 class ConnectedSocket:
-    """A socket that connects to an address, made again when libzmq has given its connection up.
+    """A socket that connects to an address, replaced when libzmq has given up its connection.
 
-    make: makes the socket, ready to connect.
+    make: function that makes the socket and sets its options.
 
     Raises:
-        ConfigError: a malformed address.
+        ConfigError: the address is malformed.
     """
 
     def __init__(self, make: Callable[[], zmq.Socket[bytes]], address: str, keys: ClientKeys | None) -> None:
@@ -247,7 +247,7 @@ class ConnectedSocket:
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """The present socket; after a refusal a new one."""
+        """The current socket; a new one after a refusal."""
         if self._monitor.given_up:
             self._monitor.report_loss()
             self.close()
@@ -255,15 +255,15 @@ class ConnectedSocket:
         return self._socket
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Close the socket; messages that are queued may still leave for `linger_s` seconds."""
+        """Close the socket; queued messages are sent for up to `linger_s` seconds."""
         access.unwatch(self._socket)
         self._socket.close(linger=round(1000 * linger_s))
 
 
 class ForeignVersion(NamedTuple):
-    """Messages of another major version that have arrived with no acceptable message between them.
+    """Consecutive messages of another major version, with no accepted message between them.
 
-    version: major and minor of the newest. since, until: monotonic seconds of the first and the newest.
+    version: major and minor of the newest. since, until: arrival of the first and the newest, in monotonic seconds.
     """
 
     version: tuple[int, int]
@@ -274,8 +274,8 @@ class ForeignVersion(NamedTuple):
 class Inbox(Generic[T]):
     """Receives typed messages on one PULL (bound) or SUB (connected) socket.
 
-    decoders: by kind; a kind without a decoder is refused.
-    accepted: messages accepted so far. foreign: see `ForeignVersion`; None: the newest message was of our version.
+    decoders: decoders by kind; other kinds are refused.
+    accepted: number of accepted messages. foreign: see `ForeignVersion`; None: the newest message has our version.
     """
 
     def __init__(self, end: BoundSocket | ConnectedSocket, decoders: Decoders[T]) -> None:
@@ -287,23 +287,23 @@ class Inbox(Generic[T]):
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """The socket, to be polled; after a refused connection a new one."""
+        """The socket to poll; a new one after a refused connection."""
         return self._end.socket
 
     @property
     def refused(self) -> int:
-        """Messages dropped because they break the protocol, or because their sender's key has been revoked."""
+        """Number of messages dropped because they break the protocol or their sender's key has been revoked."""
         return self._refusals.total
 
     @property
     def newest_refusal(self) -> str:
-        """Reason of the newest of them; empty before the first."""
+        """Reason of the newest refusal; empty before the first."""
         return self._refusals.newest
 
     def receive(self, timeout_s: float = 0.0) -> T | None:
-        """The next acceptable message, or None when there is none in time.
+        """Return the next valid message; None on timeout.
 
-        Once the time is up, at most one more message is read: a flood of bad messages cannot hold the caller.
+        After the timeout, at most one more message is read, so that a flood of bad messages cannot block the caller.
         """
         deadline = time.monotonic() + timeout_s
         remaining_s = timeout_s
@@ -311,7 +311,7 @@ class Inbox(Generic[T]):
             frames = _receive_parts(socket)
             try:
                 self._check_sender(frames[0])
-                # A view of a part keeps its libzmq buffer alive; nothing is copied.
+                # Views of parts keep their libzmq buffers alive, so no bytes are copied.
                 parts = [frame.buffer for frame in frames]
                 message = self._decode(parts)
             except WireError as error:
@@ -329,7 +329,7 @@ class Inbox(Generic[T]):
         """Decode a message.
 
         Raises:
-            WireError: a message that breaks the protocol, or does not belong on this link.
+            WireError: the message breaks the protocol, or is of another link.
         """
         try:
             kind = kind_of(parts[0])
@@ -340,14 +340,14 @@ class Inbox(Generic[T]):
             raise
         decode = self._decoders.get(kind)
         if decode is None:
-            raise WireError(f"{kind.name} does not belong on this link")
+            raise WireError(f"{kind.name} is not a kind of this link")
         return decode(parts)
 
     def _check_sender(self, frame: zmq.Frame) -> None:
         """Check that the sender's key has not been revoked since its handshake.
 
         Raises:
-            WireError: it has.
+            WireError: the key has been revoked.
         """
         if isinstance(self._end, BoundSocket) and self._end.authenticator is not None:
             key = _property(frame, "User-Id")
@@ -355,14 +355,14 @@ class Inbox(Generic[T]):
                 raise WireError(f"its key {key} has been revoked")
 
     def check_version(self, peer: str) -> None:
-        """End this process if the run it has started into speaks another major version. peer: role of the sender.
+        """End this process if the run uses another major version. peer: role of the sender.
 
-        The server that a subscriber chose is trusted at its first word. A bound socket may be sent anything; so its
-        owner ends only if it has accepted no message at all, and messages of another version have arrived for
-        `FOREIGN_VERSION_S`. Once it works with peers of its own version, no other peer can end it.
+        A subscriber trusts the first message of its server. A bound socket may receive messages of any process; so its
+        owner ends only if it has accepted no message, and messages of another version have arrived for
+        `FOREIGN_VERSION_S`. Once it has accepted a message of its own version, no other peer can end it.
 
         Raises:
-            MismatchError: the run speaks another major version.
+            MismatchError: the run uses another major version.
         """
         foreign = self.foreign
         if foreign is None:
@@ -381,7 +381,7 @@ class Inbox(Generic[T]):
 
 
 def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
-    """The parts of a message; of one with too many only the first few are kept."""
+    """Receive the parts of a message; drop those beyond `MAX_PARTS`."""
     frames = [socket.recv(copy=False)]
     more = frames[0].more
     while more:
@@ -393,7 +393,7 @@ def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
-    """A property of the connection that a frame came over; empty if it has none of this name."""
+    """Return a property of the connection that delivered a frame; empty if it has no such property."""
     try:
         return str(frame.get(name))
     except (zmq.ZMQError, KeyError):
@@ -403,7 +403,7 @@ def _property(frame: zmq.Frame, name: str) -> str:
 class Outbox:
     """Sends messages on one connected PUSH. Messages are queued only while the peer is connected.
 
-    linger_s: seconds for which queued messages may still leave after it is closed.
+    linger_s: seconds for which queued messages are sent after closing.
     """
 
     def __init__(self, end: ConnectedSocket, linger_s: float = 0.0) -> None:
@@ -412,7 +412,7 @@ class Outbox:
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """The socket, to be polled; after a refused connection a new one."""
+        """The socket to poll; a new one after a refused connection."""
         return self._end.socket
 
     @property
@@ -421,9 +421,9 @@ class Outbox:
         return bool(self.socket.poll(0, zmq.POLLOUT))
 
     def send(self, parts: Parts) -> bool:
-        """Send without waiting; False when the queue is full or no peer is connected.
+        """Send without blocking; return False if the queue is full or no peer is connected.
 
-        Large parts are not copied: the caller must not change them afterwards.
+        Parts are not copied if large, so the caller must not change them afterwards.
         """
         try:
             self.socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
@@ -437,7 +437,7 @@ class Outbox:
 
 
 def wait(inboxes: Iterable[Inbox[Any]], outboxes: Iterable[Outbox], timeout_s: float) -> None:
-    """Return when one inbox has something to receive or one outbox has room, or after the timeout."""
+    """Block until an inbox has a message or an outbox has room, or until the timeout."""
     poller = zmq.Poller()
     for inbox in inboxes:
         poller.register(inbox.socket, zmq.POLLIN)
