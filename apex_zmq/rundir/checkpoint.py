@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file each, with everything that is not a tensor as JSON in its header.
+"""Checkpoints: one safetensors file each, with all other state as JSON in its header.
 
-Reading a file executes nothing in it. A run directory holds numbered checkpoints
-`step-000005000.safetensors`, and `latest.safetensors` and `best.safetensors`, hard links to the
-numbered file that was the newest, or the best, when it was saved; pruning a numbered file keeps them.
+Loading a file executes no code from it. A run directory holds numbered checkpoints
+`step-000005000.safetensors`, and `latest.safetensors` and `best.safetensors`, hard links to the newest
+and the best of them; they remain when numbered files are pruned.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Checkpoint:
     counters: dict[str, float]  # "updates", an integer, is required; decisions, episodes, ...
     config: dict[str, Any]  # `config.to_tree`
     run_id: str
-    learner_incarnation: int  # Unix time in ns at the learner's start, or above: the next start takes a higher one
-    best_score: float | None  # of the evaluation that chose the best checkpoint so far
+    learner_incarnation: int  # Unix time in ns at the learner's start, or higher: it increases at every start
+    best_score: float | None  # of the best checkpoint so far; None: no checkpoint has a score
     experience: str  # signature
     network: str  # signature
 
     @property
     def played(self) -> Tensors:
-        """The parameters that an evaluation plays: the averages if there are any, else the online network's."""
+        """Parameters to play with: the averages if present, else those of the online network."""
         return self.tensors.get("average") or self.tensors["online"]
 
     def on(self, emulator: str | None) -> Checkpoint:
@@ -104,7 +104,7 @@ def load(path: Path | str) -> Checkpoint:
     """Read a checkpoint file, or the latest checkpoint of a run directory.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another program or of a newer format.
+        CheckpointError: the file is missing or damaged, or of another program or a newer format.
     """
     path = Path(path)
     if path.is_dir():
@@ -130,7 +130,7 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _latest(directory: Path) -> Path:
-    """Return the checkpoint to resume from: latest, or the newest numbered one if there is no latest yet."""
+    """Return the checkpoint to resume from: latest, or the newest numbered one if latest is missing."""
     if (directory / LATEST).is_file():
         return directory / LATEST
     if numbered := sorted(directory.glob("step-*.safetensors"), key=_age):
@@ -139,12 +139,12 @@ def _latest(directory: Path) -> Path:
 
 
 def _age(path: Path) -> tuple[int, str]:
-    """Sort key by age, not by number: a run resumed from an earlier checkpoint counts up from there."""
+    """Return a sort key by age; numbers repeat if a run resumes from an earlier checkpoint."""
     return path.stat().st_mtime_ns, path.name
 
 
 def to_play(path: Path | str) -> Path:
-    """Return the file to play: `path`, or of a run directory the best by evaluation, by training, or latest."""
+    """Return the file to play: `path`, or in a run directory best-eval, best or latest, whichever exists first."""
     path = Path(path)
     names = (BEST_EVAL, BEST, LATEST) if path.is_dir() else ()
     return next((path / name for name in names if (path / name).is_file()), path)

@@ -18,7 +18,7 @@ SETTINGS = "config.yaml"
 
 
 def choose(given: Path | None, config_name: str, resume: bool) -> Path:
-    """Return the given run directory, or by default a new name (config and time), or the newest run to resume.
+    """Return the given run directory; by default a new one named by config and time, or the newest one to resume.
 
     Raises:
         ConfigError: the config has no run to resume.
@@ -59,7 +59,7 @@ def holds_run(path: Path) -> bool:
 
 
 def keep_settings(path: Path, settings: str) -> None:
-    """Write the run's resolved settings, YAML, for programs that join it. A write error is logged, not raised."""
+    """Write the run's resolved settings, as YAML, for programs that join it. Write errors are logged, not raised."""
     try:
         with replacing(path / SETTINGS) as temporary:
             temporary.write_text(settings)

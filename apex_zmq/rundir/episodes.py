@@ -13,15 +13,15 @@ from apex_zmq.wire.messages import Episode
 log = logging.getLogger(__name__)
 
 EPISODES = "episodes.csv"
-COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length")  # then entries of `Episode.info`
+COLUMNS = ("time", "decisions", "epsilon", "stage", "return", "length")  # followed by entries of `Episode.info`
 
 
 class EpisodeLog:
-    """Appends rows to the file; a resumed run appends to the rows of its interrupted part.
+    """Appends rows to the file, also when a run resumes.
 
-    time: unix seconds at which the learner received the episode.
+    time: Unix time at which the learner received the episode, in seconds.
     decisions: decisions of the whole run, over all lanes, at that time.
-    entries: entries of `Episode.info` with a column of their own, empty where an episode lacks the entry.
+    entries: entries of `Episode.info` that get a column each, empty for episodes without the entry.
     """
 
     def __init__(self, directory: Path, entries: Sequence[str] = ()) -> None:

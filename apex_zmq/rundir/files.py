@@ -41,10 +41,10 @@ def _sync(path: Path) -> None:
 
 
 class FileLock:
-    """An exclusive lock on a file, which is created where it is missing; the system frees it when the process ends.
+    """An exclusive lock on a file, created if missing; the OS releases the lock when the process ends.
 
     Raises:
-        BlockingIOError: another process, or another lock of this one, holds it.
+        BlockingIOError: the file is locked by another process or another object.
         OSError: the file cannot be opened.
     """
 
@@ -57,5 +57,5 @@ class FileLock:
             raise
 
     def release(self) -> None:
-        """Release the lock; no effect once it is released."""
+        """Release the lock; no effect if released."""
         self._file.close()
