@@ -8,7 +8,7 @@ from apex_zmq.types import Float64s, Int64s
 
 
 def ladder(epsilon: float, alpha: float, index: int, count: int) -> float:
-    """Epsilon of lane `index` of `count` in all: eps^(1 + alpha i/(N-1)) (Horgan et al. 2018, sec. 4).
+    """Return the epsilon of lane `index` of `count`: eps^(1 + alpha i/(N-1)) (Horgan et al. 2018, sec. 4).
 
     A single lane takes the base epsilon.
     """
@@ -28,8 +28,8 @@ def elastic_epsilon(epsilon: float, alpha: float, lane: int, num_lanes: int, rng
 class Explorer:
     """Epsilon-greedy choice for L lanes, with repeats: epsilon-z-greedy (Dabney et al. 2021, arXiv 2006.01782).
 
-    A random action lasts z decisions, P(z) proportional to z^-zeta, cut to `repeat_max`;
-    without `repeat_zeta` it lasts one.
+    A random action lasts z decisions, P(z) proportional to z^-zeta, limited to `repeat_max`;
+    if `repeat_zeta` is None, it lasts one.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Explorer:
         self._repeat_max = repeat_max
         self._rng = rng
         self._action = np.zeros(num_lanes, np.int64)
-        self._remaining = np.zeros(num_lanes, np.int64)  # decisions the held action still lasts
+        self._remaining = np.zeros(num_lanes, np.int64)  # decisions left of the repeated action
 
     def act(self, greedy: Int64s, epsilon: Float64s) -> Int64s:
         """Choose the lanes' actions, int64 [L].

@@ -16,13 +16,13 @@ MAXIMUM_DECAY = 0.99
 
 
 def beta_at(beta0: float, annealing: float, updates: int) -> float:
-    """The importance-sampling exponent after so many updates: linear from beta0 up to 1."""
+    """Return the importance-sampling exponent after `updates`: linear from beta0, at most 1."""
     return min(1.0, beta0 + annealing * updates)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The numbers of a batch on which the weights of all batches depend."""
+    """The numbers of a batch that determine the weights of all batches."""
 
     shard: int  # s, the shard that sampled it
     shard_incarnation: int
@@ -45,19 +45,19 @@ class ImportanceWeights:
 
     With one shard P(i) = p_i / M, which is plain prioritized replay (Schaul et al. 2016,
     arXiv 1511.05952, sec. 3.4). Over shards P(i) = f_s p_i / M_s, with f_s the shard's share of
-    what was trained on, f_s = (c_s + k N_s/N) / (c + k): c_s of the last c <= 1,000 batches, the
-    one at hand among them, came from shard s, and sizes stand in for counts while those are few,
-    k = 100 (1 - c / 1,000). N sums the transitions of the live shards: those with a batch in the
+    the training data, f_s = (c_s + k N_s/N) / (c + k): c_s is the number of batches from shard s
+    among the last c <= 1,000, including the current one. While counts are low, sizes are a prior of
+    weight k = 100 (1 - c / 1,000). N is the number of transitions of all live shards: those with a batch in the
     last `shard_timeout_s` seconds. Counts and mean restart when the set of live shards, or the incarnation of one,
     changes.
 
     Once c = 1,000 the weights are unbiased at beta = 1. Of the other 999 batches C ~ B(999, q_s) came
     from s, whose true share is q_s, and E[1 / f_s] = E[1,000 / (1 + C)] = (1 - (1 - q_s)^1000) / q_s.
 
-    The weights are divided by a mean of maxima, since each batch's own maximum would cancel f_s.
+    The weights are divided by a mean of maxima, because the maximum of each batch would cancel f_s.
 
-    With several ranks, a step has one batch per rank. Every rank accounts for all of them, so that all divide by the
-    same maximum and hold the same counts as a single rank that trains on all rows.
+    With several ranks, a step has one batch per rank. Every rank accounts for all of them, so that all ranks have the
+    same maximum, and the same counts as a single rank that trains on all rows.
     """
 
     def __init__(self, shard_timeout_s: float = 30.0) -> None:
@@ -78,7 +78,7 @@ class ImportanceWeights:
             self._count(draw.shard)
 
     def unnormalized(self, draw: Draw, priorities: Float64s, beta: float) -> Float64s:
-        """(N P(i))^-beta, float64 [B], for a batch that has been counted; arguments as for `weigh`."""
+        """Return (N P(i))^-beta, float64 [B], of a counted batch; arguments as for `weigh`."""
         total = sum(live.num_transitions for live in self._live.values())
         counted = len(self._recent)
         prior = PRIOR_BATCHES * (1 - counted / COUNTED_BATCHES)
@@ -104,7 +104,7 @@ class ImportanceWeights:
         return (self.unnormalized(draws[rank], priorities, beta) / self._maximum).astype(np.float32)
 
     def _update_shard(self, draw: Draw, now: float) -> None:
-        """Note the shard of a batch, drop shards that fell silent, restart when the live incarnations have changed."""
+        """Update the shard of a batch, drop silent shards, and restart if the live incarnations have changed."""
         before = self._incarnations()
         self._live[draw.shard] = _Shard(draw.shard_incarnation, draw.num_transitions, now)
         self._live = {shard: live for shard, live in self._live.items() if now - live.time <= self._timeout_s}

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_target: Tensor, q_t_selector: Tensor) -> Tensor:
-    """Targets r_t + discount_t * q_t_target(argmax_a q_t_selector(a)), float32 [B].
+    """Return targets r_t + discount_t * q_t_target(argmax_a q_t_selector(a)), float32 [B].
 
     Double Q-learning if the selector is the online network (van Hasselt et al. 2016, arXiv 1509.06461, eq. 4);
     plain Q-learning if it is the target network.
@@ -28,7 +28,7 @@ def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_target: Tensor, q_t_sel
 
 
 def of_actions(q: Tensor, action: Tensor) -> Tensor:
-    """Values of the taken actions, [B].
+    """Return the values of actions, [B].
 
     Args:
         q: [B, A].
@@ -38,7 +38,7 @@ def of_actions(q: Tensor, action: Tensor) -> Tensor:
 
 
 def td_loss(td_error: Tensor, weights: Tensor, kind: Literal["l2", "huber"]) -> Tensor:
-    """Mean over the batch of weights * loss(td_error), float32 [].
+    """Return the mean over the batch of weights * loss(td_error), float32 [].
 
     l2 is 0.5 td^2; huber is the same up to |td| = 1 and |td| - 0.5 beyond. The weights are
     importance weights (Schaul et al. 2016, arXiv 1511.05952, sec. 3.4).

@@ -65,7 +65,7 @@ class ConvTorso(nn.Module):
         layers = zip(self.convolutions, self.norms, strict=True)
         convolution, norm = next(layers)
         first = typing.cast(nn.Conv2d, convolution)
-        # Scaling the few weights instead of the many pixels saves a tenth of a forward pass on a CPU.
+        # Scaling weights instead of pixels saves a tenth of a forward pass on a CPU.
         hidden = torch.relu(norm(functional.conv2d(pixels, first.weight * (1 / 255), first.bias, first.stride)))
         for convolution, norm in layers:
             hidden = torch.relu(norm(convolution(hidden)))
@@ -136,12 +136,12 @@ class QNetwork(nn.Module):
 
 
 def make_network(agent: Agent, frame: FrameSpec, num_actions: int, seed: int | None = None) -> QNetwork:
-    """Make the Q-network of these settings, on the CPU.
+    """Make a Q-network on the CPU.
 
     nature: convolutions 32 8/4, 64 4/2, 64 3/1 (Mnih et al. 2015), two heads of 512;
     small: convolutions 16 8/4, 32 4/2, two heads of 256; mlp: flattens any input,
     two layers of 128 with layer norm, two heads of 128. uint8 inputs are scaled by 1/255, float32 ones are not.
-    With a seed, initial weights depend on the seed alone, and torch's generator keeps its state.
+    Given a seed, the initial weights depend on it alone, and torch's generator keeps its state.
 
     Raises:
         NetworkError: no actions, convolutions on vectors, or frames too small for the convolutions.
@@ -154,7 +154,7 @@ def make_network(agent: Agent, frame: FrameSpec, num_actions: int, seed: int | N
 
 
 def to_arrays(network: nn.Module) -> dict[str, Float32s]:
-    """Copies of the parameters by name, float32 on the CPU."""
+    """Return copies of the parameters by name, float32 on the CPU."""
     return {name: np.array(tensor.numpy(force=True)) for name, tensor in network.state_dict().items()}
 
 

@@ -1,7 +1,7 @@
 """n-step transitions from the steps of one lane (NumPy, pure).
 
 A run is M consecutive steps of one lane; episodes may end inside it. Step t leads from
-observation t to next observation t, which is the real final observation where the episode ends.
+observation t to next observation t, which is the final observation if the episode ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from apex_zmq.types import TRANSITION, Bools, Float32s, Transitions
 
 
 def num_complete(ends: Bools, n: int) -> int:
-    """Number of leading steps whose transition is known: n steps follow from it on, or its episode ends.
+    """Return the number of leading steps with a complete transition: n steps long, or ended by the episode.
 
     Args:
         ends: bool [M], where an episode terminated or was truncated.
@@ -31,17 +31,16 @@ def n_step_transitions(
     n: int,
     gamma: float,
 ) -> Transitions:
-    """Transitions that start at the T = num_complete(terminated | truncated, n) complete steps of a run.
+    """Return the transitions of the T = num_complete(terminated | truncated, n) complete steps of a run.
 
-    Windows end with their episode: after a termination nothing is added (discount 0), after a
-    truncation the value of the real final observation is. Initial priorities follow Horgan et al.
-    2018 (arXiv 1803.00933, algorithm 1): |TD| from the values the actor has anyway.
+    Returns end with their episode: they bootstrap from the final observation after a truncation, and
+    not at all after a termination (discount 0). Initial priorities follow Horgan et al. 2018
+    (arXiv 1803.00933, algorithm 1): |TD| from the values that the actor has computed to act.
 
     Args:
         reward: float32 [M], reward of each step.
         terminated: bool [M], the step ended the episode in a terminal state.
-        truncated: bool [M], the step was the last for another reason; a step that also terminated
-            counts as terminated.
+        truncated: bool [M], the step ended the episode otherwise; termination takes precedence.
         q_taken: float32 [M], Q(observation t, action t).
         next_value: float32 [M], max_a Q(next observation t, a); ignored where terminated.
         n: the horizon, 1..255.
@@ -55,7 +54,7 @@ def n_step_transitions(
     total = len(reward)
     count = num_complete(ends, n)
     step = np.arange(count)
-    # The first end at or after each step, `total` where none is known.
+    # Index of the first end at or after each step; `total` if there is none.
     episode_end = np.minimum.accumulate(np.where(ends, np.arange(total), total)[::-1])[::-1][:count]
     last = np.minimum(step + n - 1, episode_end)
     steps = last - step + 1

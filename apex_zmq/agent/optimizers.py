@@ -48,7 +48,7 @@ class CenteredRMSProp(Optimizer):
             torch._foreach_mul_(squares, decay)
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - decay)
             scale = torch._foreach_addcmul(squares, means, means, -1.0)
-            # By rounding, the variance of a constant gradient can fall below -eps; its root would be NaN.
+            # Rounding can reduce the variance of a constant gradient below -eps, of which the root is NaN.
             torch._foreach_clamp_min_(scale, 0.0)
             torch._foreach_add_(scale, group["eps"])
             torch._foreach_sqrt_(scale)
@@ -56,10 +56,10 @@ class CenteredRMSProp(Optimizer):
 
 
 def make_optimizer(learner: settings.Learner, parameters: Iterable[Tensor]) -> Optimizer:
-    """The optimizer that `learner.optimizer` names, over `parameters`.
+    """Make the optimizer `learner.optimizer` over `parameters`.
 
-    Adam is torch's fused one: on one CPU thread a step over 407k parameters takes a sixth of the
-    time of the plain one.
+    Adam is torch's fused implementation: on one CPU thread, a step over 407k parameters takes a sixth
+    of the time of the default one.
     """
     if learner.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=learner.learning_rate, eps=learner.optimizer_eps, fused=True)
@@ -75,7 +75,7 @@ _STATE_NAMES: dict[type[Optimizer], frozenset[str]] = {
 
 
 def optimizer_to_tensors(optimizer: Optimizer, network: nn.Module) -> Tensors:
-    """Copies of an optimizer's state for a network, named "<parameter name>.<state name>".
+    """Return copies of an optimizer's state for a network, named "<parameter name>.<state name>".
 
     Hyperparameters are not included; they come from the settings.
     """
@@ -98,7 +98,7 @@ def optimizer_from_tensors(optimizer: Optimizer, network: nn.Module, tensors: Ma
         name, _, key = full_name.rpartition(".")
         if name not in indices or (tensor.dim() > 0 and tensor.shape != network.get_parameter(name).shape):
             raise CheckpointError(
-                f"optimizer state {full_name} fits no parameter; set agent.network to the checkpoint's"
+                f"optimizer state {full_name} matches no parameter; set agent.network to the checkpoint's"
             )
         state.setdefault(indices[name], {})[key] = tensor.clone()
     expected = _STATE_NAMES[type(optimizer)]

@@ -1,4 +1,4 @@
-"""The ranks of a learner: the processes that torchrun has started (torch.distributed), or a single one."""
+"""The ranks of a learner: processes started by torchrun (torch.distributed), or a single process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from apex_zmq.errors import ConfigError
 
 
 class RankLostError(Exception):
-    """Another rank has ended, so this one cannot go on; torchrun restarts all of them."""
+    """Another rank has ended, so this one cannot continue; torchrun restarts all ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Ranks:
 
     rank: number of this process, 0 to size - 1.
     size: number of ranks, R.
-    local_rank: number of this process on its host, which is also that of its GPU.
+    local_rank: number of this process on its host, and of its GPU.
     """
 
     rank: int = 0
@@ -43,10 +43,10 @@ class Ranks:
 
     @classmethod
     def join(cls, environ: Mapping[str, str] = os.environ) -> Ranks:
-        """Join the process group that torchrun's environment describes; without WORLD_SIZE, a single rank.
+        """Join the process group of torchrun's environment; without WORLD_SIZE, be a single rank.
 
         Raises:
-            ConfigError: WORLD_SIZE is set and another of torchrun's variables is not.
+            ConfigError: WORLD_SIZE is set, but another of torchrun's variables is not.
         """
         size = int(environ.get("WORLD_SIZE", "1"))
         if size == 1:
@@ -56,14 +56,14 @@ class Ranks:
             raise ConfigError(f"WORLD_SIZE is {size} and {missing[0]} is not set; start the learner with torchrun")
         on_one_host = environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
         if on_one_host:
-            # gloo need not be reachable from other hosts, and the host's name need not resolve.
+            # Loopback suffices for gloo on one host, and does not require the host's name to resolve.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        # While a rank waits for one that never arrives, torchrun's SIGTERM must end it.
+        # torchrun's SIGTERM must end a rank that waits for another one.
         handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
         store, rank, _ = next(rendezvous("env://"))
         if on_one_host:
-            # torchrun's store outlives a restart and still holds the ranks' former addresses (pytorch #135712). Over
-            # several hosts a prefix would not work: each host counts restarts by itself.
+            # torchrun's store outlives a restart and still holds the ranks' former addresses (pytorch #135712). A
+            # prefix cannot work over several hosts: each host counts restarts by itself.
             store = PrefixStore(environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -71,7 +71,7 @@ class Ranks:
         return cls(rank, size, int(environ["LOCAL_RANK"]))
 
     def share(self, value: Any) -> Any:
-        """Broadcast rank 0's value, which JSON must be able to hold; the values of other ranks are ignored.
+        """Broadcast rank 0's value, of a type that JSON supports; other ranks' values are ignored.
 
         Raises:
             RankLostError: another rank has ended.
@@ -89,7 +89,7 @@ class Ranks:
         return json.loads(data.numpy().tobytes())
 
     def gather(self, row: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """All ranks' rows by rank, [R]; each row has shape [] and the same structured dtype.
+        """Gather the rows of all ranks, [R]; each row has shape [] and the same structured dtype.
 
         Raises:
             RankLostError: another rank has ended.
@@ -103,7 +103,7 @@ class Ranks:
         return np.frombuffer(rows.numpy().tobytes(), row.dtype)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean over ranks, bit for bit equal on all of them.
+        """Return the mean over ranks, bitwise equal on all ranks.
 
         Raises:
             RankLostError: another rank has ended.
@@ -116,7 +116,7 @@ class Ranks:
         return total / self.size
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Back-propagate a loss of a network that `parallel` returned; gradients become their means over ranks.
+        """Back-propagate a loss of a network from `parallel`; gradients are averaged over ranks.
 
         Raises:
             RankLostError: another rank has ended.
@@ -128,7 +128,7 @@ class Ranks:
             loss.backward()  # type: ignore[no-untyped-call]
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """Wrap a network: all ranks take rank 0's parameters, and `backward` averages gradients over ranks."""
+        """Wrap a network: copy rank 0's parameters to all ranks; `backward` then averages gradients."""
         if self.size == 1:
             return network
         device = next(network.parameters()).device
@@ -146,7 +146,7 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def _collective() -> Iterator[None]:
-    """Turn the error of a collective call into `RankLostError`; running out of memory is this rank's own."""
+    """Convert errors of a collective call to `RankLostError`, except this rank's out-of-memory errors."""
     try:
         yield
     except torch.OutOfMemoryError:

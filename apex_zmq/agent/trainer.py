@@ -24,7 +24,7 @@ from apex_zmq.types import Float32s, Sample
 
 log = logging.getLogger(__name__)
 
-AVERAGE_POWER = 10  # eta of polynomial-decay averaging: about the last tenth of all steps counts
+AVERAGE_POWER = 10  # eta of polynomial-decay averaging, over about the last tenth of all steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class StepResult:
     td_error: float32 [B], |TD| of each row before the step; None: the step was skipped.
     metrics: numbers by TensorBoard tag; empty if skipped.
     reason: cause of the skip; empty if not skipped.
-    hopeless: bool [B], rows that by themselves make a step infinite; [0] if not skipped.
+    hopeless: bool [B], rows whose squared TD error is not finite; [0] if not skipped.
     """
 
     td_error: Float32s | None
@@ -44,10 +44,10 @@ class StepResult:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The torch device that `learner.device` names, for one rank of a host.
+    """Return the torch device of `learner.device` for one rank of a host.
 
     Raises:
-        ConfigError: cuda is set and torch finds no GPU, or the host has fewer GPUs than ranks.
+        ConfigError: the device is cuda and torch finds no GPU, or the host has fewer GPUs than ranks.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("learner.device is cuda and torch finds no GPU; set learner.device=cpu")
@@ -62,11 +62,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 class Trainer:
     """Online and target network, and the optimizer.
 
-    ranks: ranks of the learner; each steps on its own rows, and parameters stay equal on all.
-    updates: gradient steps so far.
+    ranks: ranks of the learner; each steps on its own rows, and parameters are equal on all.
+    updates: number of gradient steps.
     average: averaged online parameters; None without `learner.average_updates`. The average has polynomial decay
         (Shamir and Zhang 2013, arXiv 1212.1824, sec. 4) over about the last tenth of all steps, and exponential decay
-        over `average_updates` steps once those are fewer (Polyak and Juditsky 1992; in deep networks: Izmailov et al.
+        over `average_updates` steps once that is shorter (Polyak and Juditsky 1992; in deep networks: Izmailov et al.
         2018, arXiv 1803.05407).
     """
 
@@ -143,14 +143,14 @@ class Trainer:
         self.updates += 1
         if self.average is not None and config.average_updates is not None:
             share = max(1 / config.average_updates, AVERAGE_POWER / (self.updates + AVERAGE_POWER - 1))
-            with torch.no_grad():  # or autograd would remember every step
+            with torch.no_grad():  # else autograd keeps a graph of every step
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.online.parameters()), share)
         if self.updates % config.target_period == 0:
             self.target.load_state_dict(self.online.state_dict())
         return StepResult(td_error.abs().cpu().numpy(), metrics)
 
     def _skip(self, td_error: torch.Tensor, reason: str) -> StepResult:
-        """The result of a skipped step; no row is hopeless if the parameters themselves are not finite."""
+        """Return the result of a skipped step; no row is hopeless if parameters are not finite."""
         hopeless = ~torch.isfinite(td_error.square())
         if not self.finite():
             hopeless[:] = False
@@ -158,7 +158,7 @@ class Trainer:
         return StepResult(None, {}, reason, hopeless.cpu().numpy())
 
     def finite(self) -> bool:
-        """Whether all parameters of the online, target and averaged networks are finite."""
+        """Return whether all parameters of the online, target and averaged networks are finite."""
         networks = (network for network in (self.online, self.target, self.average) if network is not None)
         return all(bool(torch.isfinite(each).all()) for network in networks for each in network.parameters())
 
@@ -166,11 +166,11 @@ class Trainer:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Copies of the online network's parameters by name."""
+        """Return copies of the online network's parameters by name."""
         return to_arrays(self.online)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """All tensors that a resumed run needs, by group as in `Checkpoint`; those of networks are not copied."""
+        """Return all tensors that a resumed run needs, by group as in `Checkpoint`; networks' are not copied."""
         return {
             "online": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
@@ -180,11 +180,11 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]], updates: int) -> None:
-        """Load a `state` that was taken after so many updates.
+        """Load a `state` saved after `updates` gradient steps.
 
         Raises:
-            CheckpointError: optimizer state of another optimizer or network.
-            RuntimeError: parameters of another network.
+            CheckpointError: the optimizer state is of another optimizer or network.
+            RuntimeError: the parameters are of another network.
         """
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
