@@ -1,4 +1,4 @@
-"""Errors that a user can correct; the message is one line that names the thing and the remedy."""
+"""Errors that a user can correct; the message is one line: what happened, and what to do."""
 
 # The remedy for a missing package.
 INSTALL = "make .venv/.installed in a checkout, or pip install --constraint constraints.txt ."
@@ -13,7 +13,7 @@ class ConfigError(UserError):
 
 
 class MismatchError(UserError):
-    """The run that a process has met is set up differently, or speaks another version of the protocol."""
+    """The run that a process joins has other settings, or another version of the protocol."""
 
 
 class CheckpointError(UserError):

@@ -16,10 +16,10 @@ from apex_zmq.envs.mario import RULES_VERSION
 
 
 def experience_signature(config: settings.Config) -> str:
-    """16 hex digits over the settings that define the meaning of a stored transition.
+    """Return 16 hex digits: the hash of the settings that define the meaning of a transition.
 
-    Computed from the config alone, so that a replay host needs no emulator. The emulator and the stages are excluded,
-    since actors of one run may differ in them, but for `stages: all`, which changes what an episode is.
+    It depends on the config alone, so that a replay host needs no emulator. The emulator and the stages are excluded,
+    because actors of one run may differ in them; except `stages: all`, which changes the meaning of an episode.
     """
     env = settings.to_tree(config.env)
     del env["emulator"]
@@ -32,7 +32,7 @@ def experience_signature(config: settings.Config) -> str:
 
 
 def network_signature(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """16 hex digits over the names, shapes and dtypes of a network's parameters."""
+    """Return 16 hex digits: the hash of the names, shapes and dtypes of a network's parameters."""
     return _digest([[name, list(array.shape), str(array.dtype)] for name, array in arrays.items()])
 
 

@@ -1,4 +1,4 @@
-"""The plain data that travels between roles: shapes and dtypes, stated once.
+"""Data exchanged between roles, with shapes and dtypes.
 
 Notation: T transitions and F frames in a segment, B rows in a batch, n the
 n-step horizon, s the frames stacked in one observation, W = s + n the frames
@@ -24,12 +24,12 @@ Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Transitions = npt.NDArray[np.void]  # of TRANSITION
 
-# One n-step transition as an actor makes it; segments, stored records and batches carry arrays of it.
-# The order is that of the wire and of records on disk: docs/PROTOCOL.md, section 6.
+# One n-step transition; segments, stored records and batches contain arrays of it.
+# The order of the fields is part of the wire and disk formats: docs/PROTOCOL.md, section 6.
 TRANSITION = np.dtype(
     [
         ("reward", "<f4"),  # n-step return: sum of gamma^i r_(t+i), i < k
-        ("discount", "<f4"),  # gamma^k, or 0 where the episode terminated within k steps
+        ("discount", "<f4"),  # gamma^k, or 0 if the episode terminated within k steps
         ("td_error", "<f4"),  # initial |TD error|, >= 0
         ("window_crc", "<u4"),  # CRC-32 over the CRC-32s, u32 each, of the s + k frames of the window, in order
         ("first", "<u2"),  # index of the observation's first frame in its segment
@@ -68,11 +68,10 @@ class FrameSpec:
 class Segment:
     """Transitions of consecutive steps of one lane, and their frames.
 
-    Frames are stored once each, in the order the lane saw them: the reset frame
-    `stack` times, then one frame per step, the final observation included. The
-    observation of transition t is frames[first[t] : first[t] + stack]; its next
-    observation is the same run `steps[t]` frames later. A segment may cross
-    episode ends.
+    Each frame is stored once, in order of time: the reset frame `stack` times, then
+    one frame per step, including the final observation. The observation of
+    transition t is frames[first[t] : first[t] + stack]; its next observation starts
+    `steps[t]` frames later. A segment may cross episode ends.
     """
 
     frame: FrameSpec
@@ -89,7 +88,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """A segment, and the actor process that sends it."""
+    """A segment, and the actor process that sent it."""
 
     actor: str
     incarnation: int  # random, new at every start of the actor process
@@ -106,14 +105,14 @@ class Sample:
     frame: FrameSpec
     keys: UInt64s  # [B]
     priority: Float64s  # [B] p_i = (|TD| + eps)^alpha as stored
-    transitions: Transitions  # [B] of TRANSITION as the actor made them; `first` counts in the segment they came from
+    transitions: Transitions  # [B] of TRANSITION as sent by the actor; `first` is an index in the former segment
     frame_sizes: UInt32s  # [B, W] bytes of each encoded frame; 0 where a short window is padded
     frames: Buffer  # all windows' encoded frames, concatenated row by row
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A sample, and the learner process that a replay shard deals it to."""
+    """A sample, and the learner process that receives it from a replay shard."""
 
     learner_incarnation: int
     rank: int  # of the learner process
@@ -125,12 +124,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class PriorityUpdate:
-    """Acknowledges batches, and sets new priorities for B transitions; B is 0 where there are none to set."""
+    """Acknowledgement of batches, and new priorities of B transitions; B may be 0."""
 
     learner_incarnation: int
     rank: int
     shard_incarnation: int
-    acknowledged: int  # number of a batch: this one and all before it have been taken
+    acknowledged: int  # number of a batch: the rank has received it and all before it
     keys: UInt64s  # [B]
     td_error: Float32s  # [B] new |TD error|, >= 0; ignored where retired
-    retired: Bools  # [B] True: the transition is never to be sampled again
+    retired: Bools  # [B] True: the transition must never be sampled again
