@@ -140,8 +140,8 @@ def test_every_link_is_in_the_table() -> None:
         link = LINKS[row["link"]]
         assert row["pattern"] == {"push": "PUSH to PULL", "publish": "XPUB to SUB"}[link.pattern]
         assert (row["binds"], row["connects"]) == (", ".join(link.binds), ", ".join(link.connects))
-        assert row["queue of what binds"] == str(link.bound_queue)
-        assert row["queue of what connects"].strip("`") == str(link.connected_queue)
+        assert row["queue of binding side"] == str(link.bound_queue)
+        assert row["queue of connecting side"].strip("`") == str(link.connected_queue)
         assert row["addresses"] == (f"one per {link.one_per}" if link.one_per else "one")
         assert row["kinds"] == ", ".join(kind.name for kind in link.kinds)
         assert row["kernel buffer"] == ("" if link.kernel_bytes is None else str(link.kernel_bytes))
