@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_layout_table_lists_existing_paths_and_all_packages() -> None:
-    (rows,) = re.findall(r"^\| path \| what \|\n.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    (rows,) = re.findall(r"^\| path \| contents \|\n.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     named = {path for row in rows.splitlines() for path in re.findall(r"`([^`]+)`", row.split("|")[1])}
     for path in named:
         assert (ROOT / path).exists(), path
