@@ -35,8 +35,8 @@ Written by `python -m benchmarks.conformance` from measurements with Python {pyt
 
 ## Our rules on nes-py and gym-super-mario-bros' own environment
 
-Recorded inputs, one byte per frame from power-on, are played on the package's `SuperMarioBrosEnv` (the recording's
-own presses skip its start screen) and on our environment. At every frame the comparison covers x position, lives,
+Recorded inputs, one byte per frame from power-on, are played on the package's `SuperMarioBrosEnv` (the recorded
+inputs skip its start screen) and on our environment. At every frame the comparison covers x position, lives,
 time, coins, score, flag, the end of the episode, and the reward (`{preset}`).
 
 | play | frames, package | frames, ours | every frame | end |
@@ -48,12 +48,12 @@ time, coins, score, flag, the end of the episode, and the reward (`{preset}`).
 The package's whole game with three lives is compared with `env.stages=all env.lives=3` until the lives are used up.
 The inputs are a recorded clear of 1-1 and a script in 1-2; in the Lost Levels a script in 1-1. The comparison covers
 the fields of every frame in which the player can act, and with version 7.4 the reward (the reward of 9.1 depends on
-earlier lives and stages, ours starts anew with each). `equal` is the number of our frames that are equal.
+earlier lives and stages, ours restarts with each). `equal` is the number of our frames that are equal.
 
-Between two lives the package writes into RAM to shorten the wait; our environment lets the game run. If we shorten
-the wait in the package's way, every frame is equal; the package reports the end of the game one step after the last
-touch, at 255 lives. If we wait, the game's counters differ in later lives, and with them the positions of enemies and
-the frames in which a touch counts.
+Between two lives the package writes into RAM to shorten the wait; our environment lets the game run. With the wait
+shortened in the same way, every frame is equal; the package reports the end of the game one step after the last
+touch, at 255 lives. Without shortening, the game's counters differ in later lives, and therefore the positions of
+enemies and the frames in which the game tests for touches.
 
 | game | frames, package | ours, shortened | equal | ours, waiting | equal | lives at the end, package |
 |---|---|---|---|---|---|---|
@@ -63,21 +63,21 @@ the frames in which a touch counts.
 
 Each stage is played by a script of its own (mostly to the right, with jumps) from its start to the end of the
 episode, at most {frames} frames. At every frame the comparison covers everything that the rules read (position,
-player state, lives, stage, clock, score, coins ...) and their outcome. Before the comparison these are made equal:
+player state, lives, stage, clock, score, coins ...) and their outcome. Two known differences are removed first:
 
-* the buttons: FCEUmm receives them a frame late, as the game receives them from nes-py;
-* in the last column also the game's frame counter (RAM 0x09), which is one behind on nes-py at the start of a stage.
+* buttons: FCEUmm receives them one frame late, because nes-py passes them to the game one frame late;
+* in the last column also the game's frame counter (RAM 0x09), which is one lower on nes-py at the start of a stage.
 
 With equal buttons {late} of {stages} stages are equal to the end of the episode, with both {aligned} of {stages}. The
-emulators therefore differ by a lag of one frame and by effects of the counter's parity, above all the choice of the
-frames in which the game tests for touches of enemies.
+emulators therefore differ by a lag of one frame and by the counter's parity, which mainly determines the frames in
+which the game tests for touches of enemies.
 
 | stage | frames | end | differs at, buttons equal | differs at, counter equal too |
 |---|---|---|---|---|
 {table}
 
-Screens are not compared: each emulator has its own palette, so an agent trained on one of them sees other shades of
-gray on the other.
+Screens are not compared: each emulator has its own palette, so an agent trained on one of them receives different
+shades of gray on the other.
 """
 
 
