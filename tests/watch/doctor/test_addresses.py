@@ -18,7 +18,7 @@ from apex_zmq.net import keys
 from apex_zmq.net.keys import make_client, make_servers
 from apex_zmq.net.sockets import Inbox
 from apex_zmq.watch.doctor import addresses
-from apex_zmq.watch.doctor.addresses import Endpoint, Holder, check_endpoint, check_keys
+from apex_zmq.watch.doctor.addresses import COMMAND_LENGTH, Endpoint, Holder, check_endpoint, check_keys
 from apex_zmq.watch.doctor.check import Check
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import decode_hello
@@ -195,7 +195,8 @@ def test_the_process_that_holds_an_address_is_reported(stranger: tuple[int, str]
     pid, address = stranger
     found = check(address, here=True)
     assert (found.level, found.remedy) == ("fail", "stop it, or choose another address")
-    assert f"held by pid {pid}: {sys.executable} -c import socket" in found.found
+    command = f"{sys.executable} -c import socket"
+    assert f"held by pid {pid}: {command[:COMMAND_LENGTH]}" in found.found
     assert f"held by pid {pid}" in check(address.replace("127.0.0.1", "0.0.0.0"), here=True).found
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{directory}/socket")

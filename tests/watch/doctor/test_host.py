@@ -49,6 +49,7 @@ def install(directory: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_the_installed_python_and_libraries_are_supported() -> None:
+    pytest.importorskip("torch")
     _, python, libraries = itertools.islice(examine(Config(), ["replay"]), 3)
     assert (python.name, libraries) == ("python", host.check_libraries())
     assert (python.level, libraries.level) == ("ok", "ok"), (python, libraries)
