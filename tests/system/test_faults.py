@@ -224,7 +224,7 @@ def test_full_disk_loses_writes_and_training_continues(
     pid = learner.process.pid
     unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))  # no file grows by a byte, as on a full disk
-    learner.wait_for("checkpoint not saved, training goes on")
+    learner.wait_for("checkpoint not saved, training continues")
     learner.wait_for("cannot write TensorBoard events")
     learner.wait_for("episodes missing from episodes.csv, training continues")
     saved = load(tmp_path / "run").counters["updates"]

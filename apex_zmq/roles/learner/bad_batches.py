@@ -1,4 +1,4 @@
-"""Batches on which a gradient step failed, kept in the run directory for inspection."""
+"""Batches on which a gradient step failed, saved in the run directory for inspection."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from apex_zmq.types import COLUMNS, Float32s
 log = logging.getLogger(__name__)
 
 DIRECTORY = "bad-batches"
-KEPT = 10  # the newest of each rank
+KEPT = 10  # files of each rank, the newest
 
 
 def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s) -> None:
-    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: the columns of `TRANSITION`, and more.
+    """Write `update-<update>-rank-<rank>-shard-<shard>-<number>.npz`: the columns of `TRANSITION`, keys, priorities,
+    windows, broken rows and weights.
 
-    Only the newest `KEPT` files of a rank stay. If the file cannot be written, an error is logged.
+    Keep only the newest `KEPT` files of a rank. If the file cannot be written, log an error.
 
     Args:
         directory: the run directory.
-        update: gradient steps of the run before the failed one.
+        update: number of gradient steps of the run before the failed one.
         decoded: the batch, with its windows.
         weights: float32 [B], importance weights.
     """
@@ -47,6 +48,6 @@ def save(directory: Path, update: int, decoded: DecodedBatch, weights: Float32s)
         for old in sorted(own, key=lambda found: (found.stat().st_mtime_ns, found.name))[:-KEPT]:
             old.unlink()
     except OSError as error:
-        log.error("%s not saved, training goes on: %s", path, error)
+        log.error("%s not saved, training continues: %s", path, error)
     else:
-        log.error("the batch is in %s", path)
+        log.error("failed batch saved in %s", path)

@@ -1,4 +1,4 @@
-"""Exchanges between the ranks of one learner: the run at the start, their batches before each step."""
+"""Exchanges between the ranks of one learner: the run at the start, batch metadata before each step."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from apex_zmq.types import Float64s
 DRAW = [field.name for field in dataclasses.fields(Draw)]
 ROW = np.dtype(
     [
-        ("leave", "?"),  # told to stop, or a budget is spent
-        ("ready", "?"),  # has a batch, which the columns of DRAW describe
+        ("leave", "?"),  # stop requested, or a budget is spent
+        ("ready", "?"),  # has a batch, described by the columns of DRAW
         ("shard", "i8"),
         ("shard_incarnation", "i8"),
         ("mass", "f8"),
         ("num_transitions", "i8"),
         ("least", "f8"),
         ("now", "f8"),  # monotonic seconds
-        ("waited_s", "f8"),  # for a batch, since the exchange before
-        ("corrupted", "i8"),  # windows so far
+        ("waited_s", "f8"),  # for a batch, since the previous exchange
+        ("corrupted", "i8"),  # number of windows so far
     ]
 )
 
@@ -34,11 +34,11 @@ ROW = np.dtype(
 class Exchange:
     """Messages of all ranks before a step.
 
-    leave: whether any rank leaves; all do then.
-    draws: the ranks' batches in their order; empty unless every rank has one.
+    leave: whether any rank leaves, upon which all leave.
+    draws: the batch of each rank, in rank order; empty unless every rank has one.
     now: rank 0's clock, monotonic seconds.
-    waited_s: [R] seconds that each rank waited for its batch since the exchange before.
-    corrupted: windows of all ranks so far whose checksum was not their actor's.
+    waited_s: [R] seconds that each rank waited for its batch since the previous exchange.
+    corrupted: number of windows of all ranks so far with a wrong checksum.
     """
 
     leave: bool
@@ -51,7 +51,7 @@ class Exchange:
 def exchange(
     ranks: Ranks, *, leave: bool, decoded: DecodedBatch | None, now: float, waited_s: float, corrupted: int
 ) -> Exchange:
-    """Tell the other ranks what this one has, and hear all of them; arguments as the columns of `ROW`.
+    """Send this rank's state to the other ranks and gather theirs; arguments as the columns of `ROW`.
 
     Raises:
         RankLostError: another rank has ended.
@@ -76,18 +76,18 @@ def exchange(
 
 
 def agree(ranks: Ranks, run_id: str, incarnation: int, experience: str, network: str, updates: int) -> tuple[str, int]:
-    """Rank 0's run and incarnation, which all ranks take; the rest must be the same on all.
+    """Return rank 0's run and incarnation for all ranks; check that the other arguments are the same on all.
 
     Args:
-        ranks: all of them call this.
+        ranks: each must call this function.
         run_id: of the run.
-        incarnation: of this start of the learner.
+        incarnation: of this process of the learner.
         experience: signature of the experience.
         network: signature of the network.
         updates: gradient steps taken so far.
 
     Raises:
-        ConfigError: rank 0 has other settings, or begins elsewhere.
+        ConfigError: rank 0 has different settings, or another number of updates.
         RankLostError: another rank has ended.
     """
     here = [experience, network, updates]
@@ -95,6 +95,6 @@ def agree(ranks: Ranks, run_id: str, incarnation: int, experience: str, network:
     if here != there:
         raise ConfigError(
             f"rank {ranks.rank} has signatures and updates {here}, rank 0 {there}; give all ranks the same config, "
-            "and a run directory that all see"
+            "and a run directory on a shared file system"
         )
     return run_id, incarnation

@@ -1,4 +1,4 @@
-"""Batches from the shards, decoded into buffers ready for the network, off the training thread."""
+"""Receives batches from the shards and decodes them into buffers for the network, in its own thread."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 DECODED_AHEAD = 2
 IDLE_S = 0.1
-FOREIGN_PER_LINE = 100  # batches of another learner between two lines of the log
+FOREIGN_PER_LINE = 100  # batches for another learner between two warnings
 
 
 def decode_known_batch(parts: Parts, frame: FrameSpec, n_step: int, num_shards: int) -> Batch:
-    """A batch of one of the run's shards.
+    """Decode a batch of one of the run's shards.
 
     Raises:
-        WireError: as `decode_batch`; a shard number that `addresses.priorities` has no address for.
+        WireError: as `decode_batch`; the shard number has no address in `addresses.priorities`.
     """
     batch = decode_batch(parts, frame, n_step)
     if batch.shard >= num_shards:
@@ -43,15 +43,15 @@ def decode_known_batch(parts: Parts, frame: FrameSpec, n_step: int, num_shards: 
 
 @dataclass(frozen=True, slots=True)
 class DecodedBatch:
-    """A batch and its frames. The windows' memory goes back with `Feeder.recycle`."""
+    """A batch and its frames. `Feeder.recycle` returns the memory of `windows`."""
 
     batch: Batch
     windows: npt.NDArray[Any]  # [B, W, *frame]
-    broken: npt.NDArray[np.bool_]  # [B] rows that did not decode, are not what their actor sent, or of no action
+    broken: npt.NDArray[np.bool_]  # [B] rows with undecodable frames, a wrong checksum or an unknown action
 
 
 def bind_batches(links: Links, config: Config, rank: int, frame: FrameSpec) -> Inbox[Batch]:
-    """The socket on which a rank of the learner receives its batches, of such frames.
+    """Bind the socket on which a rank of the learner receives its batches.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -65,12 +65,11 @@ def bind_batches(links: Links, config: Config, rank: int, frame: FrameSpec) -> I
 class Feeder(threading.Thread):
     """Receives the batches of one learner incarnation and decodes each frame once.
 
-    inbox: closed with the feeder. learner_incarnation: batches of others are dropped.
-    num_actions: rows with an action beyond are broken.
-    pin_memory: page-locked buffers, for copies to a GPU.
+    inbox: closed with the feeder. learner_incarnation: batches for any other are dropped.
+    num_actions: rows with a larger action are broken. pin_memory: use page-locked buffers, for copies to a GPU.
 
-    corrupted: windows so far whose checksum was not their actor's. decode_s: seconds spent decoding and checking.
-    Both are written by this thread alone.
+    corrupted: number of windows so far with a wrong checksum. decode_s: seconds spent decoding and checking.
+    Only this thread writes both.
     """
 
     def __init__(self, inbox: Inbox[Batch], *, learner_incarnation: int, num_actions: int, pin_memory: bool) -> None:
@@ -87,32 +86,32 @@ class Feeder(threading.Thread):
         self._closing = threading.Event()
 
     def get(self, timeout_s: float) -> DecodedBatch | None:
-        """The next decoded batch, or None when there is none in time."""
+        """Return the next decoded batch; None: none within the timeout."""
         try:
             return self._decoded.get(timeout=timeout_s)
         except queue.Empty:
             return None
 
     def recycle(self, decoded: DecodedBatch) -> None:
-        """Give a batch's memory back once nothing reads it any more."""
+        """Return a batch's memory for reuse; its windows must not be read afterwards."""
         self._buffers.put(decoded.windows)
 
     @property
     def decoded(self) -> int:
-        """Batches that are ready."""
+        """Number of decoded batches in the queue."""
         return self._decoded.qsize()
 
     def check_version(self) -> None:
-        """End this process if the shards speak another major version of the protocol.
+        """Check that the shards speak this major version of the protocol.
 
         Raises:
-            MismatchError: they do.
+            MismatchError: they speak another one.
         """
         self._inbox.check_version("replay")
 
     @property
     def refused(self) -> int:
-        """Messages dropped for breaking the protocol."""
+        """Number of messages dropped because they break the protocol."""
         return self._inbox.refused
 
     def run(self) -> None:
@@ -122,7 +121,7 @@ class Feeder(threading.Thread):
             if batch is None:
                 continue
             if batch.learner_incarnation != self._learner_incarnation:
-                self._complain(batch.learner_incarnation)
+                self._count_foreign(batch.learner_incarnation)
                 continue
             started = time.monotonic()
             transitions = batch.sample.transitions.copy()
@@ -134,15 +133,15 @@ class Feeder(threading.Thread):
             corrupted = corrupted_windows(sample.frames, sample.frame_sizes, transitions["window_crc"])
             self.corrupted += int(corrupted.sum())
             self.decode_s += time.monotonic() - started
-            self._hand_over(DecodedBatch(replace(batch, sample=sample), windows, broken | corrupted | unknown))
+            self._enqueue(DecodedBatch(replace(batch, sample=sample), windows, broken | corrupted | unknown))
         self._inbox.close()
 
-    def _complain(self, incarnation: int) -> None:
-        # A few are what was on the way when this learner took another's place; many, that another has taken its own.
+    def _count_foreign(self, incarnation: int) -> None:
+        # Few: batches in flight when this learner replaced another. Many: another learner has replaced this one.
         self._foreign += 1
         if self._foreign % FOREIGN_PER_LINE == 0:
             log.warning(
-                "%d batches dropped, dealt to a learner of incarnation %d: stop that one or this",
+                "%d batches for a learner of incarnation %d dropped: two learners are running; stop one",
                 self._foreign,
                 incarnation,
             )
@@ -155,12 +154,12 @@ class Feeder(threading.Thread):
             buffer = np.empty(0)
         if buffer.shape == shape:
             return buffer
-        # Zeros: padded places of short windows are never read but must not be garbage that is not finite.
+        # Zeros: padding of short windows is never used, but must be finite.
         dtype = torch.uint8 if sample.frame.dtype == "uint8" else torch.float32
         fresh: npt.NDArray[Any] = torch.zeros(shape, dtype=dtype, pin_memory=self._pin_memory).numpy()
         return fresh
 
-    def _hand_over(self, decoded: DecodedBatch) -> None:
+    def _enqueue(self, decoded: DecodedBatch) -> None:
         while not self._closing.is_set():
             try:
                 self._decoded.put(decoded, timeout=IDLE_S)
@@ -169,7 +168,7 @@ class Feeder(threading.Thread):
                 continue
 
     def close(self) -> None:
-        """End the thread and free its address."""
+        """Stop the thread and unbind its address."""
         self._closing.set()
         if self.is_alive():
             self.join()

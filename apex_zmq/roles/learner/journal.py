@@ -22,7 +22,7 @@ from apex_zmq.config.loading import to_yaml
 from apex_zmq.config.settings import Config, Run, to_tree
 from apex_zmq.envs.info import columns_of
 from apex_zmq.errors import CheckpointError
-from apex_zmq.roles.learner.publisher import HEARD_AHEAD, Publisher
+from apex_zmq.roles.learner.publisher import MAX_QUEUED_STATUSES, Publisher
 from apex_zmq.roles.status import process_metrics
 from apex_zmq.rundir.checkpoint import Checkpoint, CheckpointStore
 from apex_zmq.rundir.directory import keep_settings
@@ -42,35 +42,35 @@ IDLE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over the whole run, resumed parts included, as far as statuses have told."""
+    """Sums over the whole run, resumed parts included, according to the statuses received."""
 
     episodes: int = 0
     decisions: int = 0
     info: Mapping[str, float] = field(default_factory=dict)  # totals of `envs.info`, by name
-    low_epsilon_return: float | None = None  # mean of the last episodes; None while there are too few
+    low_epsilon_return: float | None = None  # mean of the last episodes; None: too few so far
 
     @classmethod
     def of(cls, stats: RunStats) -> Totals:
-        """The totals of the statistics at this moment."""
+        """The current totals of the statistics."""
         return cls(stats.episodes, stats.decisions, dict(stats.info), stats.low_epsilon_return)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a run stands when this learner process begins.
+    """State of a run at the start of this learner process.
 
-    run_id: of the run. learner_incarnation: of this process; it grows with every start.
+    learner_incarnation: of this process; it increases with every start.
     """
 
     run_id: str
     learner_incarnation: int
     totals: Totals = field(default_factory=Totals)
-    elapsed_s: float = 0.0  # trained before
-    best_score: float | None = None  # of the best checkpoint so far
+    elapsed_s: float = 0.0  # training time of earlier processes
+    best_score: float | None = None  # of the best checkpoint; None: none so far
 
     @classmethod
     def of(cls, checkpoint: Checkpoint | None) -> Origin:
-        """A new run, or the one that a checkpoint was taken of."""
+        """The origin of a new run (None), or of the run of a checkpoint."""
         now = time.time_ns()
         if checkpoint is None:
             return cls(secrets.token_hex(8), now)
@@ -88,16 +88,16 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """The learner's loop after one pass: a wait for batches, and a step when every rank had one.
+    """Report of one pass of the learner's loop: a wait for batches, and a step if every rank had one.
 
-    Seconds and counters are sums since the process began.
+    Seconds and counters are sums since the start of the process.
     """
 
     update: int  # gradient steps of the run
     progress_time: float  # unix seconds of the last step
-    rank_waited_s: Float64s  # [R] that each rank waited for its own batches
-    waited_s: float = 0.0  # until all ranks had a batch
-    counters: Mapping[str, float] = field(default_factory=dict)  # of faults and of decoding, by name of a status metric
+    rank_waited_s: Float64s  # [R] time that each rank waited for its own batches
+    waited_s: float = 0.0  # time until all ranks had a batch
+    counters: Mapping[str, float] = field(default_factory=dict)  # faults and decoding, by name of a status metric
     metrics: Mapping[str, float] = field(default_factory=dict)  # of this pass's step, by TensorBoard tag; empty: none
     histograms: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # of the last step's batch, by tag
 
@@ -110,10 +110,10 @@ class StepReport:
 class Journal(threading.Thread):
     """Keeps statistics, TensorBoard and episodes.csv, and reports the learner's own status, in a thread of its own.
 
-    The training thread hands over step reports, the publisher's thread the statuses it receives; all else in here
-    is touched by this thread alone.
+    Input: step reports from the training thread, received statuses from the publisher's thread. Only this thread
+    uses the other attributes.
 
-    totals: replaced as a whole by this thread; any thread may read it.
+    totals: immutable and replaced by this thread; any thread may read it.
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class Journal(threading.Thread):
         self._closing = threading.Event()
 
     def record(self, report: StepReport) -> None:
-        """Hand over a report (training thread). The newest replaces those before, of whose metrics means are taken."""
+        """Queue a report (training thread). Metrics are averaged; otherwise the newest report replaces earlier ones."""
         self._meter.add(report.metrics)
         self._report = report
 
     def start(self) -> None:
-        """Begin.
+        """Start the thread and the Prometheus endpoint.
 
         Raises:
             ConfigError: as `prometheus.serve`.
@@ -158,7 +158,7 @@ class Journal(threading.Thread):
         super().start()
 
     def run(self) -> None:
-        """Hear statuses, write and report at their intervals, until closed; then once more."""
+        """Receive statuses, write and report at their intervals until closed, then once more."""
         keep_settings(self._directory, to_yaml(self._config))
         board = Board(self._directory, self._config, self.totals.decisions)
         episodes = EpisodeLog(self._directory, columns_of(self._config.env))
@@ -166,7 +166,7 @@ class Journal(threading.Thread):
         next_status = time.monotonic()
         next_summary = next_status + min(telemetry.log_interval_s, FIRST_SUMMARY_S)
         while not self._closing.is_set():
-            self._hear(episodes, min(next_summary, next_status) - time.monotonic())
+            self._receive_status(episodes, min(next_summary, next_status) - time.monotonic())
             now = time.monotonic()
             if now >= next_summary:
                 self._summarize(board, now)
@@ -174,18 +174,18 @@ class Journal(threading.Thread):
             if now >= next_status:
                 self._report_status(now)
                 next_status = now + telemetry.status_interval_s
-        for _ in range(HEARD_AHEAD):
-            self._hear(episodes, 0.0)
+        for _ in range(MAX_QUEUED_STATUSES):
+            self._receive_status(episodes, 0.0)
         now = time.monotonic()
         self._summarize(board, now)
         self._report_status(now)
         board.close()
         episodes.close()
 
-    def _hear(self, episodes: EpisodeLog, timeout_s: float) -> None:
-        """Take in one status, if there is one in time."""
+    def _receive_status(self, episodes: EpisodeLog, timeout_s: float) -> None:
+        """Add one status to the statistics and episodes.csv, if one arrives in time."""
         try:
-            status = self._publisher.heard.get(timeout=max(0.0, min(timeout_s, IDLE_S)))
+            status = self._publisher.statuses.get(timeout=max(0.0, min(timeout_s, IDLE_S)))
         except queue.Empty:
             return
         self._stats.add(status, time.monotonic())
@@ -201,9 +201,9 @@ class Journal(threading.Thread):
         logging.getLogger(PROGRESS_LOG).info("progress  %s", progress_line(numbers))
 
     def _report_status(self, now: float) -> None:
-        """Relay the learner's own status: the process, the newest summary, live roles, settings that apex-top shows."""
+        """Relay the learner's own status: process, newest summary, live roles, settings shown by apex-top."""
         config, report = self._config, self._report
-        self._process = process_metrics()  # only here: the host's CPU share is counted since the call before
+        self._process = process_metrics()  # only here: host_cpu is measured since the previous call
         self._last = self._status(
             self._summary
             | self._own(report)
@@ -228,7 +228,7 @@ class Journal(threading.Thread):
         }
 
     def _rank_waits(self, report: StepReport, now: float) -> dict[str, float]:
-        """With several ranks, the share of time that each waited for batches since the summary before, by tag."""
+        """Share of time that each rank waited for batches since the previous summary, by tag; empty for one rank."""
         (before, waited_before_s), waited_s = self._at_summary, report.rank_waited_s
         self._at_summary = now, waited_s
         if len(waited_s) == 1:
@@ -250,7 +250,7 @@ class Journal(threading.Thread):
         )
 
     def close(self) -> None:
-        """Take in the statuses heard so far, write the last point, relay the last status, end the thread."""
+        """Process queued statuses, write the last point, relay the last status, stop the thread."""
         self._closing.set()
         if self._endpoint is not None:
             self._endpoint.close()
@@ -259,12 +259,12 @@ class Journal(threading.Thread):
 
 
 class Saver:
-    """Writes the checkpoints of a run; used by the training thread alone.
+    """Writes the checkpoints of a run; used only by the training thread.
 
     experience, network: signatures.
 
     Raises:
-        CheckpointError: a directory that cannot be made.
+        CheckpointError: the directory cannot be created.
     """
 
     def __init__(self, config: Config, directory: Path, origin: Origin, experience: str, network: str) -> None:
@@ -275,12 +275,12 @@ class Saver:
         self._best_score = origin.best_score
 
     def save(self, trainer: Trainer, totals: Totals, elapsed_s: float) -> None:
-        """Write a checkpoint. A failure is logged, and the checkpoint before stays.
+        """Write a checkpoint. If that fails, log an error and keep the previous one.
 
-        elapsed_s: seconds that the run has trained, resumed parts included.
+        elapsed_s: training time of the run in seconds, resumed parts included.
         """
         if not trainer.finite():
-            log.error("checkpoint not saved, parameters are not finite; the one before stays")
+            log.error("checkpoint not saved because parameters are not finite; the previous one is kept")
             return
         score = totals.low_epsilon_return
         best = score is not None and (self._best_score is None or score > self._best_score)
@@ -304,14 +304,14 @@ class Saver:
         try:
             path = self._store.save(checkpoint, best)
         except CheckpointError as error:
-            log.error("checkpoint not saved, training goes on: %s", error)
+            log.error("checkpoint not saved, training continues: %s", error)
         else:
             self._best_score = best_score
             log.info("saved %s%s", path, ", the best so far" if best else "")
 
 
 def spent_budget(run: Run, updates: int, totals: Totals, elapsed_s: float) -> str | None:
-    """The first budget of the run that is spent, as "<count> of <budget> <unit>"; None while none is."""
+    """The first budget of the run that is spent, as "<count> of <budget> <unit>"; None: none is spent."""
     budgets = (
         ("episodes", totals.episodes, run.episodes),
         ("decisions", totals.decisions, run.max_decisions),

@@ -1,4 +1,4 @@
-"""The learner role: takes gradient steps and returns priorities; rank 0 publishes, records and saves besides."""
+"""The learner role: takes gradient steps and returns priorities; rank 0 also publishes, records and saves."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class DivergenceError(UserError):
 
 
 class Learner:
-    """One process of the learner: its only one, or one of several ranks that take every step together.
+    """One process of the learner: the only one, or one of several ranks that take every step together.
 
-    Each rank takes batches of its own and returns their priorities; all have the same parameters at all times.
+    Each rank receives its own batches and returns their priorities; all ranks always have the same parameters.
 
-    resume: go on from the latest checkpoint of the run directory, which all ranks must see.
-    init_from: start from the parameters that an evaluation of this checkpoint, or of this directory, plays.
+    resume: continue from the latest checkpoint of the run directory, which all ranks must be able to read.
+    init_from: checkpoint or run directory whose evaluation parameters training starts from; None: none.
 
     Raises:
-        ConfigError: a directory or address in use, a device that is missing, ranks with different settings.
-        EnvError: an unknown environment.
-        CheckpointError: a checkpoint that is missing, damaged or of another network or experience.
+        ConfigError: a directory or address is in use, the device is missing, or ranks have different settings.
+        EnvError: the environment is unknown.
+        CheckpointError: a checkpoint is missing, damaged or of another network or experience.
         RankLostError: another rank has ended.
     """
 
@@ -71,8 +71,7 @@ class Learner:
         torch.set_num_threads(config.learner.threads)
         if (listed := len(addresses_of(config.addresses, "batches"))) != ranks.size:
             raise ConfigError(
-                f"addresses.batches lists {listed} for {ranks.size} ranks of the learner; list one for each that "
-                "torchrun starts"
+                f"addresses.batches lists {listed} addresses for {ranks.size} ranks of the learner; list one per rank"
             )
         spec = env_spec(config.env)
         self._config = config
@@ -90,7 +89,7 @@ class Learner:
         # Only rank 0 has a publisher, and with it a journal (see `run`).
         self._publisher: Publisher | None = None
         if ranks.rank == 0:
-            # Addresses before the directory, so that a run that cannot begin leaves none behind.
+            # Bind addresses before creating the directory, so that a failed start leaves no directory behind.
             self._publisher = Publisher(links)
             self._open.callback(RunDirectory(directory).release)
             self._open.callback(self._publisher.close)
@@ -119,23 +118,23 @@ class Learner:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Train until a rank is told to stop or a budget of the run is spent, then save.
+        """Train until `stop` is set on any rank or a budget of the run is spent, then save.
 
         Raises:
-            DivergenceError: too many steps in a row were skipped; the checkpoints are those from before.
+            DivergenceError: too many steps in a row were skipped; no checkpoint is written.
             RankLostError: another rank has ended.
             MismatchError: the shards speak another major version of the protocol.
             RuntimeError: one of the learner's threads has died.
         """
         with self._open:
             if self._publisher is not None:
-                self._lead(stop, self._publisher)
+                self._run_rank_0(stop, self._publisher)
             else:
                 for _ in self._passes(stop.is_set):
                     pass
 
-    def _lead(self, stop: threading.Event, publisher: Publisher) -> None:
-        """What rank 0 does: take the steps, hand over a report of each, publish and save when it is time."""
+    def _run_rank_0(self, stop: threading.Event, publisher: Publisher) -> None:
+        """Run rank 0: take steps, send a report of each to the journal, publish and save at their intervals."""
         trainer, settings = self._trainer, self._config.learner
         saver = Saver(self._config, self._directory, self._origin, self._experience_signature, self._network_signature)
         journal = Journal(self._config, self._directory, self._origin, self._first_report(), publisher)
@@ -157,7 +156,7 @@ class Learner:
         self._start(journal)
         self._publish(publisher)
         if trainer.updates == 0:
-            # So that a learner that dies early can be started again with --resume.
+            # Lets a learner that dies early be restarted with --resume.
             saver.save(trainer, journal.totals, elapsed_s())
         for report in self._passes(is_over):
             journal.record(report)
@@ -168,9 +167,9 @@ class Learner:
         saver.save(trainer, journal.totals, elapsed_s())
 
     def _passes(self, is_over: Callable[[], bool]) -> Iterator[StepReport]:
-        """Greet, wait for a batch, take a step, return priorities, over and over until a rank leaves.
+        """Loop until a rank leaves: send HELLO, wait for a batch, take a step, return priorities.
 
-        Yields a report after each pass. A pass takes a step only when every rank has a batch.
+        Yields a report after each pass. A pass takes a step only if every rank has a batch.
         """
         self._start(self._feeder)
         report = self._first_report()
@@ -179,14 +178,14 @@ class Learner:
         while True:
             begin = time.monotonic()
             if begin >= next_hello:
-                self._greet_shards()
+                self._send_hello()
                 next_hello = begin + HELLO_S
             leave = is_over()
             if decoded is None and not leave:
                 decoded = self._feeder.get(IDLE_S)
-            # No rank waits long above: one without a batch says so here.
+            # The wait above is short: a rank without a batch reports that here.
             now = time.monotonic()
-            heard = consensus.exchange(
+            joint = consensus.exchange(
                 self._ranks,
                 leave=leave,
                 decoded=decoded,
@@ -197,31 +196,31 @@ class Learner:
             report = dataclasses.replace(
                 report,
                 waited_s=report.waited_s + time.monotonic() - begin,
-                rank_waited_s=report.rank_waited_s + heard.waited_s,
+                rank_waited_s=report.rank_waited_s + joint.waited_s,
                 metrics={},
             )
             self._check_threads()
-            if heard.leave:
+            if joint.leave:
                 return
-            if decoded is not None and heard.draws:
-                report = self._learn(decoded, heard, report)
+            if decoded is not None and joint.draws:
+                report = self._learn(decoded, joint, report)
                 self._feeder.recycle(decoded)
                 decoded = None
             yield report
 
-    def _learn(self, decoded: DecodedBatch, heard: Exchange, report: StepReport) -> StepReport:
-        """Take a step and return its priorities to the shard; the report with what came of it.
+    def _learn(self, decoded: DecodedBatch, joint: Exchange, report: StepReport) -> StepReport:
+        """Take a step, return its priorities to the shard, and return the updated report.
 
         Raises:
             DivergenceError: too many steps in a row were skipped.
         """
         sample = decoded.batch.sample
-        weights = self._weights.weigh(heard.draws, self._ranks.rank, sample.priority, self._trainer.beta, heard.now)
+        weights = self._weights.weigh(joint.draws, self._ranks.rank, sample.priority, self._trainer.beta, joint.now)
         weights[decoded.broken] = 0.0
         result = self._trainer.step(decoded.windows, sample, weights)
         self._return_priorities(decoded, result)
         if result.td_error is None:
-            self._skip(decoded, weights, result.reason)
+            self._record_bad_step(decoded, weights, result.reason)
         else:
             self._bad_steps_in_a_row = 0
             report = dataclasses.replace(
@@ -233,7 +232,7 @@ class Learner:
             )
         counters = {
             "bad_steps": self._bad_steps,
-            "corrupted_windows": heard.corrupted,
+            "corrupted_windows": joint.corrupted,
             "decoded": self._feeder.decoded,
             "decode_s": self._feeder.decode_s,
             "refused_batches": self._feeder.refused,
@@ -241,7 +240,7 @@ class Learner:
         return dataclasses.replace(report, counters=counters)
 
     def _return_priorities(self, decoded: DecodedBatch, result: StepResult) -> None:
-        """Send the rows' |TD| and retire broken ones; of a skipped step only retire those that no step can use."""
+        """Send |TD| of all rows and retire broken ones; after a skipped step only retire rows that no step can use."""
         batch, keys = decoded.batch, decoded.batch.sample.keys
         if result.td_error is not None:
             td_error, retired = result.td_error, decoded.broken
@@ -259,11 +258,11 @@ class Learner:
         )
         self._shards[batch.shard].send(encode_priorities(update))
 
-    def _skip(self, decoded: DecodedBatch, weights: Float32s, reason: str) -> None:
-        """Keep the batch on which a step failed.
+    def _record_bad_step(self, decoded: DecodedBatch, weights: Float32s, reason: str) -> None:
+        """Count a failed step and save its batch.
 
         Raises:
-            DivergenceError: so many steps in a row failed that no later batch will do.
+            DivergenceError: `learner.max_bad_steps` steps in a row failed.
         """
         self._bad_steps += 1
         self._bad_steps_in_a_row += 1
@@ -271,11 +270,11 @@ class Learner:
         bad_batches.save(self._directory, self._trainer.updates, decoded, weights)
         if self._bad_steps_in_a_row >= self._config.learner.max_bad_steps:
             raise DivergenceError(
-                f"{self._bad_steps_in_a_row} steps in a row were skipped, the last one for {reason}; look at "
-                f"{self._directory / bad_batches.DIRECTORY}, lower learner.learning_rate, and --resume"
+                f"{self._bad_steps_in_a_row} steps in a row were skipped, the last one because of {reason}; inspect "
+                f"{self._directory / bad_batches.DIRECTORY}, lower learner.learning_rate, and restart with --resume"
             )
 
-    def _greet_shards(self) -> None:
+    def _send_hello(self) -> None:
         hello = Hello(
             run=self._origin.run_id,
             learner_incarnation=self._origin.learner_incarnation,
@@ -287,7 +286,7 @@ class Learner:
 
     def _publish(self, publisher: Publisher) -> None:
         if not self._trainer.finite():
-            log.error("parameters not published, they are not finite")
+            log.error("parameters not published because they are not finite")
             return
         self._version += 1
         publisher.publish(
@@ -316,21 +315,21 @@ class Learner:
                 raise RuntimeError(f"the learner's {thread.name} has died")
 
     def _load(self, path: Path) -> Checkpoint:
-        """A checkpoint that fits this run's network.
+        """Load a checkpoint of this run's network.
 
         Raises:
-            CheckpointError: it does not, or cannot be read.
+            CheckpointError: it cannot be read, or is of another network.
         """
         checkpoint = load(path)
         if checkpoint.network != self._network_signature:
             raise CheckpointError(
-                f"{path} holds network {checkpoint.network}, this config makes {self._network_signature}; "
+                f"{path} has network signature {checkpoint.network}, this config {self._network_signature}; "
                 "use the config it was trained with"
             )
         return checkpoint
 
     def _restore(self) -> Checkpoint:
-        """Put the trainer where the latest checkpoint of the run directory was taken.
+        """Restore the trainer from the latest checkpoint of the run directory.
 
         Raises:
             CheckpointError: it cannot be read, or is of another network or experience.
@@ -338,18 +337,18 @@ class Learner:
         checkpoint = self._load(self._directory)
         if checkpoint.experience != self._experience_signature:
             raise CheckpointError(
-                f"{self._directory} was trained on experience {checkpoint.experience}, "
-                f"this config makes {self._experience_signature}; resume with its own config, or use --init-from"
+                f"{self._directory} has experience signature {checkpoint.experience}, "
+                f"this config {self._experience_signature}; resume with its own config, or use --init-from"
             )
         self._trainer.restore(checkpoint.tensors, int(checkpoint.counters["updates"]))
         log.info("resuming %s at update %d", self._directory, self._trainer.updates)
         return checkpoint
 
     def _agree(self, checkpoint: Checkpoint | None) -> Origin:
-        """Where the run begins or goes on: the same on all ranks.
+        """Return the origin of the run, with the identity that rank 0 gives all ranks.
 
         Raises:
-            ConfigError: rank 0 has other settings, or begins elsewhere.
+            ConfigError: rank 0 has different settings, or another number of updates.
         """
         origin = Origin.of(checkpoint)
         run_id, incarnation = consensus.agree(

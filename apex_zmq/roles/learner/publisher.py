@@ -12,51 +12,51 @@ from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Parameters, Status, decode_status
 
-SERVE_S = 0.05  # a welcome leaves only while subscriptions are read: at least every 0.1 s
-HEARD_AHEAD = 100  # statuses, each with up to 4,096 episodes
+SERVE_S = 0.05  # welcomes are sent only when subscriptions are read, which is due every 0.1 s
+MAX_QUEUED_STATUSES = 100  # statuses, each with up to 4,096 episodes
 
 
 class Publisher(threading.Thread):
     """Publishes the newest parameters with heartbeats, receives statuses and relays them.
 
-    This thread touches neither disk nor statistics, so that no slow file delays parameters.
+    This thread touches neither disk nor statistics, so that a slow disk cannot delay parameters.
 
-    heard: received statuses, for the journal. While it is full, further ones wait in the socket.
+    statuses: queue of received statuses, for the journal. While it is full, further ones stay in the socket.
 
     Raises:
-        ConfigError: an address that cannot be bound.
+        ConfigError: an address cannot be bound.
     """
 
     def __init__(self, links: Links) -> None:
         super().__init__(name="publisher", daemon=True)
         self._parameters = ParameterPublisher(links)
         try:
-            self._statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
+            self._inbox: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
         except ConfigError:
             self._parameters.close()
             raise
-        self.heard: queue.Queue[Status] = queue.Queue(HEARD_AHEAD)
+        self.statuses: queue.Queue[Status] = queue.Queue(MAX_QUEUED_STATUSES)
         self._newest: queue.SimpleQueue[Parameters] = queue.SimpleQueue()
         self._relays: queue.SimpleQueue[Status] = queue.SimpleQueue()
         self._closing = threading.Event()
 
     def publish(self, parameters: Parameters) -> None:
-        """Hand over parameters; of several that wait, only the newest are sent."""
+        """Queue parameters; only the newest queued ones are sent."""
         self._newest.put(parameters)
 
     def relay(self, status: Status) -> None:
-        """Hand over the learner's own status, to be sent to all subscribers."""
+        """Queue the learner's own status for all subscribers."""
         self._relays.put(status)
 
     @property
     def refused(self) -> int:
-        """Statuses dropped for breaking the protocol."""
-        return self._statuses.refused
+        """Number of statuses dropped because they break the protocol."""
+        return self._inbox.refused
 
     def run(self) -> None:
-        """Serve until closed; what was handed over before is sent."""
+        """Serve until closed; send the queued messages before returning."""
         while not self._closing.is_set():
-            wait([] if self.heard.full() else [self._statuses], [], SERVE_S)
+            wait([] if self.statuses.full() else [self._inbox], [], SERVE_S)
             self._serve()
         self._serve()
         self._close_sockets()
@@ -70,14 +70,14 @@ class Publisher(threading.Thread):
             self._parameters.publish(parameters)
         while not self._relays.empty():
             self._parameters.send(encode(Kind.RELAYED_STATUS, self._relays.get()))
-        for _ in range(HEARD_AHEAD):  # at most, so that a flood of statuses cannot delay parameters
-            if self.heard.full() or (status := self._statuses.receive()) is None:
+        for _ in range(MAX_QUEUED_STATUSES):  # at most, so that a flood of statuses cannot delay parameters
+            if self.statuses.full() or (status := self._inbox.receive()) is None:
                 break
-            self.heard.put(status)
+            self.statuses.put(status)
             self._parameters.send(encode(Kind.RELAYED_STATUS, status))
 
     def close(self) -> None:
-        """End the thread and free its addresses."""
+        """Stop the thread and unbind its addresses."""
         self._closing.set()
         if self.is_alive():
             self.join()
@@ -86,4 +86,4 @@ class Publisher(threading.Thread):
 
     def _close_sockets(self) -> None:
         self._parameters.close()
-        self._statuses.close()
+        self._inbox.close()

@@ -56,4 +56,4 @@ def test_newest_files_of_each_rank_are_kept(tmp_path: Path) -> None:
 def test_failed_write_is_logged_and_not_raised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / DIRECTORY).write_text("in the way")
     bad_batches.save(tmp_path, 3, decoded(), WEIGHTS)
-    assert "not saved, training goes on" in caplog.text
+    assert "not saved, training continues" in caplog.text

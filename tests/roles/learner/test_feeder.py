@@ -96,7 +96,7 @@ def test_batches_of_another_incarnation_are_dropped_and_reported(
     shard.deal(dealt(1, incarnation=INCARNATION, number=77))
     assert shard.decoded().batch.number == 77
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"{FOREIGN_PER_LINE} batches dropped, dealt to a learner of incarnation {INCARNATION - 1}")
+    assert line.startswith(f"{FOREIGN_PER_LINE} batches for a learner of incarnation {INCARNATION - 1} dropped")
 
 
 def test_recycled_memory_is_reused(directory: Path) -> None:

@@ -254,7 +254,7 @@ def test_failed_write_of_best_does_not_change_the_best_score(tmp_path: Path, cap
     in_the_way = tmp_path / ".best.safetensors.tmp"
     in_the_way.mkdir()
     saver.save(trainer, Totals(low_epsilon_return=1.0), 0.0)
-    assert "checkpoint not saved, training goes on" in caplog.text
+    assert "checkpoint not saved, training continues" in caplog.text
     assert load(tmp_path).best_score is None
     in_the_way.rmdir()
     saver.save(trainer, Totals(low_epsilon_return=1.0), 0.0)
@@ -268,5 +268,5 @@ def test_parameters_that_are_not_finite_replace_no_checkpoint(tmp_path: Path, ca
     with torch.no_grad():
         next(trainer.online.parameters()).fill_(torch.nan)
     saver.save(trainer, Totals(low_epsilon_return=1.0), 0.0)
-    assert "checkpoint not saved, parameters are not finite; the one before stays" in caplog.text
+    assert "checkpoint not saved because parameters are not finite; the previous one is kept" in caplog.text
     assert (tmp_path / "latest.safetensors").read_bytes() == before

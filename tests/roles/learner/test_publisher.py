@@ -13,7 +13,7 @@ import pytest
 
 from apex_zmq.errors import ConfigError
 from apex_zmq.net.sockets import Inbox, Links, wait
-from apex_zmq.roles.learner.publisher import HEARD_AHEAD, Publisher
+from apex_zmq.roles.learner.publisher import MAX_QUEUED_STATUSES, Publisher
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
@@ -107,7 +107,7 @@ def test_statuses_are_queued_and_relayed_in_order(links: Links, publisher: Publi
     for each in sent:
         wait([], [actor], PATIENCE_S)
         assert actor.send(encode(Kind.STATUS, each))
-    assert [publisher.heard.get(timeout=PATIENCE_S) for _ in sent] == sent
+    assert [publisher.statuses.get(timeout=PATIENCE_S) for _ in sent] == sent
     assert [next_of(subscriber, Status) for _ in sent] == sent
     own = status(7, "learner")
     publisher.relay(own)
@@ -117,20 +117,20 @@ def test_statuses_are_queued_and_relayed_in_order(links: Links, publisher: Publi
 def test_slow_journal_delays_no_parameters_and_loses_no_status(
     links: Links, publisher: Publisher, opened: Opened
 ) -> None:
-    count = 3 * HEARD_AHEAD
+    count = 3 * MAX_QUEUED_STATUSES
     actor = opened(links.connect("status"))
     for number in range(count):  # more than its own queue holds: the publisher's socket keeps them
         wait([], [actor], PATIENCE_S)
         assert actor.send(encode(Kind.STATUS, status(number)))
-    while not publisher.heard.full():
+    while not publisher.statuses.full():
         assert publisher.is_alive()
     subscriber = opened(subscribe(links))
     for version in (1, 2, 3):
         publisher.publish(parameters(version))
         while next_of(subscriber, Parameters).version < version:
             pass
-    assert publisher.heard.full()
-    heard = [publisher.heard.get(timeout=PATIENCE_S).metrics["decisions"] for _ in range(count)]
+    assert publisher.statuses.full()
+    heard = [publisher.statuses.get(timeout=PATIENCE_S).metrics["decisions"] for _ in range(count)]
     assert heard == list(range(count))
 
 
@@ -139,7 +139,7 @@ def test_a_message_that_breaks_the_protocol_is_counted(links: Links, publisher: 
     wait([], [actor], PATIENCE_S)
     assert actor.send(encode(Kind.RELAYED_STATUS, status(0)))
     assert actor.send(encode(Kind.STATUS, status(1)))
-    assert publisher.heard.get(timeout=PATIENCE_S).metrics["decisions"] == 1
+    assert publisher.statuses.get(timeout=PATIENCE_S).metrics["decisions"] == 1
     assert publisher.refused == 1
 
 
