@@ -1,4 +1,4 @@
-"""The forwarder role: one parameter stream from the learner, published again for the actors of a host."""
+"""The forwarder role: relays one parameter stream from the learner to the actors of a host."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from apex_zmq.signature import experience_signature
 
 log = logging.getLogger(__name__)
 
-SERVE_S = 0.05  # between two calls of `ParameterPublisher.serve`
+SERVE_S = 0.05  # maximum time between two calls of `ParameterPublisher.serve`
 
 
 class Forwarder:
-    """Follows `addresses.parameters` and publishes on an address of its own, with its own welcome and heartbeats.
+    """Subscribes to `addresses.parameters` and publishes on `address`, with its own welcome message and heartbeats.
 
-    While the learner is down, new subscribers are still welcomed with its last parameters.
-
-    address: where to publish.
+    While the learner is down, new subscribers still receive its last parameters.
 
     Raises:
         ConfigError: the address cannot be bound.

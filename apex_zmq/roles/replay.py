@@ -1,4 +1,4 @@
-"""The replay role: stores segments as they arrive, deals batches, applies priorities."""
+"""The replay role: stores segments, sends batches to the learner, applies its priorities."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from apex_zmq.wire.messages import REASON_LENGTH, Bye, Hello, Refusal, decode_by
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 10.0  # without HELLO, after which a learner gives way to any other
+SILENT_S = 10.0  # time without HELLO after which any other learner replaces the current one
 SEGMENTS_PER_TURN = 8  # stored before the other sockets are polled again
 IDLE_S = 0.1
 
 
 class ReplayServer:
-    """One shard. `run` is the role; everything before it binds and allocates.
+    """One shard. The constructor binds addresses and allocates memory; `run` serves.
 
     Raises:
-        ConfigError: an address that cannot be bound, a budget the machine does not have, a directory that is in use
-            or holds other experience.
+        ConfigError: an address cannot be bound, memory is too small, or the directory is in use or holds experience of
+            another signature.
     """
 
     def __init__(self, config: Config, shard: int) -> None:
@@ -93,9 +93,9 @@ class ReplayServer:
         self._counts = {"stale_updates": 0, "retired": 0, "evicted_updates": 0}
         self._wait_s = {"idle_s": 0.0, "insert_blocked_s": 0.0, "sample_blocked_s": 0.0, "link_blocked_s": 0.0}
         self._sample_age = 0.0
-        self._version_shown = 0.0  # monotonic seconds of the newest foreign message that was answered
+        self._version_shown = 0.0  # monotonic seconds of the newest answered message of another version
         if needed > psutil.virtual_memory().available:
-            log.warning("it may need more memory than is available now; end what else uses it")
+            log.warning("available memory may not suffice; stop other programs, or lower replay.arena_bytes")
         log.info(
             "shard %d holds up to %d transitions in %.2f GB; signature %s",
             shard,
@@ -153,10 +153,10 @@ class ReplayServer:
             outbox.close()
 
     def _check_version(self) -> None:
-        """Show a learner of another major version our own, unless another learner is being dealt to.
+        """Answer a learner of another major version with this shard's, unless another learner is being served.
 
         Raises:
-            MismatchError: no learner of our version has ever been here.
+            MismatchError: no learner of this version has been accepted.
         """
         foreign = self._priorities.foreign
         if foreign is None or foreign.until <= self._version_shown:
@@ -192,7 +192,7 @@ class ReplayServer:
 
     def _handle_learner(self, message: PriorityUpdate | Hello) -> None:
         if isinstance(message, Hello):
-            self._greet(message, time.monotonic())
+            self._handle_hello(message, time.monotonic())
             return
         update = message
         if update.shard_incarnation != self._store.incarnation:
@@ -212,8 +212,8 @@ class ReplayServer:
         self._counts["evicted_updates"] += counts.evicted
         self._counts["retired"] += counts.retired
 
-    def _greet(self, hello: Hello, now: float) -> None:
-        """Deal to the highest incarnation that has not fallen silent, and to each of its ranks that greets."""
+    def _handle_hello(self, hello: Hello, now: float) -> None:
+        """Serve the highest live incarnation, and each of its ranks that has sent HELLO."""
         current = self._dealing
         if current is None or hello.learner_incarnation != current.learner_incarnation:
             if (
@@ -222,14 +222,14 @@ class ReplayServer:
                 and now - current.last_hello <= SILENT_S
             ):
                 return
-            log.info("dealing to learner of run %r, incarnation %d", hello.run, hello.learner_incarnation)
+            log.info("sending batches to learner of run %r, incarnation %d", hello.run, hello.learner_incarnation)
             current = self._dealing = Dealing(hello.learner_incarnation, now)
         current.last_hello = now
         if hello.rank not in current.credits:
             current.credits[hello.rank] = Credits(self._credit_limit, self._credit_timeout_s)
 
     def _may_insert(self) -> bool:
-        """Whether the governor allows an insert; always while nothing can be sampled, which would block forever."""
+        """Whether an insert is allowed: by the governor, or because nothing can be sampled, which would deadlock."""
         return self._governor.may_insert() or self._store.mass <= 0
 
     def _insert_waiting(self) -> None:
@@ -244,7 +244,7 @@ class ReplayServer:
     def _handle_bye(self, bye: Bye) -> None:
         counts = self._accounts.finish(bye.actor, bye.incarnation, bye.count)
         if counts is not None:
-            log.info("%r has left, having sent %d segments: %s", bye.actor, bye.count, counts)
+            log.info("%r has stopped after %d segments: %s", bye.actor, bye.count, counts)
 
     def _insert(self, shipment: Shipment) -> None:
         actor, incarnation, sequence = shipment.actor, shipment.incarnation, shipment.sequence
@@ -260,7 +260,7 @@ class ReplayServer:
         self._reporter.progress()
 
     def _ranks_to_deal_to(self) -> list[int]:
-        """Ranks with a credit left, the one with the fewest batches in flight first."""
+        """Ranks with a credit left, in order of their batches in flight."""
         if self._dealing is None or self._store.mass <= 0 or not self._governor.may_sample():
             return []
         credits, now = self._dealing.credits, time.monotonic()
@@ -286,13 +286,13 @@ class ReplayServer:
             self._reporter.progress()
 
     def _account_waiting(self, elapsed_s: float, may_insert: bool) -> None:
-        """Account for waiting: for the governor, on either side, or for a learner that took no batch."""
+        """Add the time waited to its causes: the governor, on either side, or a learner that takes no batch."""
         self._wait_s["idle_s"] += elapsed_s
         if not may_insert:
             self._wait_s["insert_blocked_s"] += elapsed_s
         if self._governor.inserts >= self._governor.min_size:
-            held_back_by = "link_blocked_s" if self._governor.may_sample() else "sample_blocked_s"
-            self._wait_s[held_back_by] += elapsed_s
+            cause = "link_blocked_s" if self._governor.may_sample() else "sample_blocked_s"
+            self._wait_s[cause] += elapsed_s
 
     def _report(self) -> None:
         self._reporter.refusals = tuple(
@@ -314,7 +314,7 @@ class ReplayServer:
             "in_flight": sum(each.in_flight for each in credits),
             "lost_batches": sum(each.lost for each in credits),
             "refused_messages": self._experience.refused + self._priorities.refused,
-            **{f"segments_{what}": count for what, count in asdict(self._accounts.totals).items()},
+            **{f"segments_{outcome}": count for outcome, count in asdict(self._accounts.totals).items()},
             **self._counts,
             **self._wait_s,
             **(self._keeper.metrics if self._keeper is not None else {}),

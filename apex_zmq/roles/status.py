@@ -1,4 +1,4 @@
-"""Status reports of a role, sent by a thread of their own, so that a stuck main loop is visible."""
+"""Status reports of a role, sent by a separate thread, so that a stuck main loop is visible."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def process_metrics() -> dict[str, float]:
 class StatusReporter(threading.Thread):
     """Sends the role's metrics to the learner at an interval.
 
-    The main loop replaces `metrics` and `refusals`, and calls `progress` and `episode`. While the learner is away, the
-    newest episodes are kept. With `telemetry.metrics_port` the metrics are served to Prometheus too.
+    The main loop replaces `metrics` and `refusals`, and calls `progress` and `episode`. While the learner is down, the
+    newest episodes are kept. If `telemetry.metrics_port` is set, Prometheus can read the metrics too.
     """
 
     def __init__(self, role: Role, name: str, incarnation: int, config: Config, links: Links) -> None:
@@ -67,7 +67,7 @@ class StatusReporter(threading.Thread):
             del self._episodes[:-MAX_PENDING_EPISODES]
 
     def start(self) -> None:
-        """Begin.
+        """Start the thread and the Prometheus endpoint.
 
         Raises:
             ConfigError: as `prometheus.serve`.
@@ -76,7 +76,7 @@ class StatusReporter(threading.Thread):
         super().start()
 
     def run(self) -> None:
-        """Report until closed, and once more then."""
+        """Send a status at each interval until closed, then a last one."""
         while not self._closing.wait(self._telemetry.status_interval_s):
             self._send()
         self._send()
@@ -106,7 +106,7 @@ class StatusReporter(threading.Thread):
                 del self._episodes[: len(episodes)]
 
     def close(self) -> None:
-        """Send the last numbers and end the thread."""
+        """Send the last status and stop the thread."""
         self._closing.set()
         self.join()
         if self._endpoint is not None:

@@ -105,7 +105,7 @@ def test_lost_segments_are_counted_and_bounded_per_cut(
         ship()
     totals = server._accounts.totals
     while totals.received + totals.lost < shipper.sent or len(stored) < totals.received:
-        shipper.farewell()
+        shipper.send_bye()
     assert totals.received == len(stored) == len(set(stored))
     assert totals.lost == shipper.sent - len(stored)
     assert (totals.duplicate, totals.refused) == (0, 0)

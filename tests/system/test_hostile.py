@@ -84,7 +84,7 @@ def test_garbage_messages_do_not_disturb_training(start: StartProgram, tmp_path:
     replay = start("replay", *common)
     learner = start("learner", *common, "--run-dir", "run", "--set", "run.max_updates=600")
     actor = start("actor", *common)
-    replay.wait_for("dealing to learner of run")
+    replay.wait_for("sending batches to learner of run")
     learner.wait_for(r" replay [1-9]")  # the first segment that a shard stores decides what frames are
     before = {program: rss_bytes(program) for program in (replay, learner)}
     assert flood(addresses) > ROUNDS * len(TARGETS)

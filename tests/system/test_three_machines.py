@@ -191,7 +191,7 @@ def test_walkthrough_trains_on_three_hosts(hosts: dict[str, Host], tmp_path: Pat
     assert max(event.value for event in curves.Scalars("replay/size")) >= 1000
 
     # The logs can be followed where they are written, and say nothing bad.
-    replay.wait_for("dealing to learner of run")
+    replay.wait_for("sending batches to learner of run")
     for number in (1, 2):
         log = (hosts["actors"].directory / f"actor-{number}.log").read_text()
         assert "playing 8 lanes" in log

@@ -1,4 +1,4 @@
-"""The actor role: steps its lanes with its own copy of the network and ships segments."""
+"""The actor role: steps its lanes with its own copy of the network and sends segments to the replay."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ REARM_S = 1.0
 
 
 class Watchdog:
-    """Ends the process with a stack trace when the emulator hangs, the GIL held or not.
+    """Ends the process with a stack trace if the emulator hangs, even while it holds the GIL.
 
-    Armed around emulator work, disarmed while waiting on a socket.
+    Armed during emulator work, disarmed while waiting on a socket.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -45,7 +45,7 @@ class Watchdog:
         self._armed_at: float | None = None
 
     def arm(self) -> None:
-        """Start the countdown anew; cheap enough to call before every decision."""
+        """Restart the countdown; cheap enough to call before every decision."""
         now = time.monotonic()
         if self._armed_at is None or now - self._armed_at > min(REARM_S, self._timeout_s / 4):
             faulthandler.dump_traceback_later(self._timeout_s, exit=True)
@@ -60,12 +60,12 @@ class Watchdog:
 class Actor:
     """One actor process over `actor.lanes` lanes.
 
-    index: this actor's place among its peers; total_lanes: lanes of all actors.
-    Both None: exploration is elastic. render: show the last lane, whose epsilons are the lowest, in a window.
+    index: index of this actor; total_lanes: lanes of all actors; both None: elastic exploration.
+    render: show the last lane, which has the lowest epsilons, in a window.
 
     Raises:
-        EnvError: the environment cannot be made.
-        WindowError: no window to be had.
+        EnvError: the environment cannot be created.
+        WindowError: the window cannot be opened.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Actor:
         count = config.actor.lanes
         incarnation = secrets.randbits(63)
         self._watchdog = Watchdog(config.actor.watchdog_s)
-        # An elastic actor draws its seed, or two of them on two hosts would play the same games.
+        # The seed of an elastic actor is random; otherwise all elastic actors would play the same games.
         entropy = [config.run.seed, index] if index is not None else [config.run.seed, incarnation]
         self._rng = np.random.default_rng(entropy)
         self._config = config
@@ -124,11 +124,11 @@ class Actor:
         self._reporter = StatusReporter("actor", name, incarnation, config, links)
 
     def run(self, stop: threading.Event) -> None:
-        """Play until told to stop.
+        """Play until `stop` is set.
 
         Raises:
-            MismatchError: the learner trains something else.
-            RuntimeError, or what the environment raises: it failed, and may work again in a new process.
+            MismatchError: the learner has another signature or version of the protocol.
+            RuntimeError, or an exception of the environment: it failed, and may work again in a new process.
         """
         self._reporter.start()
         try:
@@ -138,7 +138,7 @@ class Actor:
             raise RuntimeError(f"the environment failed: {error}") from error
         finally:
             self._watchdog.disarm()
-            self._shipper.farewell()
+            self._shipper.send_bye()
             self._report()
             self._reporter.close()
             self._shipper.close()
@@ -195,13 +195,13 @@ class Actor:
     def _ship(self, segment: Segment, stop: threading.Event) -> None:
         self._watchdog.disarm()
         self._shipper.ship(segment)
-        started, told = time.monotonic(), False
+        started, warned = time.monotonic(), False
         while self._shipper.blocked and not stop.is_set():
             self._shipper.wait(IDLE_S)
             self._report()
-            if not told and time.monotonic() - started > PATIENCE_S:
-                log.warning("no shard has taken a segment for %g s; waiting for replay and learner", PATIENCE_S)
-                told = True
+            if not warned and time.monotonic() - started > PATIENCE_S:
+                log.warning("no shard has taken a segment for %g s; check that replay and learner run", PATIENCE_S)
+                warned = True
 
     def _q_values(self, observations: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
@@ -222,9 +222,9 @@ class Actor:
         return step
 
     def _final_values(self, steps: list[Step]) -> npt.NDArray[np.float64]:
-        """[L] max_a Q of the final observation where the step truncated an episode; 0 for the other lanes.
+        """[L] max_a Q of the final observation for lanes whose episode was truncated; 0 for other lanes.
 
-        The real final observation stands in the stack only until the lane is reset.
+        Must be called before the lanes are reset, which overwrites the final observation.
         """
         values = np.zeros(len(steps))
         truncated = [lane for lane, step in enumerate(steps) if step.truncated and not step.terminated]

@@ -1,4 +1,4 @@
-"""Turns the steps of one lane into segments: frames encoded once, n-step transitions."""
+"""Builds segments of n-step transitions from the steps of one lane; each frame is encoded once."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class _Step:
     terminated: bool
     truncated: bool
     q_taken: float
-    next_value: float | None = None  # None: not known yet
+    next_value: float | None = None  # None: not set yet
 
 
 class SegmentBuilder:
     """Collects one lane's steps and cuts them into segments of `length` transitions.
 
-    The order of calls, which is asserted: `reset` opens every episode; for each decision `step` comes first, then
-    `bootstrap` as soon as the value of the next observation is known, then `take` until it returns None. Where the
-    step ended the episode, the next `reset` may come before its `bootstrap` or after it.
+    Order of calls (asserted): `reset` at the start of each episode; for each decision `step`, then `bootstrap` with the
+    value of the next observation, then `take` until it returns None. If the step ended the episode, the next `reset`
+    may come before or after its `bootstrap`.
     """
 
     def __init__(self, frame: FrameSpec, n_step: int, gamma: float, length: int) -> None:
@@ -44,7 +44,7 @@ class SegmentBuilder:
         self._steps: list[_Step] = []
 
     def reset(self, frame: npt.NDArray[Any]) -> None:
-        """Open an episode with its reset frame, repeated to fill the stack."""
+        """Start an episode with its reset frame, repeated to fill the stack."""
         self._position = self._first_frame + len(self._frames)
         self._frames += [encode_frame(frame, self._frame.codec)] * self._frame.stack
 
@@ -57,23 +57,23 @@ class SegmentBuilder:
         terminated: bool,
         truncated: bool,
     ) -> None:
-        """Add one step: Q(s, a) as acted upon, and the frame it led to."""
+        """Add one step. q_taken: Q(s, a) at the time of acting; frame: the next frame."""
         assert not self._steps or self._steps[-1].next_value is not None, "bootstrap() before the next step()"
         self._steps.append(_Step(self._position, action, reward, terminated, truncated, q_taken))
         self._frames.append(encode_frame(frame, self._frame.codec))
         self._position += 1
 
     def bootstrap(self, next_value: float) -> None:
-        """Set max_a Q of the last step's next observation: of the real final one where the episode was truncated.
+        """Set max_a Q of the last step's next observation; if truncated, of the real final observation.
 
-        The value is not used where the episode terminated.
+        If the episode terminated, the value is not used.
         """
         self._steps[-1].next_value = next_value
 
     def take(self, *, flush: bool = False) -> Segment | None:
-        """The next segment, or None while there are too few complete steps.
+        """Return the next segment; None: too few complete steps.
 
-        flush: accept a shorter one.
+        flush: accept a shorter segment.
         """
         if not self._steps or (not flush and len(self._steps) < self._length):
             return None

@@ -1,4 +1,4 @@
-"""An actor's side of the experience links: segments leave for whichever replay shard can take them."""
+"""An actor's side of the experience links: sends segments to any replay shard that can take them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.experience import encode_segment
 from apex_zmq.wire.messages import Bye
 
-QUEUED_SEGMENTS = 64  # wait for a shard with actor.when_blocked=drop_oldest
-FAREWELL_S = 0.5
+QUEUED_SEGMENTS = 64  # kept while no shard can take one, with actor.when_blocked=drop_oldest
+BYE_TIMEOUT_S = 0.5
 
 
 class Shipper:
     """Sends segments to any replay shard that can take one, in rotation.
 
-    shards: their number. drop_oldest: while none can, keep the newest `QUEUED_SEGMENTS` instead of waiting.
-    waited_s, sent, dropped: seconds spent waiting, segments sent and dropped so far.
+    shards: number of shards. drop_oldest: while none is ready, keep the newest `QUEUED_SEGMENTS` instead of waiting.
+    waited_s, sent, dropped: seconds waited, segments sent and segments dropped so far.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Shipper:
         self._next = 0
 
     def ship(self, segment: Segment) -> None:
-        """Send in its turn, as soon as a shard can take it."""
+        """Queue a segment, and send queued ones in order as far as shards can take them."""
         self._queue.append(segment)
         self._send_queued()
         if self._drop_oldest and len(self._queue) > QUEUED_SEGMENTS:
@@ -46,32 +46,32 @@ class Shipper:
 
     @property
     def queued(self) -> int:
-        """Segments that wait for a shard."""
+        """Number of segments that wait for a shard."""
         return len(self._queue)
 
     @property
     def blocked(self) -> bool:
-        """Whether to `wait` before anything else is shipped."""
+        """Whether the caller must `wait` before shipping another segment."""
         return bool(self._queue) and not self._drop_oldest
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for a shard that can take a segment, and send."""
+        """Wait until a shard can take a segment, then send queued ones."""
         started = time.monotonic()
         wait([], self._outboxes, timeout_s)
         self._send_queued()
         self.waited_s += time.monotonic() - started
 
-    def farewell(self) -> None:
-        """Send what waits, then tell each shard how much it was sent, as far as they can take it at once."""
-        until = time.monotonic() + FAREWELL_S
-        untold = list(range(len(self._outboxes)))
-        while untold and (left_s := until - time.monotonic()) > 0:
-            wait([], [self._outboxes[shard] for shard in untold], left_s)
+    def send_bye(self) -> None:
+        """Send queued segments, then BYE with the count of segments to each shard; give up after `BYE_TIMEOUT_S`."""
+        until = time.monotonic() + BYE_TIMEOUT_S
+        pending = list(range(len(self._outboxes)))
+        while pending and (left_s := until - time.monotonic()) > 0:
+            wait([], [self._outboxes[shard] for shard in pending], left_s)
             self._send_queued()
             if not self._queue:
-                untold = [shard for shard in untold if not self._tell(shard)]
+                pending = [shard for shard in pending if not self._try_send_bye(shard)]
 
-    def _tell(self, shard: int) -> bool:
+    def _try_send_bye(self, shard: int) -> bool:
         count = self._sequences[shard]
         return not count or self._outboxes[shard].send(encode(Kind.BYE, Bye(self._actor, self._incarnation, count)))
 
@@ -80,7 +80,7 @@ class Shipper:
             self._queue.popleft()
 
     def _try_ship(self, segment: Segment) -> bool:
-        """Send to the next shard that can take the segment now; False when none can."""
+        """Send to the next shard that can take the segment now; return False if none can."""
         count = len(self._outboxes)
         for shard in ((self._next + offset) % count for offset in range(count)):
             outbox = self._outboxes[shard]

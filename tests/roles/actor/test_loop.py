@@ -267,7 +267,7 @@ def test_raising_environment_ends_the_program_with_exit_code_1(
 
 
 def test_bye_reports_the_number_of_segments_sent(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipper, "FAREWELL_S", PATIENCE_S)
+    monkeypatch.setattr(shipper, "BYE_TIMEOUT_S", PATIENCE_S)
     peers = make()
     peers.watch(segments=5)
     bye = peers.await_bye()

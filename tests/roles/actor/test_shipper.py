@@ -54,8 +54,8 @@ def shards(tmp_path: Path, opened: Callable[[Any], Any]) -> Shards:
 
 
 @pytest.fixture(autouse=True)
-def unhurried_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipper_module, "FAREWELL_S", PATIENCE_S)
+def unhurried_bye(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipper_module, "BYE_TIMEOUT_S", PATIENCE_S)
 
 
 def segment(number: int) -> Segment:
@@ -130,7 +130,7 @@ def test_drop_oldest_keeps_newest_and_numbers_them_on_send(shards: Shards) -> No
     assert found == [(3 + sequence, sequence) for sequence in range(QUEUED_SEGMENTS)]
 
 
-def test_farewell_sends_queued_segments_then_bye_per_shard(shards: Shards) -> None:
+def test_send_bye_sends_queued_segments_then_bye_per_shard(shards: Shards) -> None:
     shipper = shards.shipper()
     shipper.ship(segment(0))
     inboxes = [shards.bind(shard) for shard in range(2)]
@@ -138,7 +138,7 @@ def test_farewell_sends_queued_segments_then_bye_per_shard(shards: Shards) -> No
         await_ready(outbox)
     shipper.ship(segment(1))  # sends the first too
     shipper.ship(segment(2))
-    shipper.farewell()
+    shipper.send_bye()
     assert [received(inboxes[0]) for _ in range(3)] == [(0, 0), (2, 1), Bye("actor", 7, 2)]
     assert [received(inboxes[1]) for _ in range(2)] == [(1, 0), Bye("actor", 7, 1)]
 
@@ -149,7 +149,7 @@ def test_shard_without_segments_receives_no_bye(shards: Shards) -> None:
     await_ready(shipper._outboxes[0])
     await_ready(shipper._outboxes[1])
     shipper.ship(segment(0))
-    shipper.farewell()
+    shipper.send_bye()
     assert [received(inboxes[0]) for _ in range(2)] == [(0, 0), Bye("actor", 7, 1)]
     shipper.close()
     assert inboxes[1].receive() is None
