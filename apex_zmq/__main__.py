@@ -31,7 +31,7 @@ def main() -> int:
             )
         program = pkgutil.resolve_name(PROGRAMS[name])
     except ImportError as error:
-        print(f"apex-{name}: error: nothing can run here: {error}; {INSTALL}", file=sys.stderr)
+        print(f"apex-{name}: error: cannot start: {error}; {INSTALL}", file=sys.stderr)
         return 2
     return int(program(arguments))
 

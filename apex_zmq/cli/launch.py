@@ -24,12 +24,12 @@ from apex_zmq.config.settings import ADDRESSES, Config
 from apex_zmq.net.links import LINKS
 from apex_zmq.rundir import directory as rundir
 
-ADDRESS_VARIABLES = {sources.variable_of(f"addresses.{name}") for name in ADDRESSES}  # of runs over several machines
-LAUNCHED = "APEX_LAUNCHED"  # environment variable of roles that end with their launcher
+ADDRESS_VARIABLES = {sources.variable_of(f"addresses.{name}") for name in ADDRESSES}  # for several machines
+LAUNCHED = "APEX_LAUNCHED"  # environment variable; a role with it ends when its launcher ends
 MAX_RESTARTS = 5  # in a row
 BACKOFF_S = 1.0  # before a restart; doubles with each one in a row
-STEADY_S = 60.0  # a role that ran for this long is counted from 0 again
-STOP_S = 20.0  # before a role that does not stop is killed
+STEADY_S = 60.0  # run time of a role after which its count of restarts is reset
+STOP_S = 20.0  # time to stop before a role is killed
 POLL_S = 0.2
 
 
@@ -77,7 +77,7 @@ class Terminal:
 
 
 class ProgressFollower(threading.Thread):
-    """Shows the progress of a run, as its learner relays it, on a terminal, until closed."""
+    """Shows the progress of a run, from its learner's statuses, on a terminal, until closed."""
 
     def __init__(self, config: Config, terminal: Terminal) -> None:
         super().__init__(name="progress", daemon=True)
@@ -98,19 +98,19 @@ class ProgressFollower(threading.Thread):
                     self._terminal.show_progress(progress_line(status.metrics))
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._closing.set()
         self.join()
 
 
 @dataclass
 class Role:
-    """The process of one role, and how often it has been restarted.
+    """The process of one role, with its count of restarts.
 
-    again: returns the arguments of a restart; None: the same as at first.
+    again: returns the arguments of a restart; None: those of the first start.
     environment: variables added to the launcher's own.
-    restarts: in a row, see `STEADY_S`.
-    started, start_at: monotonic seconds of the last start, and of the next once the process has ended.
+    restarts: number of restarts in a row, see `STEADY_S`.
+    started, start_at: monotonic seconds of the last start, and of the next one after the process has ended.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Role:
         """Start the process, and a thread that prints its output under the role's name."""
         arguments = self.again() if self.restarts and self.again is not None else self.arguments
         command = [sys.executable, "-m", "apex_zmq", *arguments]
-        # A session of its own, so that Ctrl-C reaches the launcher alone, which stops the roles in order.
+        # In a separate session, so that Ctrl-C reaches only the launcher, which stops the roles in order.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -183,7 +183,7 @@ def launch(
 ) -> int:
     """Run learner, replay shards and actors until a budget is spent, Ctrl-C, or a role fails too often.
 
-    render: the last actor, whose epsilons are the lowest, opens a window.
+    render: whether the last actor, which has the lowest epsilons, opens a window.
 
     Returns:
         Exit code: 0 after a budget or Ctrl-C, else that of the role that failed.
@@ -203,11 +203,11 @@ def launch(
         common = ["--config", str(path), "--log-dir", str(directory / "logs"), "--log-format", log_format]
         roles = _roles(config, common, directory, resume, init_from, terminal)
         if config.telemetry.metrics_port is not None:
-            # The learner has the first port; each role keeps its own over restarts.
+            # The learner has the first port; each role keeps its port over restarts.
             for port, role in enumerate(roles[1:], config.telemetry.metrics_port + 1):
                 role.arguments = [*role.arguments, "--set", f"telemetry.metrics_port={port}"]
         if render:
-            # An actor that failed, perhaps with its display, is restarted without a window.
+            # A failed actor is restarted without a window, because its display may be gone.
             last = roles[-1]
             without = last.arguments
             last.arguments, last.again = [*without, "--render"], lambda: without
@@ -263,7 +263,7 @@ def _roles(
     first = ["--resume"] if resume else ["--init-from", str(init_from)] if init_from is not None else []
 
     def learner_again() -> list[str]:
-        # A learner that failed before its first checkpoint begins as at first.
+        # Without a checkpoint, restart with the arguments of the first start.
         return [*learner, *(["--resume"] if rundir.holds_run(directory) else first)]
 
     total_lanes = str(config.run.num_actors * config.actor.lanes)
@@ -300,7 +300,7 @@ def _supervise(roles: list[Role], stop: threading.Event, terminal: Terminal) -> 
 
 
 def _check(roles: list[Role], terminal: Terminal) -> int | None:
-    """Restart roles that have ended; return the run's exit code once it is over."""
+    """Restart roles that have ended; return the run's exit code if it has ended, else None."""
     now = time.monotonic()
     for role in roles:
         if role.process is None:
@@ -318,13 +318,13 @@ def _check(roles: list[Role], terminal: Terminal) -> int | None:
             terminal.print_line("launcher", f"{role.name} ended with code {code}; stopping the run")
             return code if code > 0 else 1
         backoff = BACKOFF_S * 2 ** (role.restarts - 1)
-        terminal.print_line("launcher", f"{role.name} ended with code {code}; starting it again in {backoff:g} s")
+        terminal.print_line("launcher", f"{role.name} ended with code {code}; restarting it in {backoff:g} s")
         role.process, role.start_at = None, now + backoff
     return None
 
 
 def _stop_in_order(roles: list[Role]) -> None:
-    """Actors first, so that the learner receives their last episodes; then the learner, which saves."""
+    """Stop actors first, so that the learner receives their last episodes, then the learner, which saves."""
     for prefix in ("actor", "learner", "replay"):
         group = [role for role in roles if role.name.startswith(prefix)]
         for role in group:

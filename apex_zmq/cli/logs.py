@@ -16,8 +16,8 @@ from apex_zmq.errors import ConfigError
 
 Format = Literal["text", "json"]
 FILE_BYTES = 10_000_000
-OLD_FILES = 3  # kept beside the newest, as <role>.log.1 and so on
-PROGRESS_IN_FILE = "APEX_PROGRESS_IN_FILE"  # environment variable: progress lines go to the log file alone
+OLD_FILES = 3  # number of rotated files kept: <role>.log.1 and so on
+PROGRESS_IN_FILE = "APEX_PROGRESS_IN_FILE"  # environment variable; if set, progress lines go only to the log file
 
 
 class _File(RotatingFileHandler):
@@ -72,7 +72,7 @@ def configure(role: str, level: str, log_format: Format, directory: Path | None)
 
 
 def keep(message: str) -> None:
-    """Write an error that has been printed already to the log file, if there is one."""
+    """Write an error that was already printed to the log file, if one is configured."""
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, RotatingFileHandler):

@@ -1,7 +1,6 @@
 """The programs that make up a run: actor, replay, learner, forwarder, and the launcher of all of them.
 
-Heavy imports wait until the arguments are known to be good, so that `--help`
-answers at once.
+Heavy imports follow the check of the arguments, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def actor(parser: Parser, argv: Argv) -> int:
         "--actor-index",
         type=int,
         metavar="I",
-        help="place among the actors, from 0; goes with --num-lanes (default: none)",
+        help="index of this actor, from 0; requires --num-lanes (default: none)",
     )
     parser.add_argument(
         "--num-lanes",
@@ -88,7 +87,7 @@ def learner(parser: Parser, argv: Argv) -> int:
     options.add_run_options(parser)
     arguments, config = options.parse(parser, argv)
 
-    rank = int(os.environ.get("RANK", "0"))  # torchrun's
+    rank = int(os.environ.get("RANK", "0"))  # set by torchrun
     run = _run_directory(arguments, config) if rank == 0 else None
     name = "learner" if rank == 0 else f"learner-{rank}"
     stop = _start_role(name, config, config.learner.threads, arguments)
@@ -113,7 +112,7 @@ def forwarder(parser: Parser, argv: Argv) -> int:
         "--bind",
         required=True,
         metavar="ADDRESS",
-        help="address to publish at, tcp://host:port or ipc:///path; the actors' --parameters",
+        help="address to publish on, tcp://host:port or ipc:///path; pass it to actors as --parameters",
     )
     arguments, config = options.parse(parser, argv)
 
@@ -159,7 +158,7 @@ def train(parser: Parser, argv: Argv) -> int:
 
 
 def _run_directory(arguments: argparse.Namespace, config: Config) -> tuple[Path, bool]:
-    """The run directory, once it is known to be usable, and whether its run is resumed."""
+    """Check the run directory; return it, and whether its run is resumed."""
     if arguments.resume and arguments.init_from:
         raise ConfigError("--resume and --init-from exclude each other; give one")
     given = arguments.run_dir or (Path(config.run.dir) if config.run.dir else None)
@@ -174,7 +173,7 @@ def _run_directory(arguments: argparse.Namespace, config: Config) -> tuple[Path,
 
 
 def _start_role(name: str, config: Config, threads: int, arguments: argparse.Namespace) -> threading.Event:
-    """Set up logging, thread count and signals of a role; the event is set when the role is to stop."""
+    """Set up logging, thread count and signals of a role; return the event that is set when the role must stop."""
     logs.configure(name, config.telemetry.log_level, arguments.log_format, arguments.log_dir)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Options that several programs share, and the settings that options stand for."""
+"""Options shared by several programs, and the settings that they set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apex_zmq.config.settings import ADDRESSES, Config, Setting, by_name, settin
 from apex_zmq.config.sources import Value
 from apex_zmq.envs.games import check_env
 
-# Options that stand for one setting each; type, range and help are the setting's.
+# Options that set one setting each, with its type, range and help.
 TRAIN_FLAGS = {
     "--num-actors": "run.num_actors",
     "--batch-size": "learner.batch_size",
@@ -36,7 +36,7 @@ INSECURE_FLAG = {"--insecure": "addresses.insecure"}
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line."""
+    """An argument parser that reports usage errors in one line."""
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
@@ -45,12 +45,12 @@ class Parser(argparse.ArgumentParser):
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, addressed: bool = True
 ) -> tuple[argparse.Namespace, Config]:
-    """The arguments of a program with `add_settings`, and its settings: file < environment < flags < --set.
+    """Return the arguments of a program with `add_settings`, and its settings: file < environment < flags < --set.
 
     addressed: as for `check.validate`.
 
     Raises:
-        ConfigError: as `loading.resolve`, which names the file and line, variable or flag of a bad value.
+        ConfigError: as `loading.resolve`; it names the file and line, variable or flag of a bad value.
     """
     arguments = parser.parse_args(argv)
     options = vars(arguments)
@@ -64,7 +64,7 @@ def parse(
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """`--config` and `--set`, and all settings at the end of the help."""
+    """Add `--config` and `--set`, and list all settings at the end of the help."""
     lines = [
         f"  {setting.name} ({setting.type}; default {_plain(setting.default)})\n      {setting.description}"
         for setting in settings()
@@ -89,7 +89,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Mapping[str, str]) -> None:
-    """Options that stand for one setting each, such as `TRAIN_FLAGS`; `parse` reads them."""
+    """Add options that set one setting each, such as `TRAIN_FLAGS`; `parse` reads them."""
     for flag, name in flags.items():
         setting = by_name()[name]
         if setting.type == "bool":
@@ -127,7 +127,7 @@ def _plain(value: Any) -> str:
 
 
 def add_log_format(parser: argparse.ArgumentParser) -> None:
-    """The format of log lines."""
+    """Add the format of log lines."""
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
@@ -137,7 +137,7 @@ def add_log_format(parser: argparse.ArgumentParser) -> None:
 
 
 def add_role_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a role that is started alone; apex-train chooses addresses and log directory itself."""
+    """Add the options of a role that is started alone; apex-train chooses addresses and log directory itself."""
     add_settings(parser)
     add_log_format(parser)
     add_flags(parser, ADDRESS_FLAGS | INSECURE_FLAG)
@@ -150,7 +150,7 @@ def add_role_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Run directory, and the state that training starts from."""
+    """Add the run directory, and the state that training starts from."""
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="run directory (default: checkpoints/<config name>-<time>)"
     )
@@ -171,7 +171,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, episodes: int) -> None:
-    """Options of the programs that play a checkpoint, which brings its settings along; episodes: the default."""
+    """Add the options of programs that play a checkpoint with its own settings; episodes: default of the option."""
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its best)"
     )
@@ -192,7 +192,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, episodes: int) -> No
 
 
 def add_render_option(parser: argparse.ArgumentParser, whose: str) -> None:
-    """A window that shows a lane; whose: the process that opens it."""
+    """Add the option of a window that shows a lane; whose: process that opens it."""
     parser.add_argument(
         "--render",
         action="store_true",

@@ -13,7 +13,7 @@ from apex_zmq.cli.options import Parser
 from apex_zmq.errors import UserError
 
 EXIT_BAD_INPUT = 2
-Argv = Sequence[str] | None  # None: sys.argv's
+Argv = Sequence[str] | None  # None: sys.argv
 
 
 class Program(Protocol):
@@ -37,8 +37,8 @@ def program(name: str, description: str) -> Callable[[Callable[[Parser, Argv], i
                 return run(parser, argv)
             except UserError as error:
                 message = str(error)
-            except PermissionError as error:  # even asking whether a path exists may be denied
-                message = f"cannot use {error.filename}: {error.strerror}; change its owner, or name another"
+            except PermissionError as error:  # Path.exists raises it too
+                message = f"cannot use {error.filename}: {error.strerror}; change its permissions, or choose another"
             except KeyboardInterrupt:
                 return 130
             print(f"{name}: error: {message}", file=sys.stderr)

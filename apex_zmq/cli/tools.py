@@ -1,4 +1,4 @@
-"""The programs that no run needs: they play checkpoints, make keys, check hosts and show runs."""
+"""Optional programs: play checkpoints, make keys, check hosts, show runs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def evaluate(parser: Parser, argv: Argv) -> int:
     parser.add_argument(
         "--follow",
         action="store_true",
-        help="keep evaluating what the run of this run directory publishes, until Ctrl-C; the best becomes its "
-        "best-eval.safetensors",
+        help="evaluate the parameters that the run of this run directory publishes, until Ctrl-C; the best are saved "
+        "in its best-eval.safetensors",
     )
     parser.add_argument(
         "--every", type=int, metavar="K", help="versions from one evaluation to the next, with --follow (default: 1)"
@@ -45,7 +45,7 @@ def evaluate(parser: Parser, argv: Argv) -> int:
         "--keys",
         type=Path,
         metavar="DIR",
-        help="the evaluator's keys, with --follow of a run with keys (default: none)",
+        help="directory of the evaluator's keys, with --follow of a run with keys (default: none)",
     )
     arguments = parser.parse_args(argv)
 
@@ -111,8 +111,8 @@ def _prepare_to_play(arguments: argparse.Namespace) -> None:
 
 @program(
     "apex-keys",
-    "Makes the keys of a run over several machines, one directory per holder. Without NAME: those of replay and "
-    "learner. With NAME: those of a client, and adds it to the lists of the servers that admit it.",
+    "Makes the keys of a run over several machines, one directory per holder. Without NAME: keys of replay and "
+    "learner. With NAME: keys of a client, which is added to the lists of its servers.",
 )
 def keys(parser: Parser, argv: Argv) -> int:
     """bin/apex-keys."""
@@ -144,16 +144,16 @@ def keys(parser: Parser, argv: Argv) -> int:
             raise ConfigError(f"{name} has no role; give --role actor, evaluator or forwarder")
         made = [make_client(root, name, arguments.role, arguments.behind)]
     for path in made:
-        print(f"{path}: copy it to the host of {path.name}, and name it there with --keys")
+        print(f"{path}: copy it to the host of {path.name}, and pass it there with --keys")
     if name is not None:
-        print(f"lists in {root}/*/allowed have changed: copy them to their holders, which read them at once")
+        print(f"lists in {root}/*/allowed have changed: copy them to their holders, which reload them at once")
     return 0
 
 
 @program(
     "apex-doctor",
-    "Checks a host before a run, and a run that is up: one line per check, with the remedy where it is not ok. Give it "
-    "config, addresses and keys of the roles that run here. Exit code 1: a check has failed.",
+    "Checks a host before or during a run: one line per check, with a remedy if it is not ok. Give it config, "
+    " addresses and keys of the roles that run here. Exit code 1: a check has failed.",
 )
 def doctor(parser: Parser, argv: Argv) -> int:
     """bin/apex-doctor."""
@@ -165,20 +165,20 @@ def doctor(parser: Parser, argv: Argv) -> int:
         choices=("actor", "replay", "learner", "evaluator", "forwarder", "train"),
         default=[],
         help="role that runs on this host; may be repeated; train: all roles of a run, started by apex-train (default: "
-        "the role of the keys, else the roles whose addresses are this host's, else actor)",
+        "the role of the keys, else the roles with an address on this host, else actor)",
     )
     parser.add_argument("--json", action="store_true", help="print all checks as one line of JSON")
     arguments, config = options.parse(parser, argv, addressed=False)
 
     if "train" not in arguments.role:
         validate(config)
-    logging.basicConfig(handlers=[logging.NullHandler()])  # the checks report what is logged
+    logging.basicConfig(handlers=[logging.NullHandler()])  # the checks report the same errors
     from apex_zmq.watch.doctor.check import line_of
 
     try:
         from apex_zmq.watch.doctor.examine import examine
     except ImportError as error:
-        raise UserError(f"nothing can run here: {error}; {INSTALL}") from None
+        raise UserError(f"cannot start: {error}; {INSTALL}") from None
     checks = []
     for check in examine(config, arguments.role):
         checks.append(check)
@@ -192,13 +192,13 @@ def doctor(parser: Parser, argv: Argv) -> int:
     return 1 if count["fail"] else 0
 
 
-@program("apex-top", "Shows a live run: what each role does, what it waits for, and what to change.")
+@program("apex-top", "Shows a live run: rates and waits of each role, and the setting to change.")
 def top(parser: Parser, argv: Argv) -> int:
     """bin/apex-top."""
     options.add_settings(parser)
     flags = ("--parameters", "--keys")
     options.add_flags(parser, {flag: options.ADDRESS_FLAGS[flag] for flag in flags})
-    parser.add_argument("--once", action="store_true", help="print the run once, when every role has reported, and end")
+    parser.add_argument("--once", action="store_true", help="print the run when every role has reported, and exit")
     parser.add_argument("--json", action="store_true", help="with --once: as one JSON object in one line")
     parser.add_argument(
         "--timeout", type=float, metavar="S", help="seconds to wait for all roles, with --once (default: 20)"

@@ -1,1 +1,1 @@
-"""Playing checkpoints: evaluation, viewing, windows and films."""
+"""Playing checkpoints: evaluation, viewing, windows and videos."""

@@ -1,4 +1,4 @@
-"""The evaluator: plays a checkpoint, or the parameters that a live run publishes, under a fixed protocol."""
+"""The evaluator: plays a checkpoint, or the published parameters of a live run, under a fixed protocol."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def follow(
     seed: int,
     keys: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Evaluate the parameters that a live run publishes, every few versions, and keep the best in its run directory.
+    """Evaluate the published parameters of a live run every few versions, and save the best in its run directory.
 
     The evaluator subscribes only while it waits for the next version, so that it does not slow the run down. The
     parameters with the best mean return become best-eval.safetensors; an existing file is evaluated first, since it

@@ -26,11 +26,13 @@ PICTURES_PER_S = 10.0  # of an actor's lane: drawing every decision would slow t
 
 
 def play(checkpoint: Checkpoint, episodes: int, protocol: Protocol, seed: int, video: Path | None) -> None:
-    """Show episodes in a window, at the pace of a person's play, or write them to a video file.
+    """Show episodes in a window, in real time, or write them to a video file.
+
+    video: file to write; None: a window.
 
     Raises:
-        ConfigError, EnvError: an environment that cannot be made or drawn.
-        WindowError, VideoError: no window to be had, or a video that cannot be written.
+        ConfigError, EnvError: the environment cannot be created or rendered.
+        WindowError, VideoError: the window cannot be opened, or the video cannot be written.
     """
     with contextlib.ExitStack() as stack:
         player = stack.enter_context(contextlib.closing(Player.of(checkpoint, protocol, seed, render=True)))

@@ -42,7 +42,7 @@ class Window:
         self._rate = pictures_per_s
         try:
             pygame.display.init()
-            # Without a display SDL falls back to a driver that draws nowhere.
+            # Without a display SDL falls back to a driver without output.
             if pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
                 raise pygame.error("SDL found no display")
             self._screen = pygame.display.set_mode((columns, rows))

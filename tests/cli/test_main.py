@@ -25,7 +25,7 @@ def test_missing_packages_error_says_how_to_install_them() -> None:
     ran = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
-    assert line.startswith("apex-doctor: error: nothing can run here: No module named ")
+    assert line.startswith("apex-doctor: error: cannot start: No module named ")
     assert "make .venv/.installed" in line
 
 
@@ -33,7 +33,7 @@ def test_an_old_python_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     monkeypatch.setattr(sys, "argv", ["apex_zmq", "train"])
     assert __main__.main() == 2
-    assert "apex-train: error: nothing can run here: Python 3.9 is too old" in capsys.readouterr().err
+    assert "apex-train: error: cannot start: Python 3.9 is too old" in capsys.readouterr().err
 
 
 @pytest.fixture

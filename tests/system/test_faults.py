@@ -249,7 +249,7 @@ def test_diverging_run_ends_with_reason_and_finite_checkpoint(start: StartProgra
     train = start("train", "--config", CARTPOLE, "--run-dir", "run", *settings)
     assert train.wait() == 2, train.output
     assert train.output.count("5 steps in a row were skipped") == 1
-    assert "starting it again" not in train.output
+    assert "restarting it" not in train.output
     saved = load(tmp_path / "run")
     assert all(np.isfinite(tensor.numpy()).all() for tensor in saved.tensors["online"].values())
     assert 0 < len(list((tmp_path / "run" / "bad-batches").iterdir())) <= 5
@@ -298,7 +298,7 @@ def test_hanging_or_crashing_emulator_restarts_only_its_actor(
     assert train.wait() == 0, train.output
     assert "Timeout (0:00:02" in train.output
     assert "the emulator is gone" in train.output
-    assert train.output.count("actor-0 ended with code 1; starting it again") == 2
+    assert train.output.count("actor-0 ended with code 1; restarting it") == 2
 
 
 # Delivery accounts against a log of their own.
