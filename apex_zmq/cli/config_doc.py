@@ -1,4 +1,4 @@
-"""docs/CONFIGURATION.md, from the typed settings: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
+"""Generate docs/CONFIGURATION.md from the typed settings: python -m apex_zmq.cli.config_doc > docs/CONFIGURATION.md."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ INTRODUCTION = """\
 
 Written by `make docs` from `apex_zmq/config/settings.py`; a test keeps it current.
 
-Settings form one tree of sections. A config file names the settings it changes; the others keep their defaults, and an
-unknown key is an error. The resolved settings of a run are stored in its checkpoints and on TensorBoard's text page.
+Settings form one tree of sections. A config file names the settings it changes; all other settings keep their defaults.
+An unknown key is an error. The resolved settings of a run are stored in its checkpoints and on TensorBoard's text page.
 
 If a setting is given more than once, the last of these wins: config file, environment variable, flag, `--set`. An error
-names the place of the value: file and line, variable, flag, or `--set`.
+names the source of the value: file and line, variable, flag, or `--set`.
 
 ```sh
 bin/apex-train --config configs/mario-cpu.yaml --batch-size 128 --set env.stages=[1-1,1-2] --set run.episodes=null
@@ -32,7 +32,7 @@ bin/apex-train --config configs/mario-cpu.yaml --batch-size 128 --set env.stages
 
 Times are in seconds where a name ends in `_s`, sizes in bytes where it ends in `_bytes`. A decision is one step of an
 agent in one lane: `env.frame_skip` emulator frames. An update is one gradient step. A flag in the last column is an
-option of `bin/apex-train` that sets the same, unless stated otherwise.
+option of `bin/apex-train` that sets the same value, unless stated otherwise.
 """
 READY = """\
 ## The ready configs

@@ -1,4 +1,4 @@
-"""Checks across settings. The bounds of a single setting stand in its type, in `settings`."""
+"""Checks across settings. Bounds of a single setting are part of its type in `settings`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from apex_zmq.errors import ConfigError
 
 
 class SettingError(ConfigError):
-    """Settings of the right type that cannot be used; settings: their dotted names, for the places they come from."""
+    """Valid types, but unusable values. settings: dotted names, to look up the sources of the values."""
 
     def __init__(self, message: str, settings: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -15,12 +15,12 @@ class SettingError(ConfigError):
 
 
 def validate(config: Config, *, addressed: bool = True) -> None:
-    """Refuse settings that cannot work together.
+    """Check settings against each other.
 
     addressed: whether to check the addresses; a launcher chooses its own.
 
     Raises:
-        SettingError: settings that contradict each other, or an address that ZeroMQ would refuse.
+        SettingError: settings contradict each other, or an address is invalid.
     """
     _check_sizes(config)
     if addressed:
@@ -58,7 +58,7 @@ def _check_sizes(config: Config) -> None:
     )
     _require(
         replay.min_size <= replay.capacity - replay.shards * length,
-        f"replay.min_size {replay.min_size} does not fit replay.capacity {replay.capacity} with a segment to spare; "
+        f"replay.min_size {replay.min_size} exceeds replay.capacity {replay.capacity} less a segment per shard; "
         "lower it",
         "replay.min_size",
         "replay.capacity",
@@ -102,7 +102,7 @@ def _check_addresses(addresses: Addresses, shards: int) -> None:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that ZeroMQ would refuse.
+    """Check an address.
 
     Raises:
         ConfigError: not tcp://host:port or ipc://path, port out of range, path too long, IPv6.

@@ -1,4 +1,4 @@
-"""From values of several sources to the typed tree of settings, converted once; an unknown setting is an error."""
+"""Converts values of several sources to the typed tree of settings; an unknown setting is an error."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DEFAULTS = Config()
 def resolve(
     values: Iterable[Value], base: Config = DEFAULTS, *, addressed: bool = True, check: Check = lambda _: None
 ) -> Config:
-    """`base`, changed by values, of which the last one for a setting wins; checked across settings.
+    """Return `base` changed by values, checked across settings; the last value for a setting wins.
 
     addressed: as for `check.validate`. check: a further check, which raises SettingError.
 
     Raises:
-        ConfigError: unknown setting, wrong type, value out of range, settings that cannot work together. Names the
-            place of the value.
+        ConfigError: unknown setting, wrong type, value out of range, or settings that contradict each other. It names
+            the source of the value.
     """
     newest = {each.name: each for value in values for each in _per_setting(value)}
     config: Section = base
@@ -47,7 +47,7 @@ def resolve(
 
 
 def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addressed: bool = True) -> Config:
-    """The settings of a YAML file, changed by `section.key=value` overrides.
+    """Return the settings of a YAML file, changed by `section.key=value` overrides.
 
     Raises:
         ConfigError: as `sources.from_file`, `sources.from_set` and `resolve`.
@@ -57,7 +57,7 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = (), *, addre
 
 
 def from_tree(tree: Mapping[str, Any], source: str) -> Config:
-    """The settings of a tree of plain values, as `settings.to_tree` makes it; `source` names it in errors.
+    """Return the settings of a tree from `settings.to_tree`; `source` names it in errors.
 
     Raises:
         ConfigError: as `resolve`.
@@ -66,7 +66,7 @@ def from_tree(tree: Mapping[str, Any], source: str) -> Config:
 
 
 def replace(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with settings changed by dotted name, checked again.
+    """Return a copy with settings changed by dotted name, and check it.
 
     Raises:
         ConfigError: as `resolve`.
@@ -80,7 +80,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _per_setting(value: Value) -> Iterator[Value]:
-    """One value per setting: the mapping given for a section is taken apart."""
+    """Yield one value per setting: split the mapping of a section."""
     if value.name in by_name():
         yield value
     elif value.name not in sections():
@@ -132,7 +132,7 @@ def _wanted(setting: Setting) -> str:
 
 
 def _list_instead(setting: Setting, value: Any) -> str:
-    """The remedy where a list is wanted and its only element was given."""
+    """The remedy if a list is wanted and the value is one element of it; else empty."""
     try:
         msgspec.convert([value], setting.hint, strict=False)
     except msgspec.ValidationError:
@@ -141,7 +141,7 @@ def _list_instead(setting: Setting, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, default=lambda other: f"{type(other).__name__} {other}")  # YAML knows dates
+    return json.dumps(value, default=lambda other: f"{type(other).__name__} {other}")  # YAML has dates
 
 
 def _replaced(section: Section, path: Sequence[str], value: Any) -> Section:

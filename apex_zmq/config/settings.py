@@ -1,8 +1,8 @@
 """The typed tree of settings: frozen, each with type, range, default and description.
 
-Units stand in the names (`_s` seconds, `_bytes`) or in the description. Files
+Units are part of the name (`_s` seconds, `_bytes`) or of the description. Files
 under `configs/` change the defaults. This module imports neither torch nor
-numba, so that `--help` answers at once.
+numba, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Run(Section, frozen=True):
 
 
 class Reward(Section, frozen=True):
-    """The Mario reward: terms added up once per decision, or that of a package."""
+    """The Mario reward: a sum of terms per decision, or the reward of a package."""
 
     preset: Annotated[
         Literal["terms", "gym-super-mario-bros-7.4", "gym-super-mario-bros-9.1"],
-        doc("terms: the terms below; else that version's own reward, summed over the frames of a decision."),
+        doc("terms: the terms below; else the reward of that version, summed over the frames of a decision."),
     ] = "terms"
     progress: Annotated[Finite, doc("Reward per pixel of new maximum x.")] = 0.1
     progress_clip: Annotated[Count, doc("Maximum pixels of progress rewarded per decision.")] = 12
@@ -255,7 +255,7 @@ class Telemetry(Section, frozen=True):
         ),
     ] = None
     metrics_host: Annotated[
-        str, doc("Interface that serves metrics; keys do not protect it, so any but loopback is open to other hosts.")
+        str, doc("Interface that serves metrics, without keys: any but loopback is open to other hosts.")
     ] = "127.0.0.1"
 
 
@@ -277,9 +277,7 @@ class Addresses(Section, frozen=True):
     keys: Annotated[
         str | None, doc("Directory of this process's keys, made by apex-keys; null: no encryption or authentication.")
     ] = None
-    insecure: Annotated[bool, doc("Permission to bind, without keys, to an address that other hosts can reach.")] = (
-        False
-    )
+    insecure: Annotated[bool, doc("Permission to bind to an address that other hosts can reach, without keys.")] = False
 
 
 # Settings of `addresses` that are the addresses of links, and those that have a flag and an environment variable.
@@ -292,7 +290,7 @@ class Config(Section, frozen=True):
 
     run: Annotated[Run, doc("The run.")] = Run()
     env: Annotated[Env, doc("The environment.")] = Env()
-    agent: Annotated[Agent, doc("What actor and learner share.")] = Agent()
+    agent: Annotated[Agent, doc("Network and returns.")] = Agent()
     actor: Annotated[Actor, doc("Acting.")] = Actor()
     replay: Annotated[Replay, doc("Replay.")] = Replay()
     learner: Annotated[Learner, doc("Learning.")] = Learner()
@@ -305,7 +303,7 @@ class Setting(typing.NamedTuple):
 
     name: str  # dotted
     hint: Any  # annotated type, to which msgspec converts
-    type: str  # the same for people
+    type: str  # the same as text
     range: str  # bounds of a number or a length; empty: none
     default: Any
     description: str
@@ -357,7 +355,7 @@ def _hints(section: type[Section]) -> dict[str, Any]:
 
 
 def _bounds(hint: Any) -> Iterator[str]:
-    """Bounds of a number or a length, wherever they stand in an annotation."""
+    """Bounds of a number or a length, at any depth of an annotation."""
     for meta in getattr(hint, "__metadata__", ()):
         for attribute, sign in SIGNS.items():
             bound = getattr(meta, attribute)

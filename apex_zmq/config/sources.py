@@ -1,4 +1,4 @@
-"""Sources of settings: files, environment variables, flags and `--set`. Each value knows the place that gave it."""
+"""Sources of settings: files, environment variables, flags and `--set`. Each value holds its source, for errors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BAD_YAML = (yaml.YAMLError, ValueError, AttributeError)  # the latter two: an im
 
 
 class Value(NamedTuple):
-    """A value for a setting, not checked yet.
+    """An unchecked value for a setting.
 
     name: dotted name of the setting, or of a section whose value is a mapping; empty: the whole tree.
-    place: where the value came from, for error messages: `--alpha`, `APEX_STATUS`, `x.yaml line 3`, `--set`.
+    place: source of the value, for error messages: `--alpha`, `APEX_STATUS`, `x.yaml line 3`, `--set`.
     """
 
     name: str
@@ -31,7 +31,7 @@ def from_file(path: Path | str) -> list[Value]:
     """The settings in a YAML file; the place of each is its line.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or does not hold sections.
+        ConfigError: the file cannot be read, is not YAML, or has no sections.
     """
     try:
         loader = yaml.SafeLoader(Path(path).read_bytes())
@@ -40,11 +40,11 @@ def from_file(path: Path | str) -> list[Value]:
             return list(_leaves(loader, root, "", path))
         content = None if root is None else loader.construct_document(root)
     except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}; configs/ holds ready ones") from None
+        raise ConfigError(f"cannot read config {path}: {error.strerror}; see configs/ for ready ones") from None
     except BAD_YAML as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is not None:
-        raise ConfigError(f"{path} must hold sections (run, env, agent, ...), not a {type(content).__name__}")
+        raise ConfigError(f"{path} must contain sections (run, env, agent, ...), not a {type(content).__name__}")
     return []
 
 
@@ -68,14 +68,14 @@ def from_environment(names: Iterable[str], environ: Mapping[str, str] = os.envir
 
 
 def variable_of(name: str) -> str:
-    """Environment variable that stands for an address: APEX_STATUS for addresses.status."""
+    """Environment variable of an address: APEX_STATUS for addresses.status."""
     return f"APEX_{name.removeprefix('addresses.').upper()}"
 
 
 def from_text(name: str, text: str, place: str) -> Value:
-    """A value that stands alone, in a flag or an environment variable.
+    """Parse the value of a flag or an environment variable.
 
-    Addresses are taken literally; commas separate those of several shards or ranks. All else is YAML, as with `--set`.
+    Addresses are literal; commas separate those of several shards or ranks. Other values are YAML, as with `--set`.
 
     Raises:
         ConfigError: not YAML.
@@ -90,14 +90,14 @@ def from_text(name: str, text: str, place: str) -> Value:
 
 
 def from_set(text: str) -> Value:
-    """The argument of `--set`: section.key=value, the value in YAML.
+    """Parse the argument of `--set`: section.key=value, the value in YAML.
 
     Raises:
         ConfigError: no name, no value, or a value that is not YAML.
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not (name and equals):
-        raise ConfigError(f"--set: {text} sets nothing; write section.key=value")
+        raise ConfigError(f"--set: {text} is not an assignment; write section.key=value")
     try:
         return Value(name, yaml.safe_load(value), "--set")
     except BAD_YAML:

@@ -27,8 +27,8 @@ from .conftest import TWO_SHARDS, refusal
             [*TWO_SHARDS, "replay.capacity=1000", "learner.batch_size=501"],
             "learner.batch_size 501 exceeds the 500 transitions of a shard; raise replay.capacity",
         ),
-        (["replay.min_size=2000000"], "replay.min_size 2000000 does not fit replay.capacity 1000000"),
-        (["replay.min_size=999990"], "does not fit replay.capacity 1000000 with a segment to spare; lower it"),
+        (["replay.min_size=2000000"], "replay.min_size 2000000 exceeds replay.capacity 1000000"),
+        (["replay.min_size=999990"], "exceeds replay.capacity 1000000 less a segment per shard; lower it"),
         (["replay.samples_per_insert=4", "replay.tolerance=9"], "replay.tolerance 9 can deadlock: 2 x tolerance must"),
         (["replay.shards=2"], "addresses.experience lists 1 addresses for replay.shards 2; list one per shard"),
         (

@@ -37,7 +37,7 @@ def test_an_empty_file_has_no_values(content: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"- a\n- b\n", "must hold sections (run, env, agent, ...), not a list"),
+        (b"- a\n- b\n", "must contain sections (run, env, agent, ...), not a list"),
         (b"learner: [", "is not valid YAML"),
         (b"\x80\x02 a pickle", "is not valid YAML"),
         (b"\x00\x01\x02", "is not valid YAML"),
@@ -61,7 +61,7 @@ def test_invalid_date_is_refused() -> None:
 def test_a_missing_file_is_named_with_a_remedy(tmp_path: Path) -> None:
     message = refusal(lambda: loading.load(tmp_path / "none.yaml"))
     assert f"{tmp_path}/none.yaml: No such file" in message
-    assert "configs/ holds ready ones" in message
+    assert "see configs/ for ready ones" in message
     assert "Is a directory" in refusal(lambda: loading.load(tmp_path))
 
 

@@ -39,7 +39,7 @@ BAD = {
         "apex-actor --set env.rewards.death=1", "env.rewards", "did you mean env.reward.death?"
     ),
     "wrong type": Case("apex-learner --set learner.batch_size=many", "learner.batch_size: wanted int", 'got "many"'),
-    "missing config": Case("apex-replay --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"),
+    "missing config": Case("apex-replay --config {nowhere}", "{nowhere}: No such file", "see configs/ for ready ones"),
     "a checkpoint as config": Case("apex-train --config {foreign}", "{foreign}", "not valid YAML"),
     "unknown stage": Case(
         "apex-actor --set env.stages=[1-1,9-3]", "env.stages: no stage '9-3' in SuperMarioBros;", "1-1 to 8-4"
@@ -91,7 +91,7 @@ BAD = {
     ),
     "a host of no role": Case("apex-doctor --role pilot", "'pilot' (choose from", "see --help"),
     "checking no config": Case(
-        "apex-doctor --config {nowhere}", "{nowhere}: No such file", "configs/ holds ready ones"
+        "apex-doctor --config {nowhere}", "{nowhere}: No such file", "see configs/ for ready ones"
     ),
     "missing checkpoint": Case(
         "apex-eval --checkpoint {nowhere}",
