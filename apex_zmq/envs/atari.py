@@ -17,7 +17,7 @@ FRAMES_PER_S = 60  # of an NTSC console
 
 
 def make_atari(env: settings.Env, **options: Any) -> gymnasium.Env[Any, Any]:
-    """Make the game that `env.id` names, with preprocessing.
+    """Make the game of `env.id`, with preprocessing.
 
     options: further arguments of its constructor, such as render_mode.
 
@@ -30,7 +30,7 @@ def make_atari(env: settings.Env, **options: Any) -> gymnasium.Env[Any, Any]:
     except ImportError as error:
         raise EnvError(f"env.id {env.id}: {error}; pip install ale-py") from None
     ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no banner
-    # This program skips frames and repeats actions itself, so the emulator's own options are off.
+    # Frame skip and sticky actions are implemented here and in lanes, so ALE's options are off.
     game = gymnasium.make(
         env.id, disable_env_checker=True, obs_type="grayscale", frameskip=1, repeat_action_probability=0.0, **options
     )
@@ -41,7 +41,7 @@ class AtariPreprocessing(gymnasium.Wrapper[Any, Any, Any, Any]):
     """No-op starts, frame skip, maximum of the last two frames (Mnih et al. 2015, methods; Machado et al. 2018).
 
     Observations are [210, 160] uint8 gray; lanes resize them and clip rewards, the actor stacks them. An
-    episode is a whole game: losing a life does not end it.
+    episode is a whole game: the loss of a life does not end it.
     """
 
     def __init__(self, game: gymnasium.Env[Any, Any], frame_skip: int, noop_max: int) -> None:

@@ -1,4 +1,4 @@
-"""NES emulators behind one small interface, and the ROM they run.
+"""NES emulators with a common interface, and the ROMs of the games.
 
 FCEUmm is driven directly through the libretro C interface (libretro.h, API
 version 1): RAM is a live view, and the screen is converted only when it is read.
@@ -68,7 +68,7 @@ class StatefulEmulator(Emulator, Protocol):
         """Return the emulator's state."""
 
     def load_state(self, state: bytes) -> None:
-        """Restore a state that an emulator of the same class saved."""
+        """Restore a state saved by an emulator of the same class."""
 
 
 def rom_path(game: str) -> Path:
@@ -78,12 +78,12 @@ def rom_path(game: str) -> Path:
     version 9.
 
     Raises:
-        EnvError: the ROM is missing, or is not the one that the rules were written for.
+        EnvError: the ROM is missing, or its hash differs from `ROM_SHA256`.
     """
     for path in _package_files("gym_super_mario_bros", "_roms/*.nes", "gym-super-mario-bros"):
         if hashlib.sha256(path.read_bytes()).hexdigest() == ROM_SHA256[game]:
             return path
-    raise EnvError(f"no ROM in {path.parent} is {game}'s (SHA-256 {ROM_SHA256[game]}); reinstall gym-super-mario-bros")
+    raise EnvError(f"no ROM in {path.parent} is {game} (SHA-256 {ROM_SHA256[game]}); reinstall gym-super-mario-bros")
 
 
 def _package_files(package: str, pattern: str, distribution: str) -> list[Path]:
@@ -128,7 +128,7 @@ def core_path() -> Path:
 
 
 def _load_core() -> ctypes.CDLL:
-    """Load the FCEUmm library. A core keeps its state in globals, so each emulator loads a copy of its own."""
+    """Load the FCEUmm library. A core keeps its state in globals, so each emulator loads a separate copy."""
     path = core_path()
     try:
         if next(_cores_loaded) == 0:
@@ -165,7 +165,7 @@ class FCEUmm:
 
         self._buttons = _held(0)
         self._picture = (0, 0, 0, 0)  # address, columns, rows, bytes per row
-        # The core keeps bare pointers to these callbacks, so they must live as long as it does. Every
+        # The core keeps bare pointers to these callbacks, so they must outlive it. Every
         # request except the pixel format is declined: default options, no log.
         self._callbacks = {
             "environment": _ENVIRONMENT(lambda command, _: command == _SET_PIXEL_FORMAT),
@@ -209,7 +209,7 @@ class FCEUmm:
 
     @property
     def screen(self) -> UInt16s:
-        """As `Emulator.screen`; the overscan, where the core draws it, is cropped evenly."""
+        """As `Emulator.screen`; overscan, if the core draws it, is cropped evenly."""
         address, columns, rows, pitch = self._picture
         top, left = (rows - SCREEN_ROWS) // 2, (columns - SCREEN_COLUMNS) // 2
         memory = memoryview((ctypes.c_uint8 * (rows * pitch)).from_address(address))

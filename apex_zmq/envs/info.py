@@ -1,7 +1,7 @@
-"""Entries of `Step.info` that environments report, and the figures made of them, as data.
+"""Table of the entries of `Step.info` that environments report, and of the figures computed from them.
 
-`Step.info` maps names to numbers and travels to the learner as it is (`Episode.info` of docs/PROTOCOL.md). Statistics,
-TensorBoard, the progress line, evaluations and `episodes.csv` know the names of this table only. Imports nothing heavy.
+`Step.info` maps names to numbers and is sent to the learner unchanged (`Episode.info` of docs/PROTOCOL.md). Statistics,
+TensorBoard, the progress line, evaluations and `episodes.csv` use only the names of this table. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from apex_zmq.envs.games import WORLDS
 
 
 class Statistic(NamedTuple):
-    """A figure made of one entry of `info` over several episodes. A name that is empty: not made for that purpose."""
+    """A figure computed from one entry of `info` over several episodes. An empty name: not computed for that use."""
 
     entry: str
     aggregate: Literal["mean", "max", "sum"]
     help: str
     window: str = ""  # name, below rollout/, of the figure over the last episodes
-    total: str = ""  # name, below rollout/ and among a checkpoint's counters, over the whole run; not of means
+    total: str = ""  # name, below rollout/ and among a checkpoint's counters, over the whole run; empty for means
     figure: str = ""  # name in an evaluation
     curve: str = ""  # its curve on TensorBoard, below eval/
-    is_rate: bool = False  # a share of episodes: an evaluation adds its 95% interval, statistics its buckets of epsilon
-    chart: tuple[str, str] = ("", "")  # category and title on TensorBoard's page "Custom Scalars"
-    label: str = ""  # for people: of the total on the progress line, of a rate in apex-top
+    is_rate: bool = False  # a share of episodes: evaluations add a 95% interval, statistics its buckets of epsilon
+    chart: tuple[str, str] = ("", "")  # category and title in TensorBoard's Custom Scalars
+    label: str = ""  # label of the total on the progress line, of a rate in apex-top
 
     def of(self, infos: Iterable[Mapping[str, float]]) -> float | None:
-        """The figure over episodes, given the `info` of each; None: none of them has the entry."""
+        """Compute the figure from the `info` of each episode; None: no episode has the entry."""
         values = [info[self.entry] for info in infos if self.entry in info]
         if not values:
             return None
@@ -41,12 +41,12 @@ class Ends(NamedTuple):
     """Histograms, one per stage, of an entry over the last episodes that did not succeed."""
 
     entry: str
-    success: str  # entry that is not 0 where an episode succeeded
+    success: str  # entry, nonzero if an episode succeeded
     tag: str  # followed by the stage
 
 
-# max_x: largest x in the stage where the episode ended, in its last life, pixels. cleared: 1 where that stage, of the
-# whole game its last one, was cleared. stages_cleared: stages cleared in the episode.
+# max_x: largest x in the stage where the episode ended, in its last life, pixels. cleared: 1 if that stage (whole game:
+# the last stage) was cleared. stages_cleared: stages cleared in the episode.
 MARIO_STATISTICS = (
     Statistic(
         "cleared",
@@ -89,7 +89,7 @@ MARIO_STATISTICS = (
     ),
     Statistic("cleared", "sum", "episodes that cleared their stage", total="clears", label="clears"),
 )
-# is_success, 0 or 1, is what many Gymnasium environments put into the info of an episode's last step.
+# is_success: 0 or 1, reported by many Gymnasium environments at the last step of an episode.
 GYMNASIUM_STATISTICS = (
     Statistic(
         "is_success",
@@ -103,10 +103,10 @@ GYMNASIUM_STATISTICS = (
     ),
 )
 STATISTICS = (*MARIO_STATISTICS, *GYMNASIUM_STATISTICS)
-GYMNASIUM_FLAGS = ("is_success",)  # taken over from a Gymnasium environment
+GYMNASIUM_FLAGS = ("is_success",)  # copied from the info of a Gymnasium environment
 MARIO_COLUMNS = ("max_x", "cleared")
 ENDS = Ends("max_x", "cleared", "rollout/end_x")
-VIEWED = {"max_x": "x"}  # entries that are shown beside a game being watched, and their labels
+VIEWED = {"max_x": "x"}  # entries shown beside a rendered game, and their labels
 
 
 def statistics_of(env: Env) -> tuple[Statistic, ...]:

@@ -1,9 +1,9 @@
 """Screen to frame: luma, HUD rows, area-mean resize, in one pass over the pixels.
 
 Luma is ITU-R BT.601's Y' = 0.299 R + 0.587 G + 0.114 B, rounded to 8 bits. An
-output pixel is the mean of the input area under it, pixels cut by its border
-counting in part, rounded to nearest (halves up). All of it is integer
-arithmetic, so that every machine computes the same frames.
+output pixel is the mean of the input area that it covers, weighted by overlap
+and rounded to nearest (halves up). All arithmetic is on integers, so that
+every machine computes the same frames.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HUD_ROWS = 32  # score and clock, at the top of the 224 rows
 
 
 def luma(red: UInt8s, green: UInt8s, blue: UInt8s) -> UInt8s:
-    """BT.601 luma of 8-bit colours, any one shape."""
+    """BT.601 luma of 8-bit colours; three arrays of the same shape."""
     weighted = red.astype(np.uint32) * 299 + green.astype(np.uint32) * 587 + blue.astype(np.uint32) * 114
     rounded: UInt8s = ((weighted + 500) // 1000).astype(np.uint8)
     return rounded

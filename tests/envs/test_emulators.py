@@ -90,7 +90,7 @@ def test_a_foreign_state_is_refused(emulator: FCEUmm) -> None:
 
 def test_rom_with_another_checksum_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(emulators.ROM_SHA256, "SuperMarioBros", "0" * 64)
-    with pytest.raises(EnvError, match=r"no ROM in .* is SuperMarioBros's .*; reinstall"):
+    with pytest.raises(EnvError, match=r"no ROM in .* is SuperMarioBros .*; reinstall"):
         rom_path("SuperMarioBros")
 
 
