@@ -191,10 +191,10 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, episodes: int) -> No
     )
 
 
-def add_render_option(parser: argparse.ArgumentParser, whose: str) -> None:
-    """Add the option of a window that shows a lane; whose: process that opens it."""
+def add_render_option(parser: argparse.ArgumentParser, process: str) -> None:
+    """Add the option of a window that shows a lane; process: the one that opens it."""
     parser.add_argument(
         "--render",
         action="store_true",
-        help=f"show the last lane of the {whose} in a window; closing the window does not stop training",
+        help=f"show the last lane of the {process} in a window; closing the window does not stop training",
     )
