@@ -253,7 +253,7 @@ def test_two_ranks_step_like_one_rank_on_the_joined_batch(
 
 def test_number_of_batch_addresses_must_match_the_ranks() -> None:
     config = loading.replace(Config(), {"env.id": "CartPole-v1", "addresses.batches": ["ipc:///a", "ipc:///b"]})
-    with pytest.raises(ConfigError, match=r"addresses\.batches lists 2 for 1 ranks of the learner; list one for each"):
+    with pytest.raises(ConfigError, match=r"addresses\.batches lists 2 addresses for 1 ranks"):
         Learner(config, Path("run"))
 
 
