@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+# Where it is set, each of the many programs that the tests start would compile the package's sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train demo test test-long lint docs site bench bench-long bench-peers clean
 

@@ -18,10 +18,11 @@ LINES = (255, 112, 67)  # the colour of the first run
 CHARTS = [(x, y, x + 330, y + 180) for y in (155, 460) for x in (386, 736, 1086)]  # the first category's, in pixels
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing: apt-get install chromium")
 def test_charts_are_drawn(start: StartProgram, tmp_path: Path) -> None:
     assert CHROMIUM is not None
-    options = ("--num-actors", "1", "--max-updates", "60", "--run-dir", "run", "--set", "replay.min_size=500")
+    options = ("--num-actors", "1", "--max-updates", "400", "--run-dir", "run", "--set", "replay.min_size=500")
     train = start("train", "--config", MARIO, *options, "--set", "telemetry.log_interval_s=1")
     assert train.wait() == 0, train.output
     screenshot(CHROMIUM, tmp_path / "run", tmp_path / "page.png")
