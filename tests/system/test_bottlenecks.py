@@ -131,7 +131,7 @@ def test_a_slow_replay_is_diagnosed(start: StartProgram, opened: Callable[[Any],
         text = run.await_verdict("slow replay")
     finally:
         run.shards[0].end()
-    assert "replay-0 sends" in text
+    assert "replay-0 is saturated at" in text
     assert "add a shard" in text
 
 
