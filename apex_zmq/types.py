@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,10 @@ class FrameSpec:
     def codec(self) -> str:
         """Encoding of a frame on the wire: "lz4" (one lz4 block) for images, "raw" for vectors."""
         return "lz4" if self.dtype == "uint8" else "raw"
+
+    def observation_of(self, frame: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[s, *shape] the observation at the start of an episode: its first frame, repeated."""
+        return np.repeat(frame[None], self.stack, axis=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,8 +163,8 @@ def play_ours(machine: Emulator, inputs: bytes, first: int, env: settings.Env, c
     for buttons in inputs[first:]:
         machine.step(buttons)
         now = mario.read(machine.ram)
-        reward = mario.reward(episode, [now], env.reward)
-        episode = mario.advance(episode, [now])
+        before, episode = episode, mario.advance(episode, [now], env)
+        reward = mario.reward(before, episode, [now], env)
         played.append(Played(fields(episode.start, now), reward, mario.ended(episode, env)))
         if played[-1].ended:
             break

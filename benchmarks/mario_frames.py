@@ -101,7 +101,7 @@ def segments(played: Play, config: Config = CONFIG) -> list[Segment]:
     rng = np.random.default_rng(1)
     made: list[Segment] = []
     for frames, action, reward, terminated in played.episodes():
-        builder.reset(frames[0])
+        builder.reset(frame.observation_of(frames[0]))
         for t in range(len(action)):
             ends = (terminated, not terminated) if t == len(action) - 1 else (False, False)
             q_taken, next_value = rng.random(2)

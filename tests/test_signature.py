@@ -38,6 +38,7 @@ CHOICES: dict[str, Any] = {
     "env.lives": 3,
     "env.hud": "mask",
     "env.sticky": 0.25,
+    "env.stall_end": "failure",
     "env.reward.preset": "gym-super-mario-bros-7.4",
     "env.reward.score": 0.01,
     "env.reward.coins": 0.5,

@@ -59,11 +59,16 @@ class Reward(Section, frozen=True):
         Literal["terms", "gym-super-mario-bros-7.4", "gym-super-mario-bros-9.1"],
         doc("terms: the terms below; else the reward of that version, summed over the frames of a decision."),
     ] = "terms"
-    progress: Annotated[Finite, doc("Reward per pixel of new maximum x.")] = 0.1
+    progress: Annotated[Finite, doc("Reward per pixel of new ground: beyond the largest x of the area so far.")] = 0.1
     progress_clip: Annotated[Count, doc("Maximum pixels of progress rewarded per decision.")] = 12
+    progress_standing: Annotated[
+        bool, doc("Progress counts where Mario stands or swims only: a fall beside a platform earns none.")
+    ] = False
+    area: Annotated[Finite, doc("Reward at the first entry into an area, such as the one behind a pipe.")] = 1.0
+    loop: Annotated[Finite, doc("Reward where a maze takes Mario back.")] = -3.0
     time: Annotated[Finite, doc("Reward per decision.")] = -0.01
     death: Annotated[Finite, doc("Reward at a death.")] = -3.0
-    clear: Annotated[Finite, doc("Reward at the flag or a change of stage.")] = 5.0
+    clear: Annotated[Finite, doc("Reward at the flag or the end of a castle.")] = 5.0
     score: Annotated[Finite, doc("Reward per point of the game's score.")] = 0.0
     coins: Annotated[Finite, doc("Reward per coin.")] = 0.0
     power_up: Annotated[
@@ -119,8 +124,13 @@ class Env(Section, frozen=True):
         doc("Maximum of random no-op emulator frames at the start of an episode (Mario, Atari)."),
     ] = 30
     stall_limit: Annotated[
-        Count | None, doc("Decisions without a new maximum x after which an episode is truncated; null: no limit.")
+        Count | None, doc("Decisions without new ground after which a Mario episode ends; null: no limit.")
     ] = 300
+    stall_end: Annotated[
+        Literal["truncation", "failure"],
+        doc("How it ends then: truncation costs nothing, failure ends it like a death, with its reward."),
+    ] = "truncation"
+    loop_ends: Annotated[bool, doc("Whether a Mario episode ends where a maze takes Mario back.")] = False
     max_episode_steps: Annotated[
         Count | None, doc("Decisions after which an episode is truncated; null: the environment's own limit.")
     ] = None
@@ -141,6 +151,18 @@ class Agent(Section, frozen=True):
     )
     n_step: Annotated[int, Meta(ge=1, le=64), doc("Steps of the n-step return.")] = 3
     gamma: Annotated[Probability, doc("Discount factor per decision.")] = 0.99
+
+
+class Restarts(Section, frozen=True):
+    """Episodes that begin from saved states of earlier ones, near where they end (Mario on FCEUmm, ALE games)."""
+
+    share: Annotated[
+        Probability,
+        doc("Share of episodes that do, of lanes with epsilon above 0.01, while the others do not advance; 0: none."),
+    ] = 0.0
+    explorers: Annotated[Probability, doc("Share of these that play 64 random decisions and end.")] = 0.5
+    length: Annotated[Count, doc("Decisions after which the others are truncated.")] = 128
+    max_bytes: Annotated[Count, doc("Memory of an actor's saved states, in bytes.")] = 256_000_000
 
 
 class Actor(Section, frozen=True):
@@ -165,6 +187,7 @@ class Actor(Section, frozen=True):
         Seconds, doc("Seconds that a step of the emulator, or a frozen process, may take before the actor exits.")
     ] = 120.0
     threads: Annotated[Count, doc("Torch threads of an actor.")] = 1
+    restarts: Annotated[Restarts, doc("Restarts.")] = Restarts()
 
 
 class Replay(Section, frozen=True):

@@ -45,8 +45,9 @@ class Ends(NamedTuple):
     tag: str  # followed by the stage
 
 
-# max_x: largest x in the stage where the episode ended, in its last life, pixels. cleared: 1 if that stage (whole game:
-# the last stage) was cleared. stages_cleared: stages cleared in the episode.
+# max_x: largest x in the stage where the episode ended, in its last life, pixels. cleared: 1 where that stage, of the
+# whole game its last one, was cleared. stages_cleared: stages cleared in the episode. warped: 1 where it ended in a
+# warp zone. loops: times a maze took Mario back. stalled: 1 where it ended without new ground for too long.
 MARIO_STATISTICS = (
     Statistic(
         "cleared",
@@ -87,6 +88,16 @@ MARIO_STATISTICS = (
         chart=("Play", "largest x"),
         label="best x",
     ),
+    Statistic(
+        "stalled",
+        "mean",
+        "share of episodes that ended without new ground for too long",
+        window="stall_rate",
+        figure="stall_rate",
+        chart=("Play", "stalls"),
+    ),
+    Statistic("warped", "sum", "episodes that ended in a warp zone", total="warps", figure="warps"),
+    Statistic("loops", "sum", "times a maze took Mario back", total="loops", figure="loops"),
     Statistic("cleared", "sum", "episodes that cleared their stage", total="clears", label="clears"),
 )
 # is_success: 0 or 1, reported by many Gymnasium environments at the last step of an episode.
@@ -104,7 +115,7 @@ GYMNASIUM_STATISTICS = (
 )
 STATISTICS = (*MARIO_STATISTICS, *GYMNASIUM_STATISTICS)
 GYMNASIUM_FLAGS = ("is_success",)  # copied from the info of a Gymnasium environment
-MARIO_COLUMNS = ("max_x", "cleared")
+MARIO_COLUMNS = ("max_x", "cleared", "warped", "loops", "stalled")
 ENDS = Ends("max_x", "cleared", "rollout/end_x")
 VIEWED = {"max_x": "x"}  # entries shown beside a rendered game, and their labels
 

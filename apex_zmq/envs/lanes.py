@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -16,8 +16,11 @@ from apex_zmq.envs import atari, games, mario, preprocess
 from apex_zmq.envs.emulators import Emulator
 from apex_zmq.envs.info import GYMNASIUM_FLAGS
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Step
-from apex_zmq.envs.machines import Machines
+from apex_zmq.envs.machines import Machines, SharedMachine
 from apex_zmq.types import FrameSpec, UInt8s, UInt16s
+
+STALLED = 60  # decisions without new ground after which a state is not worth a restart
+CELL_ROWS, CELL_COLUMNS, CELL_LEVELS = 11, 8, 8  # of an Atari screen (Ecoffet et al. 2021, methods)
 
 
 def mario_spec(env: settings.Env) -> EnvSpec:
@@ -31,10 +34,10 @@ def _clipped(reward: float, env: settings.Env) -> float:
 
 
 class MarioLanes:
-    """Lanes of the game, by the rules of `mario` (see `Lanes`).
+    """Lanes of Super Mario Bros with the rules of `mario`; implements `Lanes`.
 
-    Each lane draws its stages and no-op starts from a generator of its own. An episode may go on after a
-    life or a stage (`mario.ended`); the decision that ends one then lasts until the game obeys again.
+    Each lane has its own generator for no-op starts, and divides its decisions equally among the stages. A decision
+    includes the frames in which the game ignores buttons: in pipes, and between two lives or stages of an episode.
     """
 
     def __init__(self, env: settings.Env, num_lanes: int, seed: int, machines: Machines) -> None:
@@ -46,28 +49,37 @@ class MarioLanes:
         self.action_names = games.action_names(env.actions)
         self.decisions_per_s = mario.FRAMES_PER_S / env.frame_skip
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(num_lanes)]
-        self._stages_drawn = ("1-1",) if env.stages == "all" else env.stages
+        stages = ("1-1",) if env.stages == "all" else env.stages
+        self._decisions = [dict.fromkeys(stages, 0) for _ in range(num_lanes)]  # of each lane, by the stage drawn
+        self._drawn = [stages[0]] * num_lanes
         self._episodes: list[mario.Episode | None] = [None] * num_lanes
+        self._progress = [0.0] * num_lanes
 
     def reset(self, lane: int) -> Frame:
-        """Draw a stage and a number of no-op frames, and begin there."""
-        generator = self._generators[lane]
-        stages = self._stages_drawn
-        stage = stages[generator.integers(len(stages))]
-        noops = int(generator.integers(self._env.noop_max + 1))
+        """Begin at the lane's next stage, after a number of no-op frames."""
+        stage = self._drawn[lane] = self.next_stage(lane)
+        noops = int(self._generators[lane].integers(self._env.noop_max + 1))
         screen = self._machines.start(lane, stage)
         emulator = self._machines.of(lane)
         # Waiting for as long as env.noop_max allows, 255 frames, kills in none of the stages.
         for _ in range(noops):
             emulator.step(0)
+        self._progress[lane] = 0.0
         self._episodes[lane] = mario.begin(mario.read(emulator.ram))
         return self._frame(emulator.ram, emulator.screen if noops else screen)
+
+    def next_stage(self, lane: int) -> str:
+        """Return the stage with the fewest decisions of the lane; among equals lanes differ."""
+        played = self._decisions[lane]
+        stages = list(played)
+        return min(stages, key=lambda stage: (played[stage], (stages.index(stage) - lane) % len(stages)))
 
     def step(self, lane: int, action: int) -> Step:
         """Hold the action's buttons for `frame_skip` frames, or until the life or the stage ends."""
         before = self._episodes[lane]
         if before is None:
             raise EnvError(f"lane {lane} has no episode under way; reset it first")
+        self._decisions[lane][self._drawn[lane]] += 1
         emulator = self._machines.of(lane)
         readings: list[mario.Reading] = []
         previous = None
@@ -79,9 +91,10 @@ class MarioLanes:
                 previous = np.array(emulator.screen)
             elif len(readings) > self._env.frame_skip:
                 previous = None
-        after = mario.advance(before, readings)
-        reward = _clipped(mario.reward(before, readings, self._env.reward), self._env)
+        after = mario.advance(before, readings, self._env)
+        reward = _clipped(mario.reward(before, after, readings, self._env), self._env)
         terminated = mario.ended(after, self._env)
+        self._progress[lane] = after.distance + mario.CLEAR_PX * (after.outcome is mario.Outcome.CLEARED)
         if after.outcome is not mario.Outcome.PLAYING and not terminated:
             for _ in mario.wait(emulator):
                 pass
@@ -95,19 +108,14 @@ class MarioLanes:
             terminated=terminated,
             truncated=truncated,
             stage=after.stage,
-            info={
-                "max_x": after.max_x,
-                "cleared": int(after.outcome is mario.Outcome.CLEARED),
-                "stages_cleared": after.stages_cleared,
-            },
+            info=mario.info(after, self._env),
         )
 
     def _frames(self, emulator: Emulator, buttons: int) -> Iterator[mario.Reading]:
         for _ in range(self._env.frame_skip):
             emulator.step(buttons)
             yield mario.read(emulator.ram)
-        if self._env.stages == "all":
-            yield from mario.wait(emulator)
+        yield from mario.wait(emulator)  # the next decision is one that the game reacts to
 
     def render(self, lane: int) -> UInt8s:
         """The emulator's screen."""
@@ -126,11 +134,46 @@ class MarioLanes:
         self._machines.close()
 
 
-class StickyLanes:
-    """Lanes that now and then repeat the previous action instead of the one they are given (see `Lanes`).
+class RestartableMarioLanes(MarioLanes):
+    """Lanes of the game on an emulator whose state can be saved; implements `restarts.RestartableLanes`."""
 
-    Sticky actions (Machado et al. 2018, arXiv 1709.06009, section 5), drawn once per decision from
-    a generator of the lane's own. The first decision of an episode has nothing to repeat.
+    stride = float(mario.AREA_PX)
+
+    def __init__(self, env: settings.Env, num_lanes: int, seed: int, machines: SharedMachine) -> None:
+        super().__init__(env, num_lanes, seed, machines)
+        self._machine = machines
+
+    def save(self, lane: int) -> tuple[tuple[bytes, mario.Episode, str], int]:
+        """As `RestartableLanes.save`."""
+        episode = self._episodes[lane]
+        assert episode is not None
+        state = self._machine.save()
+        return (state, episode, self._drawn[lane]), len(state)
+
+    def restore(self, lane: int, state: tuple[bytes, mario.Episode, str]) -> None:
+        """As `RestartableLanes.restore`; what the episode has been paid for is not paid again."""
+        saved, episode, self._drawn[lane] = state
+        self._machine.restore(lane, saved)
+        self._episodes[lane] = episode._replace(stalled=0)
+        self._progress[lane] = float(episode.distance)
+
+    def cell(self, lane: int) -> Hashable | None:
+        """As `RestartableLanes.cell`; None in the air, where a fall may have begun, and after a long stall."""
+        episode = self._episodes[lane]
+        if episode is None or not episode.last.standing or episode.stalled >= STALLED:
+            return None
+        return mario.cell(self._machine.of(lane).ram)
+
+    def progress(self, lane: int) -> float:
+        """As `RestartableLanes.progress`: pixels of new ground."""
+        return self._progress[lane]
+
+
+class StickyLanes:
+    """Lanes with sticky actions (Machado et al. 2018, arXiv 1709.06009, section 5); implements `Lanes`.
+
+    With a given probability, drawn once per decision from the lane's own generator, the previous action of the episode
+    replaces the given one.
     """
 
     def __init__(self, lanes: Lanes, probability: float, seed: int) -> None:
@@ -284,3 +327,51 @@ class GymLanes:
         """Close every environment."""
         for lane in self._lanes:
             lane.close()
+
+
+class AtariLanes(GymLanes):
+    """Lanes of an ALE game; implements `restarts.RestartableLanes`. Progress is score."""
+
+    stride = 1.0
+
+    def __init__(self, env: settings.Env, num_lanes: int, seed: int, render: bool = False) -> None:
+        super().__init__(env, num_lanes, seed, render)
+        self._score = [0.0] * num_lanes
+
+    def next_stage(self, lane: int) -> str:
+        """As `RestartableLanes.next_stage`: games have no stages."""
+        return ""
+
+    def reset(self, lane: int) -> Frame:
+        """As `Lanes.reset`."""
+        self._score[lane] = 0.0
+        return super().reset(lane)
+
+    def step(self, lane: int, action: int) -> Step:
+        """As `Lanes.step`."""
+        step = super().step(lane, action)
+        self._score[lane] += max(step.reward, 0.0)
+        return step
+
+    def save(self, lane: int) -> tuple[Any, int]:
+        """As `RestartableLanes.save`."""
+        state = self._game(lane).clone_state()
+        return (state, self._decisions[lane], self._score[lane]), len(state.serialize())
+
+    def restore(self, lane: int, state: Any) -> None:
+        """As `RestartableLanes.restore`."""
+        saved, self._decisions[lane], self._score[lane] = state
+        self._game(lane).restore_state(saved)
+
+    def cell(self, lane: int) -> Hashable | None:
+        """As `RestartableLanes.cell`: the screen, shrunk and darkened to few pixels and shades."""
+        screen = self._game(lane).ale.getScreenGrayscale()
+        small = preprocess.image_frame(screen, CELL_ROWS, CELL_COLUMNS)
+        return (small // (256 // CELL_LEVELS)).tobytes()
+
+    def progress(self, lane: int) -> float:
+        """As `RestartableLanes.progress`."""
+        return self._score[lane]
+
+    def _game(self, lane: int) -> Any:
+        return self._lanes[lane].unwrapped

@@ -70,6 +70,16 @@ class SharedMachine:
             self._resident = lane
         return self._emulator
 
+    def save(self) -> bytes:
+        """Return the state of the lane whose turn it is."""
+        return self._emulator.save_state()
+
+    def restore(self, lane: int, state: bytes) -> None:
+        """Continue a saved game in a lane; its screen is valid after the next frame."""
+        self._park()
+        self._emulator.load_state(state)
+        self._resident = lane
+
     def _park(self) -> None:
         if self._resident is not None:
             self._parked[self._resident] = self._emulator.save_state()

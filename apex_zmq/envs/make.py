@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from apex_zmq.config import settings
-from apex_zmq.envs import games
+from apex_zmq.envs import atari, games
 from apex_zmq.envs.interface import EnvError, EnvSpec, Frame, Lanes, Step
-from apex_zmq.envs.lanes import GymLanes, MarioLanes, StickyLanes, gym_spec, mario_spec
-from apex_zmq.envs.machines import make_machines
+from apex_zmq.envs.lanes import (
+    AtariLanes,
+    GymLanes,
+    MarioLanes,
+    RestartableMarioLanes,
+    StickyLanes,
+    gym_spec,
+    mario_spec,
+)
+from apex_zmq.envs.machines import SharedMachine, make_machines
 
 __all__ = ["EnvError", "EnvSpec", "Frame", "Lanes", "Step", "env_spec", "make_lanes"]
 
@@ -34,7 +42,12 @@ def make_lanes(env: settings.Env, num_lanes: int, seed: int, *, render: bool = F
     games.check_env(env)
     lanes: Lanes
     if env.id in games.WORLDS:
-        lanes = MarioLanes(env, num_lanes, seed, make_machines(env.emulator, env.id))
+        machines = make_machines(env.emulator, env.id)
+        if isinstance(machines, SharedMachine):
+            lanes = RestartableMarioLanes(env, num_lanes, seed, machines)
+        else:
+            lanes = MarioLanes(env, num_lanes, seed, machines)
     else:
-        lanes = GymLanes(env, num_lanes, seed, render)
+        make = AtariLanes if env.id.startswith(atari.PREFIX) else GymLanes
+        lanes = make(env, num_lanes, seed, render)
     return StickyLanes(lanes, env.sticky, seed) if env.sticky else lanes

@@ -74,7 +74,7 @@ class Player:
 
     def episode(self) -> Iterator[Moment]:
         """Play one episode; yield before each decision and after the last."""
-        observation = np.repeat(self.lanes.reset(0)[None], self.lanes.spec.frame.stack, axis=0)
+        observation = self.lanes.spec.frame.observation_of(self.lanes.reset(0))
         moment = Moment(observation, self._q_values(observation), None, 0.0, 0, "", {})
         while True:
             action = int(self._explorer.act(moment.q.argmax(keepdims=True), np.array([self.epsilon]))[0])

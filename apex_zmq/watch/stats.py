@@ -247,7 +247,7 @@ def progress_line(numbers: Mapping[str, float]) -> str:
         ("replay", "replay/size", lambda x: f"{x:.0f}"),
         ("return", "rollout/ep_rew_mean", lambda x: f"{x:.1f}"),
         ("low-eps return", "rollout/low_epsilon/ep_rew_mean", lambda x: f"{x:.1f}"),
-        *((each.label, f"rollout/{name}", lambda x: f"{x:.0f}") for name, each in TOTALS.items()),
+        *((each.label, f"rollout/{name}", lambda x: f"{x:.0f}") for name, each in TOTALS.items() if each.label),
         ("loss", "train/loss", lambda x: f"{x:.4f}"),
     ]
     return "  ".join(f"{label} {form(numbers[tag])}" for label, tag, form in shown if tag in numbers)

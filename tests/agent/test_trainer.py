@@ -58,7 +58,7 @@ def act(trainer: Trainer, spec: EnvSpec, num_lanes: int, decisions: int, seed: i
 
     def reset(lane: int) -> None:
         observations[lane] = first = random_frame(rng, frame)
-        builders[lane].reset(first)
+        builders[lane].reset(frame.observation_of(first))
 
     for lane in lanes:
         reset(lane)

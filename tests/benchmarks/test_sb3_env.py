@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from apex_zmq.envs.info import MARIO_COLUMNS
 from apex_zmq.envs.make import make_lanes
 from benchmarks.peers.sb3_env import MarioEnv
 
@@ -30,8 +31,7 @@ def test_sb3_episode_equals_a_lane_episode() -> None:
         "stage": step.stage,
         "return": round(earned, 3),
         "length": length,
-        "max_x": step.info["max_x"],
-        "cleared": 0,
+        **{entry: step.info[entry] for entry in MARIO_COLUMNS},
     }
     env.close()
     lanes.close()

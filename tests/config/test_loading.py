@@ -44,7 +44,11 @@ def test_settings_missing_from_a_file_keep_their_defaults(tmp_path: Path) -> Non
         ("lerner=1", "unknown setting lerner;", "did you mean learner?"),
         ("learner.batchsize=1", "unknown setting learner.batchsize;", "did you mean learner.batch_size?"),
         ("env.reward.deaths=1", "unknown setting env.reward.deaths;", "did you mean env.reward.death?"),
-        ("env.reward.zzz=1", "unknown setting env.reward.zzz;", "known: preset, progress, progress_clip, time, death"),
+        (
+            "env.reward.zzz=1",
+            "unknown setting env.reward.zzz;",
+            "known: preset, progress, progress_clip, progress_standing, area",
+        ),
         ("batch_size=1", "unknown setting batch_size;", "did you mean learner.batch_size?"),
         ("actor.batch_size=1", "unknown setting actor.batch_size;", "did you mean learner.batch_size?"),
         ("zzz.qqq=1", "unknown setting zzz.qqq;", "known: run, env,"),

@@ -65,5 +65,5 @@ def test_statistic_names_are_unique() -> None:
 
 def test_mario_has_its_own_statistics_and_columns() -> None:
     assert statistics_of(Env()) == MARIO_STATISTICS
-    assert columns_of(Env()) == ("max_x", "cleared")
+    assert columns_of(Env()) == ("max_x", "cleared", "warped", "loops", "stalled")
     assert columns_of(Env(id="CartPole-v1")) == ()

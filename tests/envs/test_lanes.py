@@ -21,7 +21,8 @@ from apex_zmq.envs.preprocess import screen_frame
 from apex_zmq.types import UInt8s
 
 RIGHT_AND_JUMP = (("right", "B"), ("right", "A", "B"))
-WALKED = {"max_x": 298, "cleared": 0, "stages_cleared": 0}  # of one who walks right: to the first enemy
+# Of a walk to the right, which ends at the first enemy.
+WALKED = {"max_x": 298, "cleared": 0, "stages_cleared": 0, "warped": 0, "loops": 0, "stalled": 0}
 ENV = Env(stages=("1-1", "1-4"), actions=RIGHT_AND_JUMP, frame_skip=8, frame_height=48, frame_width=60, noop_max=8)
 NUM_LANES, DECISIONS, SEED = 3, 24, 5
 # Lane 0 runs without jumping, dies at what comes first, and begins again.
@@ -148,6 +149,7 @@ def test_resets_draw_random_stages_and_noops(emulator: FCEUmm) -> None:
         lanes.reset(0)
         now = mario.read(emulator.ram)
         drawn.add((f"{now.world}-{now.stage}", int(emulator.ram[0x09])))  # 0x09 counts frames
+        lanes.step(0, 0)
     assert {stage for stage, _ in drawn} == {"1-1", "1-4"}
     assert len(drawn) > 4
 

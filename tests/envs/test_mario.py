@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from apex_zmq.config import settings
+from apex_zmq.config import loading, settings
 from apex_zmq.envs import games, mario
 from apex_zmq.envs.emulators import FCEUmm
 from apex_zmq.envs.games import RIGHT
@@ -19,7 +20,7 @@ from apex_zmq.types import UInt8s, UInt16s
 CLEARS = json.loads((Path(__file__).parents[1] / "data/mario-1-1-clears.json").read_text())
 READING = Reading(
     x=40, y_page=1, in_clouds=False, player_state=8, status=0, lives=2,
-    world=1, stage=1, area=1, mode=1, time=400, score=0, coins=0,
+    world=1, stage=1, area=1, mode=1, time=400, score=0, coins=0, standing=True,
 )  # fmt: skip
 
 
@@ -134,9 +135,11 @@ def test_an_unknown_stage_is_an_error() -> None:
         ({"lives": 3}, Outcome.PLAYING),
         ({"lives": 255}, Outcome.DEAD),
         ({"player_state": 0x04}, Outcome.CLEARED),
+        ({"player_state": 0x05, "stage": 2}, Outcome.CLEARED),
         ({"mode": 2}, Outcome.CLEARED),
-        ({"stage": 2}, Outcome.CLEARED),
-        ({"world": 4}, Outcome.CLEARED),
+        ({"stage": 2}, Outcome.WARPED),
+        ({"world": 4}, Outcome.WARPED),
+        ({"world": 4, "player_state": 0x0B}, Outcome.WARPED),
     ],
 )
 def test_outcomes(change: dict[str, Any], expected: Outcome) -> None:
@@ -145,17 +148,28 @@ def test_outcomes(change: dict[str, Any], expected: Outcome) -> None:
 
 def test_read_decodes_numbers_from_ram() -> None:
     ram = np.zeros(2048, np.uint8)
-    ram[[0x6D, 0x86, 0x75F, 0x75C, 0x760]] = 12, 89, 3, 1, 2
+    ram[[0x6D, 0x86, 0x75F, 0x75C, 0xE7, 0xE8]] = 12, 89, 3, 1, 0x21, 0xA4
     ram[0x7F8:0x7FB] = 3, 0, 7
     ram[0x7DE:0x7E4] = 0, 1, 2, 3, 5, 0
     ram[0x7ED:0x7EF] = 4, 2
     reading = mario.read(ram)
-    assert (reading.x, reading.world, reading.stage, reading.area) == (3161, 4, 2, 3)
+    assert (reading.x, reading.world, reading.stage, reading.area) == (3161, 4, 2, 0xA421)
     assert (reading.time, reading.score, reading.coins) == (307, 12350, 42)
+    ram[[0x6D, 0x86]] = 255, 246
+    assert mario.read(ram).x == -10  # where a maze takes back a player who has just entered it
+
+
+@pytest.mark.parametrize(
+    ("float_state", "swims", "standing"), [(0, 0, True), (1, 0, False), (2, 0, False), (3, 0, False), (1, 1, True)]
+)
+def test_mario_stands_on_ground_and_in_water(float_state: int, swims: int, standing: bool) -> None:
+    ram = np.zeros(2048, np.uint8)
+    ram[[0x1D, 0x704]] = float_state, swims
+    assert mario.read(ram).standing is standing
 
 
 def test_rewards_match_hand_computed_values() -> None:
-    terms = settings.Reward(progress=0.5, progress_clip=10, time=-1.0, death=-10.0, clear=20.0)
+    env = settings.Env(reward=settings.Reward(progress=0.5, progress_clip=10, time=-1.0, death=-10.0, clear=20.0))
     decisions: list[tuple[list[dict[str, Any]], float]] = [
         ([{"x": 44}, {"x": 48}], 3.0),  # 8 pixels
         ([{"x": 46}, {"x": 43}], -1.0),  # back
@@ -167,15 +181,91 @@ def test_rewards_match_hand_computed_values() -> None:
     episode = mario.begin(READING)
     for changes, expected in decisions:
         readings = [READING._replace(**change) for change in changes]
-        assert mario.reward(episode, readings, terms) == pytest.approx(expected)
-        episode = mario.advance(episode, readings)
+        before, episode = episode, mario.advance(episode, readings, env)
+        assert mario.reward(before, episode, readings, env) == pytest.approx(expected)
     assert (episode.max_x, episode.decisions, episode.outcome) == (104, 6, Outcome.CLEARED)
     dead = [READING._replace(x=42, player_state=0x0B)]
-    assert mario.reward(mario.begin(READING), dead, terms) == pytest.approx(-10.0)
+    before = mario.begin(READING)
+    assert mario.reward(before, mario.advance(before, dead, env), dead, env) == pytest.approx(-10.0)
+
+
+TERMS = settings.Reward(progress=1.0, progress_clip=100, time=0.0, death=-7.0, clear=20.0, area=5.0, loop=-9.0)
+
+
+def earn(decisions: list[tuple[list[dict[str, Any]], float]], env: settings.Env) -> mario.Episode:
+    """Check what each decision earns, given the changes of its readings; return the account after the last."""
+    episode = mario.begin(READING)
+    for changes, expected in decisions:
+        readings = [READING._replace(**change) for change in changes]
+        before, episode = episode, mario.advance(episode, readings, env)
+        assert mario.reward(before, episode, readings, env) == pytest.approx(expected)
+    return episode
+
+
+def test_ground_is_paid_for_once_in_every_area() -> None:
+    decisions: list[tuple[list[dict[str, Any]], float]] = [
+        ([{"x": 90}], 50.0),
+        ([{"x": 2000, "player_state": 0x03}, {"x": 7, "area": 2, "player_state": 0x07}, {"x": 30, "area": 2}], 5.0),
+        ([{"x": 45, "area": 2}], 15.0),
+        ([{"x": 90}], 0.0),  # back in the first
+        ([{"x": 92}], 2.0),
+        ([{"x": 45, "area": 2}, {"x": 49, "area": 2}], 4.0),
+        ([{"x": 300}], 100.0),  # further along than the way through the other area, and clipped
+    ]
+    episode = earn(decisions, settings.Env(reward=TERMS))
+    assert (episode.ground, episode.max_x) == ({1: 300, 2: 49}, 300)
+    assert episode.distance == 50 + mario.AREA_PX + 15 + 2 + 4 + 208
+
+
+def test_a_loop_back_costs_and_is_never_a_gain() -> None:
+    env = settings.Env(reward=TERMS)
+    decisions: list[tuple[list[dict[str, Any]], float]] = [
+        ([{"x": 100}], 60.0),
+        ([{"x": -924}], -9.0),  # 1,024 pixels
+        ([{"x": -900}, {"x": 100}], 0.0),
+        ([{"x": 101}, {"x": -923}, {"x": 101}], 1.0 - 9.0),
+    ]
+    episode = earn(decisions, env)
+    assert (episode.max_x, episode.loops, episode.looped) == (101, 2, True)
+    assert not mario.ended(episode, env)
+    assert mario.ended(episode, settings.Env(loop_ends=True))
+    onwards = mario.advance(episode, [READING], settings.Env(loop_ends=True))
+    assert not mario.ended(onwards, settings.Env(loop_ends=True))
+
+
+def test_another_area_is_no_loop_back() -> None:
+    decisions: list[tuple[list[dict[str, Any]], float]] = [
+        ([{"x": 139}], 99.0),
+        ([{"x": 1000}], 100.0),
+        ([{"x": 20, "area": 2}], 5.0),
+        ([{"x": 1001}], 1.0),
+    ]
+    assert earn(decisions, settings.Env(reward=TERMS)).loops == 0
+
+
+def test_progress_may_count_where_mario_stands_only() -> None:
+    terms = msgspec.structs.replace(TERMS, progress_standing=True)
+    decisions: list[tuple[list[dict[str, Any]], float]] = [
+        ([{"x": 60, "standing": False}, {"x": 80, "standing": False}], 0.0),
+        ([{"x": 95}], 55.0),
+        ([{"x": 120, "standing": False, "player_state": 0x0B}], -7.0),  # a fall
+    ]
+    assert earn(decisions, settings.Env(reward=terms)).max_x == 120
+
+
+def test_a_warp_is_no_clear() -> None:
+    env = settings.Env(reward=TERMS)
+    warped = earn([([{"world": 4, "player_state": 0x03}], 0.0)], env)
+    assert (warped.outcome, warped.stages_cleared) == (Outcome.WARPED, 0)
+    assert mario.ended(warped, env)
+    assert not mario.ended(warped, settings.Env(stages="all"))
+    assert mario.info(warped, env) == {
+        "max_x": 40, "cleared": 0, "stages_cleared": 0, "warped": 1, "loops": 0, "stalled": 0,
+    }  # fmt: skip
 
 
 def test_score_coin_and_power_up_rewards_match_hand_computed() -> None:
-    terms = settings.Reward(progress=0.0, time=0.0, score=0.01, coins=3.0, power_up=7.0)
+    env = settings.Env(reward=settings.Reward(progress=0.0, time=0.0, score=0.01, coins=3.0, power_up=7.0))
     decisions: list[tuple[list[dict[str, Any]], float]] = [
         ([{}], 0.0),
         ([{"score": 100}, {"score": 250}], 2.5),
@@ -188,8 +278,8 @@ def test_score_coin_and_power_up_rewards_match_hand_computed() -> None:
     episode = mario.begin(READING)
     for changes, expected in decisions:
         readings = [READING._replace(**change) for change in changes]
-        assert mario.reward(episode, readings, terms) == pytest.approx(expected)
-        episode = mario.advance(episode, readings)
+        before, episode = episode, mario.advance(episode, readings, env)
+        assert mario.reward(before, episode, readings, env) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +302,9 @@ def test_score_coin_and_power_up_rewards_match_hand_computed() -> None:
 def test_reward_presets_match_hand_computed_values(changes: list[dict[str, Any]], older: float, newer: float) -> None:
     readings = [READING._replace(**change) for change in changes]
     before = mario.begin(READING)
-    assert mario.reward(before, readings, settings.Reward(preset="gym-super-mario-bros-7.4")) == older
-    assert mario.reward(before, readings, settings.Reward(preset="gym-super-mario-bros-9.1")) == newer
+    for version, expected in (("7.4", older), ("9.1", newer)):
+        env = loading.load(overrides=[f"env.reward.preset=gym-super-mario-bros-{version}"]).env
+        assert mario.reward(before, mario.advance(before, readings, env), readings, env) == expected
 
 
 def test_stall_truncates_and_progress_resets_the_count() -> None:
@@ -221,15 +312,23 @@ def test_stall_truncates_and_progress_resets_the_count() -> None:
     cut = []
     episode = mario.begin(READING)
     for x in (41, 41, 30, 42, 42, 42, 42):
-        episode = mario.advance(episode, [READING._replace(x=x)])
+        episode = mario.advance(episode, [READING._replace(x=x)], env)
         cut.append(mario.truncated(episode, env))
     assert cut == [False, False, False, False, False, False, True]
 
 
+def test_a_stall_may_be_a_failure() -> None:
+    env = settings.Env(stall_limit=2, stall_end="failure", max_episode_steps=2, reward=TERMS)
+    episode = earn([([{}], 0.0), ([{}], -7.0)], env)
+    assert mario.ended(episode, env)
+    assert not mario.truncated(episode, env)
+    assert mario.info(episode, env)["stalled"] == 1
+
+
 def test_max_episode_steps_truncates_unless_terminated() -> None:
     env = settings.Env(stall_limit=None, max_episode_steps=2)
-    one = mario.advance(mario.begin(READING), [READING])
+    one = mario.advance(mario.begin(READING), [READING], env)
     assert not mario.truncated(one, env)
-    assert mario.truncated(mario.advance(one, [READING]), env)
-    assert not mario.truncated(mario.advance(one, [READING._replace(player_state=0x0B)]), env)
+    assert mario.truncated(mario.advance(one, [READING], env), env)
+    assert not mario.truncated(mario.advance(one, [READING._replace(player_state=0x0B)], env), env)
     assert not mario.truncated(one, settings.Env(stall_limit=None))

@@ -26,6 +26,7 @@ LOST_LEVELS = "SuperMarioBros2"
 BUTTONS = {128: "right", 64: "left", 32: "down", 16: "up", 2: "B", 1: "A"}
 TERMS = Reward(progress=0.0, time=0.0, death=-3.0, clear=5.0, score=0.001)
 PLAYER_STATE, MODE, TASK, CASTLE = 0x0E, 0x770, 0x772, 0x746
+AREA_TYPE, UNDERGROUND = 0x74E, 2
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,8 @@ def finish_stage(machine: emulators.Emulator) -> None:
 
 def told(stage: str, max_x: int, cleared: bool, stages_cleared: int = 0) -> tuple[str, dict[str, float]]:
     """Stage and info of a step."""
-    return stage, {"max_x": max_x, "cleared": cleared, "stages_cleared": stages_cleared}
+    nothing = dict.fromkeys(("warped", "loops", "stalled"), 0.0)
+    return stage, {"max_x": max_x, "cleared": cleared, "stages_cleared": stages_cleared, **nothing}
 
 
 def test_recorded_clear_leads_to_1_2_and_third_death_terminates(machines: Machines) -> None:
@@ -77,7 +79,8 @@ def test_recorded_clear_leads_to_1_2_and_third_death_terminates(machines: Machin
     assert (flag.stage, flag.info) == told("1-2", 40, cleared=False, stages_cleared=1)
     ram = machines.of(0).ram
     assert mario.obeys(ram)
-    assert mario.read(ram)[6:9] == (1, 2, 3)  # behind the walk into the pipe
+    now = mario.read(ram)
+    assert (now.world, now.stage, ram[AREA_TYPE]) == (1, 2, UNDERGROUND)  # behind the walk into the pipe
     rest = steps(lanes)
     deaths = [index for index, step in enumerate(rest) if step.reward < -1]
     assert [rest[index].reward for index in deaths] == [-3.0] * 3
@@ -121,7 +124,7 @@ def test_cleared_stage_leads_to_the_next_on_both_emulators(game: str, kind: str)
     assert (step.reward, step.terminated, step.truncated) == (5.0, False, False)
     assert (step.stage, step.info) == told("1-2", 40, cleared=False, stages_cleared=1)
     now = mario.read(own.of(0).ram)
-    assert (now.world, now.stage, now.area, now.time, now.lives) == (1, 2, 3, 400, 2)
+    assert (now.world, now.stage, now.time, now.lives) == (1, 2, 400, 2)
     assert lanes.step(0, 0).truncated  # the decisions of an episode are counted over its stages
     own.close()
 
@@ -132,17 +135,15 @@ def test_a_castle_leads_to_the_next_world(machines: Machines) -> None:
     machine.ram[MODE], machine.ram[TASK] = 2, 4
     assert len(list(mario.wait(machine))) > 100
     now = mario.read(machine.ram)
-    assert (now.world, now.stage, now.area, now.x) == (2, 1, 1, 40)
+    assert (now.world, now.stage, now.x) == (2, 1, 40)
 
 
-def test_pipe_transition_is_waited_out_only_in_the_whole_game(machines: Machines) -> None:
-    taken = []
-    for stages in ("all", ("1-1",)):
-        lanes = episode(machines, stages=stages)
-        machines.of(0).ram[PLAYER_STATE] = 3
-        step = lanes.step(0, 0)
-        taken.append((step.terminated, step.stage, mario.obeys(machines.of(0).ram)))
-    assert taken == [(False, "1-1", True), (False, "1-1", False)]
+@pytest.mark.parametrize("stages", ["all", ("1-1",)])
+def test_the_way_through_a_pipe_is_part_of_a_decision(stages: str | tuple[str, ...], machines: Machines) -> None:
+    lanes = episode(machines, stages=stages)
+    machines.of(0).ram[PLAYER_STATE] = 3
+    step = lanes.step(0, 0)
+    assert (step.terminated, step.stage, mario.obeys(machines.of(0).ram)) == (False, "1-1", True)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +162,14 @@ def test_pipe_transition_is_waited_out_only_in_the_whole_game(machines: Machines
         (Outcome.CLEARED, 8, 0, {"stages": "all"}, True),
         (Outcome.CLEARED, 4, 2, {"stages": "all", "id": LOST_LEVELS}, True),
         (Outcome.CLEARED, 3, 2, {"stages": "all", "id": LOST_LEVELS}, False),
+        (Outcome.WARPED, 1, 2, {}, True),
+        (Outcome.WARPED, 1, 2, {"stages": "all"}, False),
     ],
 )
 def test_episode_end_follows_outcome_world_and_lives(
     outcome: Outcome, world: int, left: int, settings: dict[str, Any], expected: bool
 ) -> None:
-    now = mario.Reading(40, 1, False, 8, 0, left, world, 4, 4, 1, 300, 0, 0)
+    now = mario.Reading(40, 1, False, 8, 0, left, world, 4, 4, 1, 300, 0, 0, True)
     assert mario.ended(mario.begin(now)._replace(outcome=outcome), Env(**settings)) is expected
 
 

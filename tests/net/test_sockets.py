@@ -45,7 +45,7 @@ def shipment(sequence: int, size: int = 84) -> Shipment:
     """One whose frames do not compress, so that it is as large as it looks."""
     rng = np.random.default_rng(sequence)
     builder = SegmentBuilder(FrameSpec((size, size), "uint8", 4), n_step=3, gamma=0.99, length=16)
-    builder.reset(rng.integers(0, 256, (size, size)).astype(np.uint8))
+    builder.reset(rng.integers(0, 256, (4, size, size)).astype(np.uint8))
     for _ in range(18):
         builder.step(1, 0.0, rng.integers(0, 256, (size, size)).astype(np.uint8), 1.0, False, False)
         builder.bootstrap(0.0)

@@ -123,6 +123,9 @@ def test_evaluate_summarizes_all_episodes() -> None:
         "mean_stages_cleared": 0.0,
         "mean_x": pytest.approx(figures["mean_x"]),
         "best_x": pytest.approx(figures["mean_x"], abs=60),
+        "stall_rate": 0.0,
+        "warps": 0,
+        "loops": 0,
     }
     assert 40 < figures["mean_x"] <= figures["best_x"] < 240
 

@@ -65,7 +65,7 @@ class Peers:
         self.statuses: Inbox[Status] = links.bind("status", {Kind.STATUS: decode_status})
         self._actor, self._learner = links.connect("experience"), links.connect("priorities")
         self._builder = SegmentBuilder(self.frame, n_step, 0.9, LENGTH)
-        self._builder.reset(np.zeros(values, np.float32))
+        self._builder.reset(np.zeros((1, values), np.float32))
         self._sent = 0
         self.start()
 

@@ -64,7 +64,7 @@ def large_segment() -> Segment:
     """Ten transitions of 10 kB frames."""
     builder = SegmentBuilder(FrameSpec((2500,), "float32", 1), 3, 0.9, 10)
     frame = np.zeros(2500, np.float32)
-    builder.reset(frame)
+    builder.reset(frame[None])
     while (segment := builder.take()) is None:
         builder.step(0, 0.0, frame, 1.0, False, False)
         builder.bootstrap(0.0)

@@ -53,7 +53,7 @@ def play(frame: FrameSpec) -> Shipment:
 
     builder = SegmentBuilder(frame, N_STEP, 0.9, 64)
     for length, terminated in ((9, True), (1, True), (6, False)):
-        builder.reset(see())
+        builder.reset(frame.observation_of(see()))
         for t in range(length):
             last = t == length - 1
             action, q, reward = int(rng.integers(NUM_ACTIONS)), float(rng.normal()), float(rng.normal())

@@ -356,7 +356,7 @@ def example_shipment() -> Shipment:
     """The episode of section 6 as an actor ships it."""
     (rows,) = tables("6. Columns")
     builder = SegmentBuilder(EXAMPLE, n_step=2, gamma=0.5, length=3)
-    builder.reset(np.zeros(1, np.float32))
+    builder.reset(np.zeros((1, 1), np.float32))
     for t, row in enumerate(rows):
         q_taken, reward = float(row["Q(o[t], action[t])"]), float(row["r"])
         builder.step((1, 0, 1)[t], q_taken, np.array([t + 1], np.float32), reward, t == 2, False)

@@ -17,6 +17,7 @@ from apex_zmq.agent.exploration import Explorer, elastic_epsilon, ladder
 from apex_zmq.agent.networks import load_arrays, make_network, to_arrays
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.make import EnvError, Lanes, Step, make_lanes
+from apex_zmq.envs.restarts import Kind, Starts
 from apex_zmq.net.parameters import ParameterFollower
 from apex_zmq.net.sockets import Links
 from apex_zmq.play.viewer import LaneWindow
@@ -91,6 +92,8 @@ class Actor:
             self._lanes: Lanes = make_lanes(config.env, count, int(self._rng.integers(1 << 31)), render=render)
         finally:
             self._watchdog.disarm()
+        self._starts = Starts(self._lanes, config.actor.restarts, self._rng)
+        self._kinds = [Kind.REAL] * count
         self._window = LaneWindow(self._lanes, count - 1) if render else None
         spec = self._lanes.spec
         self._network = make_network(config.agent, spec.frame, spec.num_actions).eval()
@@ -210,10 +213,12 @@ class Actor:
 
     def _step(self, lane: int, action: int, q: npt.NDArray[np.float32]) -> Step:
         step = self._lanes.step(lane, action)
-        self._builders[lane].step(action, float(q[action]), step.frame, step.reward, step.terminated, step.truncated)
         stack = self._observations[lane]
         stack[:-1] = stack[1:]
         stack[-1] = step.frame
+        if self._starts.follow(lane, step, stack) and not step.terminated:
+            step = step._replace(truncated=True)
+        self._builders[lane].step(action, float(q[action]), step.frame, step.reward, step.terminated, step.truncated)
         self._returns[lane] += step.reward
         self._lengths[lane] += 1
         if self._window is not None and self._window.lane == lane:
@@ -233,20 +238,24 @@ class Actor:
         return values
 
     def _reset(self, lane: int) -> None:
-        frame = self._lanes.reset(lane)
-        self._observations[lane] = frame
-        self._builders[lane].reset(frame)
+        if self._ladder is not None:
+            epsilon = self._ladder[lane]
+        else:
+            actor = self._config.actor
+            epsilon = elastic_epsilon(actor.epsilon, actor.epsilon_alpha, lane, actor.lanes, self._rng)
+        start = self._starts.begin(lane, epsilon)
+        self._kinds[lane] = start.kind
+        self._epsilon[lane] = 1.0 if start.kind is Kind.EXPLORER else epsilon
+        self._observations[lane] = start.observation
+        self._builders[lane].reset(start.observation)
         self._explorer.reset(lane)
         self._returns[lane], self._lengths[lane] = 0.0, 0
         if self._window is not None and self._window.lane == lane:
             self._window.reset()
-        if self._ladder is not None:
-            self._epsilon[lane] = self._ladder[lane]
-        else:
-            actor = self._config.actor
-            self._epsilon[lane] = elastic_epsilon(actor.epsilon, actor.epsilon_alpha, lane, actor.lanes, self._rng)
 
     def _finish_episode(self, lane: int, step: Step) -> None:
+        if self._kinds[lane] is not Kind.REAL:  # no episode of the environment's own
+            return
         self._reporter.episode(
             Episode(
                 episode_return=float(self._returns[lane]),
@@ -270,4 +279,7 @@ class Actor:
             "parameter_version": newest.version,
             "parameter_update": newest.update,
             "parameter_age_s": time.monotonic() - self._parameters.received_at,
+            **self._starts.counts,
+            "archive_cells": self._starts.archive.num_cells,
+            "archive_bytes": self._starts.archive.size,
         }

@@ -43,10 +43,10 @@ class SegmentBuilder:
         self._position = 0  # index of the current observation's first frame, likewise
         self._steps: list[_Step] = []
 
-    def reset(self, frame: npt.NDArray[Any]) -> None:
-        """Start an episode with its reset frame, repeated to fill the stack."""
+    def reset(self, observation: npt.NDArray[Any]) -> None:
+        """Start an episode with its first observation, [s, *frame shape]."""
         self._position = self._first_frame + len(self._frames)
-        self._frames += [encode_frame(frame, self._frame.codec)] * self._frame.stack
+        self._frames += [encode_frame(frame, self._frame.codec) for frame in observation]
 
     def step(
         self,

@@ -98,8 +98,9 @@ def reference(episode: Episode, stack: int, n: int, gamma: float) -> list[Expect
 def play(builder: SegmentBuilder, episodes: list[Episode]) -> list[Segment]:
     """Drive a builder as the actor does; each step's action is its serial number."""
     segments = []
+    frame = builder._frame
     serial = 0
-    builder.reset(episodes[0].frames[0])
+    builder.reset(frame.observation_of(episodes[0].frames[0]))
     for number, episode in enumerate(episodes):
         for time in range(len(episode.rewards)):
             is_last = time == len(episode.rewards) - 1
@@ -113,7 +114,7 @@ def play(builder: SegmentBuilder, episodes: list[Episode]) -> list[Segment]:
             )
             serial += 1
             if is_last and number + 1 < len(episodes):
-                builder.reset(episodes[number + 1].frames[0])
+                builder.reset(frame.observation_of(episodes[number + 1].frames[0]))
             builder.bootstrap(float(episode.next_values[time]))
             while (segment := builder.take()) is not None:
                 segments.append(segment)
@@ -237,7 +238,7 @@ def test_frames_are_stored_once_per_segment() -> None:
 def builder_after(steps: int) -> SegmentBuilder:
     builder = SegmentBuilder(FrameSpec((3,), "float32", 1), n_step=3, gamma=0.9, length=4)
     frame = np.zeros(3, np.float32)
-    builder.reset(frame)
+    builder.reset(frame[None])
     for step in range(steps):
         builder.step(step, 0.0, frame, 1.0, False, False)
         builder.bootstrap(0.0)
@@ -257,7 +258,7 @@ def test_a_segment_is_ready_once_all_its_transitions_are_complete() -> None:
 def test_step_or_take_without_bootstrap_value_is_an_error() -> None:
     builder = SegmentBuilder(FrameSpec((3,), "float32", 1), n_step=1, gamma=0.9, length=2)
     frame = np.zeros(3, np.float32)
-    builder.reset(frame)
+    builder.reset(frame[None])
     builder.step(0, 0.0, frame, 1.0, False, False)
     with pytest.raises(AssertionError, match="bootstrap"):
         builder.take(flush=True)

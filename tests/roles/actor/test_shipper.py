@@ -62,7 +62,7 @@ def segment(number: int) -> Segment:
     """A segment of actions `number`."""
     builder = SegmentBuilder(FrameSpec((2,), "float32", 1), N_STEP, 0.9, 4)
     frame = np.zeros(2, np.float32)
-    builder.reset(frame)
+    builder.reset(frame[None])
     while (made := builder.take()) is None:
         builder.step(number, 0.0, frame, 0.0, False, False)
         builder.bootstrap(0.0)
