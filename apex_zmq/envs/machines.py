@@ -58,16 +58,13 @@ class SharedMachine:
         """As `Machines.start`."""
         self._park()
         start = mario.start_state(self._emulator, stage)
-        self._emulator.load_state(start.state)
-        self._resident = lane
+        self.restore(lane, start.state)
         return start.screen
 
     def of(self, lane: int) -> Emulator:
         """As `Machines.of`."""
         if self._resident != lane:
-            self._park()
-            self._emulator.load_state(self._parked[lane])
-            self._resident = lane
+            self.restore(lane, self._parked[lane])
         return self._emulator
 
     def save(self) -> bytes:

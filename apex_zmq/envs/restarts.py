@@ -52,7 +52,7 @@ class RestartableLanes(Lanes, Protocol):
         """Return the cell of a lane's position; states of one cell are taken for similar. None: not worth a restart."""
 
     def progress(self, lane: int) -> float:
-        """Return how far a lane's episode has got; also right after its end."""
+        """Return how far a lane's episode has got, also right after its end; it never decreases."""
 
 
 class Snapshot(NamedTuple):
@@ -158,7 +158,6 @@ class _Track:
     cell: Cell | None = None  # where it began
     goal: float = 0.0  # progress at which the restart has passed
     decisions: int = 0
-    best: float = 0.0  # progress
     saved: deque[tuple[int, Hashable, Snapshot]] = field(default_factory=deque)
 
 
@@ -185,8 +184,8 @@ class Starts:
     def __init__(self, lanes: Lanes, restarts: Restarts, rng: np.random.Generator) -> None:
         if restarts.share and not isinstance(lanes, RestartableLanes):
             raise EnvError(
-                "actor.restarts needs an environment whose state can be saved: Mario on FCEUmm or an ALE game; "
-                "set actor.restarts.share to 0"
+                "actor.restarts needs an environment whose state can be saved: Mario on FCEUmm or an ALE game, without "
+                "env.sticky; set actor.restarts.share to 0"
             )
         self.counts = {"restarts": 0, "explorations": 0, "restart_decisions": 0, "restart_passes": 0}
         self.archive = Archive(restarts.max_bytes, rng)
@@ -212,9 +211,7 @@ class Starts:
         lanes.restore(lane, snapshot.state)
         cell.starts += 1
         self.counts["explorations" if kind is Kind.EXPLORER else "restarts"] += 1
-        self._tracks[lane] = _Track(
-            kind, stage, epsilon, cell, snapshot.progress + lanes.stride, best=snapshot.progress
-        )
+        self._tracks[lane] = _Track(kind, stage, epsilon, cell, snapshot.progress + lanes.stride)
         return Start(snapshot.observation.copy(), kind)
 
     def _takes_restart(self, stage: str, epsilon: float) -> bool:
@@ -233,7 +230,6 @@ class Starts:
         track = self._tracks[lane]
         track.decisions += 1
         progress = lanes.progress(lane)
-        track.best = max(track.best, progress)
         if track.cell is not None:
             self.counts["restart_decisions"] += 1
             if progress >= track.goal:
@@ -244,7 +240,7 @@ class Starts:
         if not over:
             self._archive(lanes, lane, track, observation)
         if over and track.kind is Kind.REAL and track.epsilon <= LOW_EPSILON:
-            self._low.setdefault(track.stage, deque(maxlen=WINDOW)).append(track.best)
+            self._low.setdefault(track.stage, deque(maxlen=WINDOW)).append(progress)
         longest = {Kind.REAL: None, Kind.RESTART: self._restarts.length, Kind.EXPLORER: EXPLORATION}[track.kind]
         return longest is not None and track.decisions >= longest
 
@@ -254,5 +250,5 @@ class Starts:
             self.archive.add(track.stage, name, snapshot)
         if track.decisions % SAVE_EVERY == 0 and (name := lanes.cell(lane)) is not None:
             state, size = lanes.save(lane)
-            snapshot = Snapshot(state, observation.copy(), track.best, size + observation.nbytes)
+            snapshot = Snapshot(state, observation.copy(), lanes.progress(lane), size + observation.nbytes)
             track.saved.append((track.decisions, name, snapshot))
