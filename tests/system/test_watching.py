@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -87,13 +89,13 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module", params=[("text", 500), ("json", 60)], ids=["text", "json"])
 def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    """A short run of apex-train under a pseudo-terminal."""
+    """A run of apex-train under a pseudo-terminal, interrupted when it has shown everything that is asserted below."""
     pytest.importorskip("torch")
     log_format, columns = request.param
     directory = tmp_path_factory.mktemp("watched")
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    options = ["--num-actors", "1", "--max-updates", "400", "--run-dir", "run", "--log-format", log_format]
+    options = ["--num-actors", "1", "--run-dir", "run", "--log-format", log_format]
     options += ["--set", "replay.min_size=200", "--set", "telemetry.log_interval_s=0.2"]
     options += ["--set", "telemetry.status_interval_s=0.1"]
     options += ["--set", f"telemetry.metrics_port={free_ports(1)[0]}"]
@@ -106,21 +108,47 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         stderr=its,
     )
     os.close(its)
-    output = b"".join(chunks(ours))
+    watched = Watched(log_format, columns, Screen(), directory / "run")
+    interrupted = False
+    for text in texts(ours):
+        watched.screen.feed(text)
+        if not interrupted and has_shown_everything(watched):
+            process.send_signal(signal.SIGINT)
+            interrupted = True
     os.close(ours)
-    assert process.wait() == 0, output.decode()
-    screen = Screen()
-    screen.feed(output.decode())
-    return Watched(log_format, columns, screen, directory / "run")
+    assert process.wait() == 0, watched.screen
+    return watched
 
 
-def chunks(descriptor: int) -> Iterator[bytes]:
-    """All that comes out of a pseudo-terminal until its other side is closed."""
+def has_shown_everything(watched: Watched) -> bool:
+    """Whether the bottom row has moved twice, and three progress lines have been logged, the last with every label."""
+    if len(set(watched.screen.erased) - {""}) < 3:
+        return False
+    lines = watched.progress
+    return len(lines) >= 3 and all(f"{label} " in lines[-1] for label in SHOWN) and updates(lines[-1]) >= 400
+
+
+def updates(line: str) -> int:
+    """The learner's updates on a progress line; -1 without them."""
+    match = re.search(r"updates (\d+)", line)
+    return int(match[1]) if match else -1
+
+
+def texts(descriptor: int) -> Iterator[str]:
+    """What comes out of a pseudo-terminal until its other side is closed, without a part of an escape sequence."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    rest = ""
     while True:
         try:
-            yield os.read(descriptor, 65536)
+            rest += decoder.decode(os.read(descriptor, 65536))
         except OSError:
+            yield rest
             return
+        whole, escape, sequence = rest.rpartition("\x1b")
+        if not escape or len(sequence) >= 3:
+            whole, escape, sequence = rest, "", ""
+        yield whole
+        rest = escape + sequence
 
 
 def test_one_live_line_stays_at_the_bottom_and_the_others_scroll(watched: Watched) -> None:
@@ -134,8 +162,8 @@ def test_one_live_line_stays_at_the_bottom_and_the_others_scroll(watched: Watche
 
     # Nothing but progress was ever erased. Before the first summary a status knows the updates alone.
     assert {without_updates(row) for row in shown} - {""} <= {without_updates(line) for line in watched.progress}
-    updates = [int(match[1]) for row in shown if (match := re.search(r"updates (\d+)", row))]
-    assert updates == sorted(updates)
+    counts = [count for row in shown if (count := updates(row)) >= 0]
+    assert counts == sorted(counts)
     assert not any("decisions/s" in row for row in scrolled)
     for role in ROLES:
         logged = (watched.directory / "logs" / f"{role}.log").read_text().splitlines()
