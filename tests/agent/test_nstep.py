@@ -18,7 +18,7 @@ runs = st.lists(
 )
 
 
-def transitions(run: list[Step], n: int, gamma: float) -> Transitions:
+def transitions(run: list[Step], n: int, gamma: float, *, cut: bool = False) -> Transitions:
     reward, terminated, truncated, q_taken, next_value = zip(*run, strict=True) if run else ((),) * 5
     return n_step_transitions(
         np.array(reward, np.float32),
@@ -28,6 +28,7 @@ def transitions(run: list[Step], n: int, gamma: float) -> Transitions:
         np.array(next_value, np.float32),
         n,
         gamma,
+        cut=cut,
     )
 
 
@@ -57,17 +58,62 @@ def test_transitions_match_a_step_by_step_reference(run: list[Step], n: int, gam
         np.testing.assert_allclose(got[name], [transition[index] for transition in known], rtol=1e-5, atol=1e-5)
 
 
-@given(runs, st.integers(1, 6), st.integers(1, 15))
-def test_transitions_are_equal_when_a_run_is_cut_into_pieces(run: list[Step], n: int, piece: int) -> None:
-    whole = transitions(run, n, 0.9)
+def walk_with_cuts(run: list[Step], start: int, last: int, gamma: float) -> tuple[float, int]:
+    """Return of the steps from start to last with the value of its end, and the number of its steps."""
+    reward, terminated, _, _, next_value = run[start]
+    if start == last:
+        return reward + (0.0 if terminated else gamma * next_value), 1
+    later, steps = walk_with_cuts(run, start + 1, last, gamma)
+    if run[start + 1][3] < next_value and later < next_value:  # explored, and did worse
+        return reward + gamma * next_value, 1
+    return reward + gamma * later, steps + 1
+
+
+# Few values, so that many actions are greedy and many returns equal.
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([-1.0, 0.0, 1.0]),
+            st.sampled_from([False, False, False, True]),
+            st.sampled_from([False, False, True]),
+            st.sampled_from([0.0, 1.0, 2.0]),
+            st.sampled_from([0.0, 1.0, 2.0]),
+        ),
+        max_size=40,
+    ),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.5, 1.0]),  # exact in floating point
+)
+def test_cut_returns_match_a_recursive_reference(run: list[Step], n: int, gamma: float) -> None:
+    got, uncut = transitions(run, n, gamma, cut=True), transitions(run, n, gamma)
+    assert len(got) == len(uncut)
+    for start, (transition, plain) in enumerate(zip(got, uncut, strict=True)):
+        value, steps = walk_with_cuts(run, start, start + int(plain["steps"]) - 1, gamma)
+        assert transition["steps"] == steps
+        bootstrap = transition["discount"] * run[start + steps - 1][4] if transition["discount"] else 0.0
+        assert transition["reward"] + bootstrap == pytest.approx(value)
+        assert transition["td_error"] == pytest.approx(abs(value - run[start][3]))
+
+
+def test_returns_are_cut_before_exploration_that_did_worse_only() -> None:
+    greedy, explored = (0.0, False, False, 5.0, 5.0), (0.0, False, False, 1.0, 5.0)
+    fall, find = (-3.0, True, False, 5.0, 0.0), (9.0, True, False, 5.0, 0.0)
+    assert transitions([greedy, explored, fall], 3, 1.0, cut=True)["steps"].tolist() == [1, 2, 1]
+    assert transitions([greedy, explored, find], 3, 1.0, cut=True)["steps"].tolist() == [3, 2, 1]
+    assert transitions([greedy, greedy, fall], 3, 1.0, cut=True)["steps"].tolist() == [3, 2, 1]
+
+
+@given(runs, st.integers(1, 6), st.integers(1, 15), st.booleans())
+def test_transitions_are_equal_when_a_run_is_cut_into_pieces(run: list[Step], n: int, piece: int, cut: bool) -> None:
+    whole = transitions(run, n, 0.9, cut=cut)
     pieces, held = [], []
     for step in run:
         held.append(step)
-        ready = transitions(held, n, 0.9)
+        ready = transitions(held, n, 0.9, cut=cut)
         if len(ready) >= piece:
             pieces.append(ready["reward"][:piece])
             held = held[piece:]
-    pieces.append(transitions(held, n, 0.9)["reward"])
+    pieces.append(transitions(held, n, 0.9, cut=cut)["reward"])
     np.testing.assert_array_equal(np.concatenate(pieces), whole["reward"])
 
 

@@ -33,11 +33,12 @@ class SegmentBuilder:
     may come before or after its `bootstrap`.
     """
 
-    def __init__(self, frame: FrameSpec, n_step: int, gamma: float, length: int) -> None:
+    def __init__(self, frame: FrameSpec, n_step: int, gamma: float, length: int, *, cut_returns: bool = False) -> None:
         self._frame = frame
         self._n_step = n_step
         self._gamma = gamma
         self._length = length
+        self._cut_returns = cut_returns
         self._frames: list[bytes] = []
         self._first_frame = 0  # index of self._frames[0], counted over the lane's life
         self._position = 0  # index of the current observation's first frame, likewise
@@ -86,6 +87,7 @@ class SegmentBuilder:
             np.array([step.next_value for step in self._steps], np.float32),
             self._n_step,
             self._gamma,
+            cut=self._cut_returns,
         )
         count = min(len(table), self._length)
         if count == 0 or (count < self._length and not flush):
