@@ -150,18 +150,23 @@ class Agent(Section, frozen=True):
         False
     )
     n_step: Annotated[int, Meta(ge=1, le=64), doc("Steps of the n-step return.")] = 3
+    cut_returns: Annotated[
+        bool, doc("End n-step returns before an exploratory action that did worse than the greedy one would have.")
+    ] = False
     gamma: Annotated[Probability, doc("Discount factor per decision.")] = 0.99
 
 
 class Restarts(Section, frozen=True):
-    """Episodes that begin from saved states of earlier ones, near where they end (Mario on FCEUmm, ALE games)."""
+    """Episodes that begin from saved states of earlier ones (Mario on FCEUmm, ALE games)."""
 
     share: Annotated[
         Probability,
-        doc("Share of episodes that do, of lanes with epsilon above 0.01, while the others do not advance; 0: none."),
+        doc("Largest share of such episodes in the decisions of lanes with epsilon above 0.01; 0: none."),
     ] = 0.0
-    explorers: Annotated[Probability, doc("Share of these that play 64 random decisions and end.")] = 0.5
-    length: Annotated[Count, doc("Decisions after which the others are truncated.")] = 128
+    explorers: Annotated[
+        Probability, doc("Share of random actions in their decisions until some episode has reached the goal.")
+    ] = 0.8
+    length: Annotated[Count, doc("Decisions after which the episodes of the others are truncated.")] = 128
     max_bytes: Annotated[Count, doc("Memory of an actor's saved states, in bytes.")] = 256_000_000
 
 

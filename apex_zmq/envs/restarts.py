@@ -1,14 +1,15 @@
-"""Where episodes begin: at the environment's start, or from a saved state of an earlier episode.
+"""Where episodes begin: at the environment's start, or from a saved moment of an earlier episode.
 
-Most decisions of a hard stage are spent on its easy beginning. An archive of saved states by cell, as in Go-Explore
-(Ecoffet et al. 2021, arXiv 2004.12919), lets lanes begin near the places where episodes end. Off-policy targets do not
-depend on where an episode begins; evaluations and statistics are of real starts only.
+Most decisions of a hard stage are spent on its easy beginning. With restarts some lanes begin elsewhere: explorers play
+random actions from any cell of the archive, which finds a way through the stage; others begin on the way found, with
+or without repeating some of its actions first, and play on with their own policy. Off-policy targets do not depend on
+where an episode begins; evaluations and statistics are of real starts only.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,17 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from apex_zmq.config.settings import Restarts
+from apex_zmq.envs.archive import Archive, Node, Snapshot
+from apex_zmq.envs.info import ENDS
 from apex_zmq.envs.interface import EnvError, Lanes, Step
 
 LOW_EPSILON = 0.01  # lanes of at most this epsilon always take the real start
-SAVE_EVERY = 2  # decisions
-SURVIVED = 8  # decisions that a lane must survive before a saved state enters the archive
-SNAPSHOTS = 4  # per cell
-CELLS_MIN = 4  # of a stage, before lanes begin there
-EXPLORATION = 64  # decisions of an explorer's episode
-UNIFORM = 0.3  # share of draws that ignore what is known of the cells
-ADVANCE = 1.1  # growth of the low-epsilon lanes' progress that counts as learning
-WINDOW = 16  # their episodes by which it is judged
+EXPLORATION = 25  # decisions of an explorer's episode
+EXPLORERS_AFTER = 0.1  # share of explorers once a path reaches the goal
+REPEATS = 0.5  # share of the restarts on a path that repeat its actions first
+REPEAT_MAX = 64  # actions that they repeat
+WINDOW = 16  # low-epsilon episodes by which the need for restarts is judged
+DEBT_MAX = 500.0  # decisions
 
 
 @runtime_checkable
@@ -55,90 +56,17 @@ class RestartableLanes(Lanes, Protocol):
         """Return how far a lane's episode has got, also right after its end; it never decreases."""
 
 
-class Snapshot(NamedTuple):
-    """A moment of an episode.
-
-    state: as of `RestartableLanes.save`. observation: [s, *frame shape]. progress: by then. size: in bytes.
-    """
-
-    state: Any
-    observation: npt.NDArray[Any]
-    progress: float
-    size: int
-
-
-@dataclass(slots=True)
-class Cell:
-    """Statistics of a cell: restarts in it, those that passed, and up to `SNAPSHOTS` snapshots."""
-
-    starts: int = 0
-    passes: int = 0
-    snapshots: list[Snapshot] = field(default_factory=list)
-
-    @property
-    def weight(self) -> float:
-        """Preference for beginning here: passes neither certain nor impossible, and few starts so far."""
-        rate = self.passes / max(self.starts, 1)
-        return float((rate * (1 - rate) + 0.05) / np.sqrt(self.starts + 1))
-
-
-class Archive:
-    """Snapshots by stage and cell, at most `max_bytes` of them.
-
-    Once full it drops the snapshots of cells with the least weight.
-    """
-
-    def __init__(self, max_bytes: int, rng: np.random.Generator) -> None:
-        self.size = 0  # bytes
-        self._max_bytes = max_bytes
-        self._rng = rng
-        self._stages: dict[str, dict[Hashable, Cell]] = {}
-
-    def cells(self, stage: str) -> dict[Hashable, Cell]:
-        """The cells of a stage."""
-        return self._stages.setdefault(stage, {})
-
-    @property
-    def num_cells(self) -> int:
-        """Number of cells of all stages."""
-        return sum(map(len, self._stages.values()))
-
-    def add(self, stage: str, name: Hashable, snapshot: Snapshot) -> None:
-        """Add a snapshot to a cell; in a full cell it replaces one drawn at random."""
-        snapshots = self.cells(stage).setdefault(name, Cell()).snapshots
-        if len(snapshots) < SNAPSHOTS:
-            snapshots.append(snapshot)
-        else:
-            index = int(self._rng.integers(SNAPSHOTS))
-            self.size -= snapshots[index].size
-            snapshots[index] = snapshot
-        self.size += snapshot.size
-        while self.size > self._max_bytes:
-            self._drop_one()
-
-    def _drop_one(self) -> None:
-        cells, name = min(
-            ((cells, name) for cells in self._stages.values() for name in cells),
-            key=lambda place: place[0][place[1]].weight,
-        )
-        self.size -= sum(snapshot.size for snapshot in cells.pop(name).snapshots)
-
-    def draw(self, stage: str) -> tuple[Cell, Snapshot] | None:
-        """A cell of a stage, by weight or at random, and one of its snapshots; None: too few cells."""
-        cells = list(self.cells(stage).values())
-        if len(cells) < CELLS_MIN:
-            return None
-        weights = np.ones(len(cells)) if self._rng.random() < UNIFORM else np.array([each.weight for each in cells])
-        cell = cells[self._rng.choice(len(cells), p=weights / weights.sum())]
-        return cell, cell.snapshots[self._rng.integers(len(cell.snapshots))]
-
-
 class Kind(Enum):
-    """Start of an episode: the environment's own, the archive, or the archive with random actions."""
+    """Start of an episode.
+
+    REAL: the environment's own. RESTART: on a path of the archive. REPEAT: likewise, and it repeats the path's actions
+    for a while. EXPLORER: in any cell, with random actions only.
+    """
 
     REAL = 0
     RESTART = 1
-    EXPLORER = 2
+    REPEAT = 2
+    EXPLORER = 3
 
 
 class Start(NamedTuple):
@@ -150,28 +78,21 @@ class Start(NamedTuple):
 
 @dataclass(slots=True)
 class _Track:
-    """One lane's episode. saved: moments that have not survived long enough yet, with their decision and cell."""
+    """One lane's episode.
+
+    node: the last one passed. actions: taken since. begun: the node of a restart that has not passed yet.
+    goal: progress at which it has. script: actions to be repeated, the last one first.
+    """
 
     kind: Kind
     stage: str
     epsilon: float
-    cell: Cell | None = None  # where it began
-    goal: float = 0.0  # progress at which the restart has passed
+    node: Node
+    begun: Node | None = None
+    goal: float = 0.0
+    script: list[int] = field(default_factory=list)
     decisions: int = 0
-    saved: deque[tuple[int, Hashable, Snapshot]] = field(default_factory=deque)
-
-
-def need(episodes: Iterable[float]) -> float:
-    """Return the need for restarts, 0 to 1, given the progress of real low-epsilon episodes, oldest first.
-
-    The need is small while they advance, because their own experience then teaches more.
-    """
-    progress = list(episodes)
-    half = len(progress) // 2
-    if half == 0:
-        return 1.0
-    before, now = float(np.mean(progress[:half])), float(np.mean(progress[half:]))
-    return 0.25 if now > ADVANCE * before else 1.0
+    actions: list[int] = field(default_factory=list)
 
 
 class Starts:
@@ -193,8 +114,11 @@ class Starts:
         self._restartable = lanes if restarts.share and isinstance(lanes, RestartableLanes) else None
         self._restarts = restarts
         self._rng = rng
-        self._tracks = [_Track(Kind.REAL, "", 1.0) for _ in range(lanes.num_lanes)]
-        self._low: dict[str, deque[float]] = {}
+        self._tracks = [_Track(Kind.REAL, "", 1.0, Node()) for _ in range(lanes.num_lanes)]
+        self._low: dict[str, deque[float]] = {}  # progress of the last low-epsilon episodes
+        self._solved: set[str] = set()  # stages with a path that reaches the goal
+        # Decisions by which the shares of the settings exceed what has been played.
+        self._owed, self._owed_explorations = 0.0, 0.0
 
     def begin(self, lane: int, epsilon: float) -> Start:
         """Begin an episode of a lane whose own exploration rate is `epsilon`."""
@@ -202,25 +126,43 @@ class Starts:
         if lanes is None:
             return Start(self._lanes.spec.frame.observation_of(self._lanes.reset(lane)), Kind.REAL)
         stage = lanes.next_stage(lane)
-        drawn = self.archive.draw(stage) if self._takes_restart(stage, epsilon) else None
-        if drawn is None:
-            self._tracks[lane] = _Track(Kind.REAL, stage, epsilon)
+        track = self._draw(stage, epsilon) if epsilon > LOW_EPSILON and self._owed > 0 else None
+        if track is None:
+            self._tracks[lane] = _Track(Kind.REAL, stage, epsilon, Node())
             return Start(lanes.spec.frame.observation_of(lanes.reset(lane)), Kind.REAL)
-        cell, snapshot = drawn
-        kind = Kind.EXPLORER if self._rng.random() < self._restarts.explorers else Kind.RESTART
+        snapshot = track.node.snapshot
+        assert snapshot is not None
+        track.goal = snapshot.progress + lanes.stride
+        self._tracks[lane] = track
         lanes.restore(lane, snapshot.state)
-        cell.starts += 1
-        self.counts["explorations" if kind is Kind.EXPLORER else "restarts"] += 1
-        self._tracks[lane] = _Track(kind, stage, epsilon, cell, snapshot.progress + lanes.stride)
-        return Start(snapshot.observation.copy(), kind)
+        self.counts["explorations" if track.kind is Kind.EXPLORER else "restarts"] += 1
+        return Start(snapshot.observation.copy(), track.kind)
 
-    def _takes_restart(self, stage: str, epsilon: float) -> bool:
-        """Whether an episode begins from the archive, provided that the archive has enough cells."""
-        share = self._restarts.share * need(self._low.get(stage, ()))
-        return epsilon > LOW_EPSILON and self._rng.random() < share
+    def _draw(self, stage: str, epsilon: float) -> _Track | None:
+        if self._owed_explorations > 0:
+            node = self.archive.draw_cell(stage)
+            return None if node is None else _Track(Kind.EXPLORER, stage, epsilon, node, begun=node)
+        drawn = self.archive.draw_from_path(stage)
+        if drawn is None:
+            return None
+        node, actions = drawn
+        if self._rng.random() < REPEATS:
+            repeated = actions[: self._rng.integers(1, REPEAT_MAX + 1)]
+            return _Track(Kind.REPEAT, stage, epsilon, node, script=repeated[::-1])
+        node.starts += 1
+        return _Track(Kind.RESTART, stage, epsilon, node, begun=node)
+
+    def choose(self, lane: int, action: int) -> int:
+        """Return the action that a lane takes, given the one that its policy has chosen."""
+        if self._restartable is not None:
+            track = self._tracks[lane]
+            if track.script:
+                action = track.script.pop()
+            track.actions.append(action)
+        return action
 
     def follow(self, lane: int, step: Step, observation: npt.NDArray[Any]) -> bool:
-        """Account for a decision, archive surviving states, and return whether to truncate a restart.
+        """Account for a decision, archive the state, and return whether to truncate a restart.
 
         observation: [s, *frame shape], after the step.
         """
@@ -230,25 +172,47 @@ class Starts:
         track = self._tracks[lane]
         track.decisions += 1
         progress = lanes.progress(lane)
-        if track.cell is not None:
-            self.counts["restart_decisions"] += 1
-            if progress >= track.goal:
-                track.cell.passes += 1
-                self.counts["restart_passes"] += 1
-                track.goal = float("inf")
+        self._count(track, progress)
         over = step.terminated or step.truncated
+        succeeded = over and bool(step.info.get(ENDS.success))
+        self.archive.record(track.stage, track.node, track.actions, progress, succeeded=succeeded)
+        if succeeded:
+            self._solved.add(track.stage)
         if not over:
             self._archive(lanes, lane, track, observation)
-        if over and track.kind is Kind.REAL and track.epsilon <= LOW_EPSILON:
+        elif track.kind is Kind.REAL and track.epsilon <= LOW_EPSILON:
             self._low.setdefault(track.stage, deque(maxlen=WINDOW)).append(progress)
-        longest = {Kind.REAL: None, Kind.RESTART: self._restarts.length, Kind.EXPLORER: EXPLORATION}[track.kind]
+        longest = {Kind.REAL: None, Kind.EXPLORER: EXPLORATION}.get(track.kind, self._restarts.length)
         return longest is not None and track.decisions >= longest
 
+    def _count(self, track: _Track, progress: float) -> None:
+        restarted = track.kind is not Kind.REAL
+        if track.epsilon > LOW_EPSILON:
+            self._owed = _bounded(self._owed + self._restarts.share * self.need(track.stage) - restarted)
+        if restarted:
+            explorers = EXPLORERS_AFTER if track.stage in self._solved else self._restarts.explorers
+            self._owed_explorations = _bounded(self._owed_explorations + explorers - (track.kind is Kind.EXPLORER))
+            self.counts["restart_decisions"] += 1
+        if track.begun is not None and progress >= track.goal:
+            track.begun.passes += track.kind is Kind.RESTART
+            track.begun = None
+            self.counts["restart_passes"] += 1
+
+    def need(self, stage: str) -> float:
+        """Return the need for restarts: the share of the best path's progress that low-epsilon lanes lack by now."""
+        low, best = self._low.get(stage), self.archive.best(stage)
+        return max(1.0 - float(np.mean(low)) / best, 0.0) if low and best else 1.0
+
     def _archive(self, lanes: RestartableLanes, lane: int, track: _Track, observation: npt.NDArray[Any]) -> None:
-        while track.saved and track.decisions - track.saved[0][0] >= SURVIVED:
-            _, name, snapshot = track.saved.popleft()
-            self.archive.add(track.stage, name, snapshot)
-        if track.decisions % SAVE_EVERY == 0 and (name := lanes.cell(lane)) is not None:
-            state, size = lanes.save(lane)
-            snapshot = Snapshot(state, observation.copy(), lanes.progress(lane), size + observation.nbytes)
-            track.saved.append((track.decisions, name, snapshot))
+        cell = lanes.cell(lane)
+        if cell is None or not self.archive.wants(track.stage, cell):
+            return
+        state, size = lanes.save(lane)
+        snapshot = Snapshot(state, observation.copy(), lanes.progress(lane), size + observation.nbytes)
+        track.node = Node(track.node, tuple(track.actions), snapshot)
+        track.actions = []
+        self.archive.add(track.stage, cell, track.node)
+
+
+def _bounded(debt: float) -> float:
+    return min(max(debt, -DEBT_MAX), DEBT_MAX)

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 
 from apex_zmq.config.settings import Env, Restarts
 from apex_zmq.envs import restarts
+from apex_zmq.envs.archive import Node
 from apex_zmq.envs.emulators import FCEUmm
 from apex_zmq.envs.interface import EnvError, Step
 from apex_zmq.envs.lanes import MarioLanes, RestartableMarioLanes
 from apex_zmq.envs.machines import MachinePerLane, SharedMachine
 from apex_zmq.envs.make import make_lanes
-from apex_zmq.envs.restarts import SNAPSHOTS, Archive, Cell, Kind, RestartableLanes, Snapshot, Starts, need
+from apex_zmq.envs.restarts import Kind, RestartableLanes, Starts
 
 ACTIONS = (("right",), ("right", "A"), ("right", "B"), ("right", "A", "B"))
 ENV = Env(actions=ACTIONS, frame_height=48, frame_width=60, noop_max=8, show_buttons=True)
 NUM_LANES = 8
-ALWAYS = Restarts(share=1.0)
+ALWAYS = Restarts(share=1.0, explorers=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,6 @@ def emulator() -> Iterator[FCEUmm]:
 
 def lanes_of(emulator: FCEUmm, env: Env = ENV, seed: int = 1) -> RestartableMarioLanes:
     return RestartableMarioLanes(env, NUM_LANES, seed, SharedMachine(emulator))
-
-
-def snapshot(size: int, progress: float = 0.0) -> Snapshot:
-    return Snapshot(object(), np.zeros(1), progress, size)
 
 
 def plain(step: Step) -> tuple[Any, ...]:
@@ -103,7 +100,8 @@ def play(starts: Starts, lanes: RestartableMarioLanes, epsilons: list[float], de
         begin(lane)
     for _ in range(decisions):
         for lane in range(NUM_LANES):
-            step = lanes.step(lane, int(generators[lane].integers(len(ACTIONS))))
+            action = starts.choose(lane, int(generators[lane].integers(len(ACTIONS))))
+            step = lanes.step(lane, action)
             observations[lane] = np.concatenate([observations[lane][1:], step.frame[None]])
             over = starts.follow(lane, step, observations[lane])
             seen[lane].append(plain(step))
@@ -118,13 +116,13 @@ def test_lanes_of_low_epsilon_play_as_without_restarts_and_the_others_begin_else
     for options in (ALWAYS, Restarts()):
         lanes = lanes_of(emulator)
         starts = Starts(lanes, options, np.random.default_rng(0))
-        played.append((starts, play(starts, lanes, epsilons, 160)))
+        played.append((starts, play(starts, lanes, epsilons, 240)))
     (with_restarts, seen), (without, expected) = played
     assert seen[6:] == expected[6:]
     kinds = Counter(kind for lane in seen[:6] for kind, *_ in lane if isinstance(kind, Kind))
-    assert min(kinds[Kind.RESTART], kinds[Kind.EXPLORER]) > 0
+    assert min(kinds[kind] for kind in Kind) > 0
     assert (with_restarts.counts["restarts"], with_restarts.counts["explorations"]) == (
-        kinds[Kind.RESTART],
+        kinds[Kind.RESTART] + kinds[Kind.REPEAT],
         kinds[Kind.EXPLORER],
     )
     assert 0 < with_restarts.counts["restart_passes"] <= kinds[Kind.RESTART] + kinds[Kind.EXPLORER]
@@ -136,23 +134,31 @@ def test_lanes_of_low_epsilon_play_as_without_restarts_and_the_others_begin_else
     assert any(len({first[at : at + size] for at in range(0, len(first), size)}) > 1 for first in begun)
 
 
-def test_a_state_enters_the_archive_once_its_lane_has_survived(emulator: FCEUmm) -> None:
+def test_the_actions_of_a_path_lead_from_any_of_its_nodes_to_its_end(emulator: FCEUmm) -> None:
     lanes = lanes_of(emulator)
     starts = Starts(lanes, ALWAYS, np.random.default_rng(0))
-    observation, _ = starts.begin(0, 0.4)
-    decisions = 0
-    while True:
-        step = lanes.step(0, 0)
-        decisions += 1
-        observation = np.concatenate([observation[1:], step.frame[None]])
-        starts.follow(0, step, observation)
-        if step.terminated:
-            break
-    stored = [each for cell in starts.archive.cells("1-1").values() for each in cell.snapshots]
-    reached = {each.progress for each in stored}
-    assert len(reached) >= 2
-    survived = (decisions - restarts.SURVIVED) * (258 / decisions)  # walked evenly
-    assert max(reached) <= survived + 20
+    play(starts, lanes, [0.4] * NUM_LANES, 250)
+    path = max(starts.archive.paths("1-1"), key=lambda path: path.progress)
+    saved = [(node.snapshot, taken) for node, taken in zip(path.nodes, path.taken, strict=True) if node.snapshot]
+    assert len(saved) > 5
+    for snapshot, taken in saved:
+        lanes.restore(0, snapshot.state)
+        for action in path.actions[taken:]:
+            step = lanes.step(0, action)
+        assert lanes.progress(0) == path.progress
+    assert step.info["max_x"] > 258  # further than without a jump
+
+
+def test_explorers_stop_once_a_path_reaches_the_goal(emulator: FCEUmm) -> None:
+    env = Env(actions=ACTIONS, stages=("1-1",), noop_max=0)
+    lanes = lanes_of(emulator, env)
+    starts = Starts(lanes, ALWAYS, np.random.default_rng(0))
+    starts._solved.add("1-1")
+    play(starts, lanes, [0.4] * NUM_LANES, 250)
+    restarted = starts.counts["restart_decisions"]
+    explored = starts.counts["explorations"] * restarts.EXPLORATION
+    assert 0 < explored < 0.2 * restarted
+    assert starts.counts["restarts"] > 0
 
 
 def test_restarts_are_cut_at_their_length(emulator: FCEUmm) -> None:
@@ -198,46 +204,17 @@ def test_environments_without_states_are_refused(emulator: FCEUmm) -> None:
     Starts(lanes, Restarts(), np.random.default_rng(0))
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["1-1", "1-2"]), st.integers(0, 9), st.integers(1, 100)), max_size=200),
-    st.integers(100, 1000),
-)
-def test_an_archive_keeps_within_its_memory(added: list[tuple[str, int, int]], max_bytes: int) -> None:
-    archive = Archive(max_bytes, np.random.default_rng(0))
-    for stage, name, size in added:
-        archive.add(stage, name, snapshot(size))
-        held = [each for s in ("1-1", "1-2") for cell in archive.cells(s).values() for each in cell.snapshots]
-        assert archive.size == sum(each.size for each in held) <= max_bytes
-        assert all(1 <= len(cell.snapshots) <= SNAPSHOTS for cell in archive.cells(stage).values())
-    assert archive.num_cells == len({(s, n) for s in ("1-1", "1-2") for n in archive.cells(s)})
-
-
-def test_draws_prefer_cells_that_are_neither_mastered_nor_hopeless() -> None:
-    archive = Archive(10**6, np.random.default_rng(0))
-    for name in range(3):
-        archive.add("1-1", name, snapshot(1, name))
-    assert archive.draw("1-1") is None
-    archive.add("1-1", 3, snapshot(1, 3))
-    assert archive.draw("1-2") is None
-    for name, (starts, passes) in enumerate([(100, 100), (100, 50), (100, 0), (100, 0)]):
-        archive.cells("1-1")[name].starts, archive.cells("1-1")[name].passes = starts, passes
-    drawn: Counter[float] = Counter()
-    for _ in range(2000):
-        found = archive.draw("1-1")
-        assert found is not None
-        drawn[found[1].progress] += 1
-    # By weight in 70% of draws, 0.3 of 0.45 for the second; evenly in the others.
-    assert drawn[1] / 2000 == pytest.approx(0.7 * 0.30 / 0.45 + 0.3 / 4, abs=0.04)
-    assert min(drawn.values()) > 0
-    assert Cell(starts=3).weight < Cell().weight
-
-
 @pytest.mark.parametrize(
-    ("progress", "expected"),
-    [([], 1.0), ([100.0], 1.0), ([100.0, 100.0], 1.0), ([100.0] * 4 + [200.0] * 4, 0.25), ([200.0, 100.0], 1.0)],
+    ("progress", "expected"), [([], 1.0), ([0.0], 1.0), ([100.0, 300.0], 0.5), ([400.0, 400.0], 0.0)]
 )
-def test_restarts_are_needed_while_the_greedy_lanes_stand_still(progress: list[float], expected: float) -> None:
-    assert need(deque(progress)) == expected
+def test_restarts_are_needed_for_what_the_greedy_lanes_lack(
+    emulator: FCEUmm, progress: list[float], expected: float
+) -> None:
+    starts = Starts(lanes_of(emulator), ALWAYS, np.random.default_rng(0))
+    assert starts.need("1-1") == 1.0
+    starts.archive.record("1-1", Node(), [], 400.0, succeeded=False)
+    starts._low["1-1"] = deque(progress)
+    assert starts.need("1-1") == expected
 
 
 def test_a_restored_atari_lane_plays_as_the_saved_one_did() -> None:

@@ -116,7 +116,13 @@ class Actor:
                 ladder(config.actor.epsilon, config.actor.epsilon_alpha, rung, total_lanes) for rung in rungs
             ]
         self._builders = [
-            SegmentBuilder(spec.frame, config.agent.n_step, config.agent.gamma, config.actor.segment_length)
+            SegmentBuilder(
+                spec.frame,
+                config.agent.n_step,
+                config.agent.gamma,
+                config.actor.segment_length,
+                cut_returns=config.agent.cut_returns,
+            )
             for _ in range(count)
         ]
         self._observations = np.zeros((count, spec.frame.stack, *spec.frame.shape), spec.frame.dtype)
@@ -173,8 +179,8 @@ class Actor:
         q = self._q_values(self._observations)
         while not stop.is_set():
             self._watchdog.arm()
-            actions = self._explorer.act(q.argmax(axis=1), self._epsilon)
-            steps = [self._step(lane, int(actions[lane]), q[lane]) for lane in lanes]
+            chosen = self._explorer.act(q.argmax(axis=1), self._epsilon)
+            steps = [self._step(lane, self._starts.choose(lane, int(chosen[lane])), q[lane]) for lane in lanes]
             ended = np.array([step.terminated or step.truncated for step in steps])
             final_value = self._final_values(steps)
             for lane in lanes:
