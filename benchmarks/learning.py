@@ -1,7 +1,8 @@
 """Train the queue of runs, one after another: python -m benchmarks.learning [NAME ...] [--list] [--commit].
 
 Each run of `QUEUE` without results is trained with the machine to itself, then its checkpoints are evaluated. An
-interrupted run is deleted and started again. The results of run NAME are written to docs/results/ as the run ends:
+interrupted run is deleted and started again. A run of the game's stages ends early once it has learned its stage. The
+results of run NAME are written to docs/results/ as the run ends:
 
 NAME.csv.gz       one row per episode: minutes, decisions, epsilon, stage, return, length, max_x, cleared
 NAME-eval.csv.gz  one row per evaluation of a checkpoint
@@ -19,15 +20,18 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from apex_zmq.envs.games import MARIO, stages
 from apex_zmq.envs.info import MARIO_COLUMNS
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
@@ -37,15 +41,19 @@ from benchmarks.rows import PEERS_PYTHON, ROOT, machine
 
 RESULTS = ROOT / "docs/results"
 RUNS = ROOT / "build/learning"
-CONFIG = "configs/mario-cpu.yaml"
+CONFIG, RECIPE = "configs/mario-cpu.yaml", "configs/mario.yaml"  # of World 1-1; of any stage
 PEERS_PROGRAM = (str(PEERS_PYTHON.relative_to(ROOT)), "-m", "benchmarks.peers.sb3_mario")  # from the project's root
 SAVE_EVERY = 1_500  # updates, about 50 s
 SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are below 1,000
 GAMES = 100  # episodes of an evaluation
 EVALUATE_EVERY = 5.0  # minutes
 SOLVED = 0.9
+CANDIDATES = 3  # checkpoints of a run of the recipe that are evaluated on the selection seed, the last ones
+LEARNED, OF_LAST, AFTER_MINUTES = 36, 40, 5.0  # clears of low-epsilon episodes, and time left, before an early end
+POLL_S = 5.0
 SUBJECT_LENGTH = 72  # of a commit message
-TRIAL_MINUTES = {"ablation": 25.0, "sweep": 15.0, "fine-tuning": 40.0}
+TRIAL_MINUTES = {"ablation": 25.0, "sweep": 15.0, "fine-tuning": 40.0, "experiment": 25.0}
+GAME_MINUTES = 60.0
 EVALUATION = (
     "minutes",
     "decisions",
@@ -68,12 +76,17 @@ class Run:
     """
 
     name: str
-    group: Literal["headline", "sweep", "ablation", "peer", "stage", "fine-tuning"]
+    group: Literal["headline", "sweep", "ablation", "peer", "stage", "fine-tuning", "game", "experiment"]
     seed: int
     minutes: float
     settings: Mapping[str, str] = field(default_factory=dict)
     algorithm: Literal["apex", "ppo", "dqn"] = "apex"
     init_from: str | None = None
+
+    @property
+    def config(self) -> str:
+        """The config file, from the project's root."""
+        return RECIPE if self.group in ("game", "experiment") else CONFIG
 
 
 def _trials(group: Literal["sweep", "ablation"], settings: Mapping[str, Mapping[str, str]]) -> list[Run]:
@@ -114,6 +127,22 @@ STAGES: dict[str, dict[str, str]] = {
     "2-1": {"env.stages": "[2-1]"},
     "1-3-simple": {"env.stages": "[1-3]", **SIMPLE},
 }
+# Changes to the recipe, by the stage on which they are tried with two seeds.
+EXPERIMENTS: dict[str, dict[str, dict[str, str]]] = {
+    "1-3": {
+        "recipe": {},
+        "no-restarts": {"actor.restarts.share": "0"},
+        "no-cuts": {"agent.cut_returns": "false"},
+        "progress-in-the-air": {"env.reward.progress_standing": "false", "env.reward.progress_clip": "12"},
+        "gamma-0.9": {"agent.gamma": "0.9"},
+        "gamma-0.97": {"agent.gamma": "0.97"},
+        "n-5": {"agent.n_step": "5"},
+        "six-actions": {"env.actions": "[[right], [right, A], [right, B], [right, A, B], [A], [left]]"},
+    },
+    "1-1": {"recipe": {}, "no-restarts": {"actor.restarts.share": "0"}},
+    "1-2": {"no-restarts": {"actor.restarts.share": "0"}},
+    "2-1": {"no-restarts": {"actor.restarts.share": "0"}},
+}
 # Single random actions, as in the noop protocol but several times as many, for an agent that clears the stage already.
 PERTURBED = {
     "actor.epsilon": "0.1",
@@ -131,6 +160,13 @@ QUEUE = [
     *(Run(f"stage-{name}", "stage", 1, 45.0, settings) for name, settings in STAGES.items()),
     *_trials("sweep", SWEEP),
     Run("fine-tuning-1", "fine-tuning", 1, 40.0, PERTURBED, init_from="headline-1"),
+    *(Run(f"game-{stage}", "game", 1, GAME_MINUTES, {"env.stages": f"[{stage}]"}) for stage in stages(MARIO)),
+    *(
+        Run(f"experiment-{stage}-{name}-{seed}", "experiment", seed, 25.0, {"env.stages": f"[{stage}]", **changes})
+        for stage, trials in EXPERIMENTS.items()
+        for name, changes in trials.items()
+        for seed in (1, 2)
+    ),
 ]
 
 
@@ -152,14 +188,16 @@ def train(run: Run) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     started = time.time()
     with (RUNS / f"{run.name}.log").open("w") as log:
-        subprocess.run(
+        training = subprocess.Popen(
             command(run, directory),
             stdout=log,
             stderr=subprocess.STDOUT,
-            check=True,
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": "1"} if run.algorithm == "apex" else {}),
         )
+    early = run.group == "game" and _end_early(training, directory / EPISODES)
+    if training.wait() != 0:
+        raise subprocess.CalledProcessError(training.returncode, training.args)
     episodes = _episodes(directory / EPISODES, started)
     checkpoints = _checkpoints(directory, started)
     if run.group in TRIAL_MINUTES:
@@ -172,6 +210,7 @@ def train(run: Run) -> None:
         "algorithm": run.algorithm,
         "seed": run.seed,
         "budget_minutes": run.minutes,
+        "ended_early": early,
         "settings": dict(run.settings),
         "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, cwd=ROOT).strip(),
         "command": " ".join(command(run, Path("DIRECTORY"))),
@@ -182,6 +221,25 @@ def train(run: Run) -> None:
     write_csv(episodes_file(run.name), ("minutes", *COLUMNS[1:], *MARIO_COLUMNS), episodes)
     write_csv(evaluations_file(run.name), EVALUATION, evaluations)
     about_file(run.name).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def learned(rows: Sequence[Mapping[str, str]]) -> bool:
+    """Whether the last 40 low-epsilon episodes of a run, in the order of their ends, cleared 36 times."""
+    low = [row["cleared"] == "1" for row in rows if float(row["epsilon"]) <= LOW_EPSILON][-OF_LAST:]
+    return len(low) == OF_LAST and sum(low) >= LEARNED
+
+
+def _end_early(training: subprocess.Popen[bytes], episodes: Path) -> bool:
+    """Interrupt a run five minutes after it has learned its stage; whether it came to that before it ended."""
+    while training.poll() is None:
+        if episodes.exists() and learned(read_csv(episodes)[:-1]):  # the last row may be half-written
+            with suppress(subprocess.TimeoutExpired):
+                training.wait(AFTER_MINUTES * 60)
+                return False
+            training.send_signal(signal.SIGINT)
+            return True
+        time.sleep(POLL_S)
+    return False
 
 
 def episodes_file(name: str, directory: Path = RESULTS) -> Path:
@@ -201,7 +259,7 @@ def about_file(name: str, directory: Path = RESULTS) -> Path:
 
 def command(run: Run, directory: Path) -> list[str]:
     """The command line that trains a run into a directory; its working directory is the project's root."""
-    common = ["--config", CONFIG, "--seed", str(run.seed)]
+    common = ["--config", run.config, "--seed", str(run.seed)]
     if run.algorithm != "apex":
         peer = [*PEERS_PROGRAM, "train", run.algorithm]
         return [*peer, *common, "--minutes", f"{run.minutes:g}", "--directory", str(directory)]
@@ -241,7 +299,7 @@ def evaluate(run: Run, checkpoints: Sequence[Checkpoint], since: float) -> list[
     """Evaluate the checkpoints of a run on the selection seed, then the best of them on fresh seeds.
 
     On the selection seed: one checkpoint every five minutes from minute `since` on, and all checkpoints between the
-    first of these that clears 90% and its predecessor.
+    first of these that clears 90% and its predecessor; of a run of the game only the last three of the former.
 
     Returns: rows with the columns of `EVALUATION`.
     """
@@ -258,9 +316,10 @@ def evaluate(run: Run, checkpoints: Sequence[Checkpoint], since: float) -> list[
         if checkpoint.minutes >= last + EVALUATE_EVERY or (chosen and checkpoint is checkpoints[-1]):
             chosen.append(index)
     with ThreadPoolExecutor(max_workers=2) as pool:
+        chosen = chosen[-CANDIDATES:] if run.group == "game" else chosen
         measure(chosen or [len(checkpoints) - 1])
         solved = next((place for place, index in enumerate(chosen) if rows[index]["clear_rate"] >= SOLVED), None)
-        if solved is not None:
+        if solved is not None and run.group != "game":
             measure(range(chosen[solved - 1] if solved else 0, chosen[solved]))
         best = checkpoints[max(rows, key=lambda index: (rows[index]["clear_rate"], rows[index]["mean_x"]))]
         games = (("greedy", 1), ("noop", GAMES), ("sticky", GAMES))

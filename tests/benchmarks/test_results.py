@@ -97,6 +97,22 @@ def test_a_run_starts_from_the_best_checkpoint_of_another() -> None:
     assert command[command.index("--init-from") + 1] == f"build/learning/headline-1/{best}"
 
 
+@pytest.mark.parametrize(
+    ("cleared", "expected"),
+    [("1" * 36 + "0" * 4, True), ("0" + "1" * 36 + "0" * 4, True), ("1" * 35 + "0" * 5, False), ("1" * 39, False)],
+)
+def test_a_stage_is_learned_once_most_of_the_last_low_epsilon_episodes_cleared_it(cleared: str, expected: bool) -> None:
+    rows = [{"epsilon": "0.001", "cleared": digit} for digit in cleared]
+    others = [{"epsilon": "0.4", "cleared": "0"}] * 100
+    assert learning.learned(rows + others) is expected
+
+
+def test_every_stage_of_the_game_is_trained_with_the_recipe() -> None:
+    runs = [run for run in learning.QUEUE if run.group == "game"]
+    assert len({run.settings["env.stages"] for run in runs}) == 32
+    assert all("configs/mario.yaml" in learning.command(run, Path("there")) for run in runs)
+
+
 @pytest.mark.parametrize("name", ["headline-1", "headline-1-eval", "ppo-1", "stage-1-3"])
 def test_results_read_and_written_again_are_the_same_bytes(name: str, tmp_path: Path) -> None:
     stored = learning.RESULTS / f"{name}.csv.gz"
