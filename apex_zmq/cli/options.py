@@ -16,6 +16,7 @@ from apex_zmq.envs.games import check_env
 
 # Options that set one setting each, with its type, range and help.
 TRAIN_FLAGS = {
+    "--stage": "env.stages",
     "--num-actors": "run.num_actors",
     "--batch-size": "learner.batch_size",
     "--buffer-size": "replay.capacity",
@@ -117,8 +118,8 @@ def _help(setting: Setting) -> str:
 
 
 def _metavar(setting: Setting) -> str:
-    if setting.name == "addresses.keys":
-        return "DIR"
+    if named := {"addresses.keys": "DIR", "env.stages": "STAGE"}.get(setting.name):
+        return named
     return {"int": "N", "float": "X"}.get(setting.type.split(" | ")[0], "ADDRESS")
 
 

@@ -75,13 +75,13 @@ def variable_of(name: str) -> str:
 def from_text(name: str, text: str, place: str) -> Value:
     """Parse the value of a flag or an environment variable.
 
-    Addresses are literal; commas separate those of several shards or ranks. Other values are YAML, as with `--set`.
+    Addresses and stages are literal; commas separate several. Other values are YAML, as with `--set`.
 
     Raises:
         ConfigError: not YAML.
     """
-    if name.startswith("addresses."):
-        listed = "," in text or isinstance(by_name()[name].default, tuple)
+    if name.startswith("addresses.") or name == "env.stages":
+        listed = "," in text or (isinstance(by_name()[name].default, tuple) and text != "all")  # the whole game
         return Value(name, text.split(",") if listed else text, place)
     try:
         return Value(name, yaml.safe_load(text), place)

@@ -13,7 +13,7 @@ import pytest
 from apex_zmq.__main__ import PROGRAMS
 from apex_zmq.cli import options
 from apex_zmq.cli.options import ADDRESS_FLAGS, INSECURE_FLAG, TRAIN_FLAGS
-from apex_zmq.config import loading, settings
+from apex_zmq.config import loading, settings, sources
 from apex_zmq.config.settings import Config
 
 from ..conftest import ROOT
@@ -85,6 +85,8 @@ def another(setting: settings.Setting) -> tuple[list[str], Any]:
         return [], True
     if setting.name.startswith("addresses."):
         return ["ipc:///x"], ("ipc:///x",) if isinstance(setting.default, tuple) else "ipc:///x"
+    if setting.name == "env.stages":
+        return ["1-2,8-4"], ("1-2", "8-4")
     if setting.type.startswith("int"):
         return ["50_099"], 50_099  # room for replay.min_size, below the limit of learner.batch_size
     return ["0.75"], 0.75
@@ -120,6 +122,11 @@ def test_an_error_names_the_option_that_gave_the_value(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("apex-train: error: ")
     assert message in line
+
+
+@pytest.mark.parametrize(("text", "value"), [("7-2", ["7-2"]), ("1-3,7-2", ["1-3", "7-2"]), ("all", "all")])
+def test_stages_are_plain_words(text: str, value: object) -> None:
+    assert sources.from_text("env.stages", text, "--stage") == ("env.stages", value, "--stage")
 
 
 def test_overridden_value_is_not_checked(resolve: Callable[..., Config]) -> None:
@@ -181,7 +188,7 @@ def test_the_page_lists_the_options_of_every_program(flags: Callable[..., dict[s
 
 def test_the_page_has_settings_and_defaults_of_the_options_of_apex_train() -> None:
     rows = {option: (meaning, default) for program, option, meaning, default in documented() if program == "train"}
-    defaults = {setting.name: setting.default for setting in settings.settings()}
+    defaults = {setting.name: setting.default for setting in settings.settings()} | {"env.stages": "1-1"}
     for flag, name in TRAIN_FLAGS.items():
         meaning, default = rows[flag]
         assert f"`{name}`" in meaning, flag
