@@ -22,6 +22,8 @@ import numpy.typing as npt
 from matplotlib import pyplot
 from matplotlib.colors import TABLEAU_COLORS
 
+from apex_zmq.envs.games import MARIO
+from apex_zmq.envs.games import stages as stages_of
 from apex_zmq.play.evaluator import wilson
 from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv
@@ -202,6 +204,32 @@ def stages(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def game(results: Sequence[Result]) -> str:
+    """Table of the game's stages: milestones of the low-epsilon lanes, and the best checkpoint on fresh seeds."""
+    lines = [
+        "| stage | first clear | half of 20 clear | minutes | decisions | noop | sticky | greedy | best x |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        cells = (
+            stage_of(result),
+            _when(_first(result.low, result.low.cleared > 0)),
+            _when(half_clear(result)),
+            f"{result.all.minutes[-1]:.0f}",
+            f"{result.all.decisions[-1] / 1000:,.0f}k",
+            *(_rate(result.fresh(protocol)) for protocol in ("noop", "sticky", "greedy")),
+            f"{max(result.all.max_x):,.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def stage_of(result: Result) -> str:
+    """The stage of a run on a single one."""
+    stages: str = result.about["settings"]["env.stages"]
+    return stages.strip("[]")
+
+
 def _changed(settings: Mapping[str, str]) -> str:
     return ", ".join(f"`{key}={value}`" for key, value in settings.items()) or "nothing"
 
@@ -304,6 +332,23 @@ def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path
     pyplot.close(figure)
 
 
+def draw_game(results: Sequence[Result], path: Path) -> None:
+    """Draw clear rates of the low-epsilon lanes over decisions, a panel per stage: a row per world."""
+    figure, axes = pyplot.subplots(8, 4, figsize=(10, 14), layout="constrained", sharex=True, sharey=True)
+    panels = dict(zip(stages_of(MARIO), axes.flat, strict=True))
+    for stage, axis in panels.items():
+        axis.set_title(stage, fontsize="small", loc="left", pad=2)
+        axis.set_ylim(0, 1)
+    for result in results:
+        curve = result.low
+        panels[stage_of(result)].plot(curve.decisions * 1e-6, _rolling(curve), color=COLOURS["apex"], linewidth=1)
+    axes[0, 0].set_xlim(left=0)
+    figure.supxlabel("million decisions")
+    figure.supylabel("clear rate of the low-epsilon lanes")
+    figure.savefig(path, dpi=70)
+    pyplot.close(figure)
+
+
 def _rolling(curve: Curve) -> Floats:
     return moving_mean(curve.cleared, CURVE_WINDOW)
 
@@ -341,6 +386,8 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         made["earlier"] = comparison(runs, "earlier")
     if runs := _of(results, "stage"):
         made["stage"] = stages(runs)
+    if runs := _of(results, "game"):
+        made["game"] = game(runs)
     return made
 
 
@@ -361,6 +408,8 @@ def main() -> None:
     if runs := _of(results, "ablation"):
         base = [run.until(TRIAL_MINUTES["ablation"]) for run in _of(results, "headline")]
         draw_ablations(base, runs, IMAGES / "ablations.png")
+    if runs := _of(results, "game"):
+        draw_game(runs, IMAGES / "game.png")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,24 @@ def test_milestones_of_a_run_are_computed(tmp_path: Path) -> None:
     assert result.fresh("noop")["clear_rate"] == "0.5"
 
 
+def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
+    fresh = [(9, 90, protocol, 30_000, 100, rate) for protocol, rate in (("noop", 0.5), ("sticky", 0.2), ("greedy", 1))]
+    write_run(tmp_path, EPISODES, fresh)
+    about = {"algorithm": "apex", "name": "run", "settings": {"env.stages": "[7-2]"}}
+    learning.about_file("run", tmp_path).write_text(json.dumps(about))
+    row = results.game([results.read("run", tmp_path)]).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[1:7]] == [
+        "7-2",
+        "4.0 min, 3k",
+        "22.0 min, 3k",
+        "42",
+        "3k",
+        "0.50 (0.40 to 0.60)",
+    ]
+    results.draw_game([results.read("run", tmp_path)], tmp_path / "game.png")
+    assert (tmp_path / "game.png").stat().st_size > 10_000
+
+
 def test_all_episodes_count_when_lanes_share_one_epsilon(tmp_path: Path) -> None:
     write_run(tmp_path, [(minutes, decisions, 0.05, cleared) for minutes, decisions, _, cleared in EPISODES])
     assert len(results.read("run", tmp_path).low.minutes) == len(EPISODES)
