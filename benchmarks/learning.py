@@ -8,6 +8,9 @@ NAME.csv.gz       one row per episode: minutes, decisions, epsilon, stage, retur
 NAME-eval.csv.gz  one row per evaluation of a checkpoint
 NAME.json         command, settings, seed, commit, versions and machine; written last, so it marks a finished run
 
+The best checkpoint of a stage of the game that clears half of the noop episodes becomes models/mario-STAGE, unless that
+model has a card of its own.
+
 With --commit the queue ends with one commit of all finished runs that are not committed yet. After a crash the results
 are in the working tree, and the next queue commits them.
 
@@ -33,14 +36,16 @@ from typing import Any, Literal, NamedTuple
 
 from apex_zmq.envs.games import MARIO, stages
 from apex_zmq.envs.info import MARIO_COLUMNS
-from apex_zmq.rundir.checkpoint import load
+from apex_zmq.rundir.checkpoint import BEST, load
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
 from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv, write_csv
+from benchmarks.export import export
 from benchmarks.rows import PEERS_PYTHON, ROOT, machine
 
 RESULTS = ROOT / "docs/results"
 RUNS = ROOT / "build/learning"
+MODELS = ROOT / "models"
 CONFIG, RECIPE = "configs/mario-cpu.yaml", "configs/mario.yaml"  # of World 1-1; of any stage
 PEERS_PROGRAM = (str(PEERS_PYTHON.relative_to(ROOT)), "-m", "benchmarks.peers.sb3_mario")  # from the project's root
 SAVE_EVERY = 1_500  # updates, about 50 s
@@ -48,6 +53,7 @@ SELECTION_SEED, FRESH_SEED = 20_000, 30_000  # of evaluations; training's are be
 GAMES = 100  # episodes of an evaluation
 EVALUATE_EVERY = 5.0  # minutes
 SOLVED = 0.9
+PUBLISHED = 0.5  # of the noop episodes, that a model clears
 CANDIDATES = 3  # checkpoints of a run of the recipe that are evaluated on the selection seed, the last ones
 LEARNED, OF_LAST, AFTER_MINUTES = 36, 40, 5.0  # clears of low-epsilon episodes, and time left, before an early end
 POLL_S = 5.0
@@ -216,11 +222,25 @@ def train(run: Run) -> None:
         "command": " ".join(command(run, Path("DIRECTORY"))),
         "machine": machine(),
     }
+    if run.group == "game":
+        _publish(run, evaluations)
     RESULTS.mkdir(exist_ok=True)
     about_file(run.name).unlink(missing_ok=True)
     write_csv(episodes_file(run.name), ("minutes", *COLUMNS[1:], *MARIO_COLUMNS), episodes)
     write_csv(evaluations_file(run.name), EVALUATION, evaluations)
     about_file(run.name).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def model_of(name: str, directory: Path = MODELS) -> Path:
+    """Where the model of a stage of the game is, if it was good enough."""
+    return directory / name.replace("game", "mario") / BEST
+
+
+def _publish(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> None:
+    noop = next(row for row in evaluations if (row["seed"], row["protocol"]) == (FRESH_SEED, "noop"))
+    model = model_of(run.name)
+    if noop["clear_rate"] >= PUBLISHED and not (model.parent / "README.md").exists():
+        export(RUNS / run.name / str(noop["checkpoint"]), model)
 
 
 def learned(rows: Sequence[Mapping[str, str]]) -> bool:
@@ -371,6 +391,8 @@ def uncommitted(directory: Path = RESULTS) -> list[str]:
 def commit(names: Sequence[str], directory: Path = RESULTS) -> None:
     """Commit the results of these runs, and nothing else, as one commit."""
     files = [file for name in names for file in _files(name)]
+    models = (model_of(name, directory.parents[1] / "models") for name in names)
+    files += [str(model) for model in models if model.exists()]
     subject, body = commit_message(names)
     subprocess.run(["git", "add", "--", *files], check=True, cwd=directory)
     subprocess.run(["git", "commit", "--quiet", "-m", subject, "-m", body, "--", *files], check=True, cwd=directory)

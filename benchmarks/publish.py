@@ -8,18 +8,16 @@ which `python -m benchmarks.results` makes the table of the model's card.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from apex_zmq.config.settings import Addresses, Run, to_tree
-from apex_zmq.rundir.checkpoint import BEST, load, save
+from apex_zmq.rundir.checkpoint import BEST
 from benchmarks.csv_files import write_csv
+from benchmarks.export import export
 from benchmarks.learning import play
 
 CHOICE_SEEDS = range(40_000, 40_010)  # not used in training
@@ -33,19 +31,6 @@ GAMES = [
     ("fceumm", "greedy", SEEDS[0], 1),
     ("nes-py", "greedy", SEEDS[0], 1),
 ]
-
-
-def export(source: str, path: Path) -> None:
-    """Write the settings and parameters that playing the checkpoint `source` needs."""
-    checkpoint = load(source)
-    defaults = {
-        "run": to_tree(Run(seed=checkpoint.config["run"]["seed"])),
-        "addresses": to_tree(Addresses()),
-        "replay": checkpoint.config["replay"] | {"snapshot_dir": None},
-    }
-    half = {name: tensor.to(torch.float16) for name, tensor in checkpoint.played.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(path, dataclasses.replace(checkpoint, tensors={"online": half}, config=checkpoint.config | defaults))
 
 
 def _evaluate(path: Path, emulator: str, protocol: str, seed: int, episodes: int) -> dict[str, Any]:

@@ -11,8 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from apex_zmq.play.player import Player
+from apex_zmq.rundir.checkpoint import load, save
+
+from ..checkpoints import MARIO, untrained
 
 pytest.importorskip("matplotlib")
 results = pytest.importorskip("benchmarks.results")
@@ -157,21 +163,45 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
     directory.mkdir(parents=True)
     (tmp_path / "staged.txt").write_text("not of the queue")
     git(tmp_path, "add", "staged.txt")
-    for age, name in ((30, "second"), (60, "first")):
+    model = learning.model_of("game-7-2", tmp_path / "models")
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"parameters")
+    for age, name in ((20, "game-7-2"), (30, "second"), (60, "first")):
         for of in (learning.episodes_file, learning.evaluations_file, learning.about_file):
             of(name, directory).write_bytes(b"{}")
         os.utime(learning.about_file(name, directory), (1e9 - age, 1e9 - age))
     learning.episodes_file("interrupted", directory).write_bytes(b"")
-    assert learning.uncommitted(directory) == ["first", "second"]
-    learning.commit(["first", "second"], directory)
-    assert git(tmp_path, "log", "--format=%s%b").strip() == "results: add first, second"
-    assert len(git(tmp_path, "ls-files", "docs").splitlines()) == 6
+    assert learning.uncommitted(directory) == ["first", "second", "game-7-2"]
+    learning.commit(["first", "second", "game-7-2"], directory)
+    assert git(tmp_path, "log", "--format=%s%b").strip() == "results: add first, second, game-7-2"
+    assert len(git(tmp_path, "ls-files", "docs").splitlines()) == 9
+    assert git(tmp_path, "ls-files", "models").split() == ["models/mario-7-2/best.safetensors"]
     assert git(tmp_path, "status", "--porcelain", "-uall").splitlines() == [
         "A  staged.txt",
         "?? docs/results/interrupted.csv.gz",
     ]
     learning.evaluations_file("first", directory).write_bytes(b"evaluated again")
     assert learning.uncommitted(directory) == ["first"]
+
+
+@pytest.mark.parametrize(("rate", "published"), [(0.49, False), (0.5, True)])
+def test_a_stage_that_is_cleared_half_the_time_becomes_a_model(
+    rate: float, published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "RUNS", tmp_path)
+    model = learning.model_of("game-7-2", tmp_path / "models")
+    monkeypatch.setattr(learning, "model_of", lambda name: model)
+    (tmp_path / "game-7-2").mkdir()
+    save(tmp_path / "game-7-2/step-1.safetensors", untrained(MARIO))
+    run = next(run for run in learning.QUEUE if run.name == "game-7-2")
+    row = {"seed": learning.FRESH_SEED, "protocol": "noop", "clear_rate": rate, "checkpoint": "step-1.safetensors"}
+    learning._publish(run, [row])
+    assert model.exists() is published
+    if published:
+        assert {tensor.dtype for tensor in load(model).played.values()} == {torch.float16}
+        player = Player.of(load(model), "noop", 0)
+        assert max(moment.length for moment in player.episode()) > 0
+        player.close()
 
 
 def test_a_commit_of_many_runs_keeps_its_subject_short() -> None:
