@@ -158,9 +158,9 @@ class RestartableMarioLanes(MarioLanes):
         self._progress[lane] = float(episode.distance)
 
     def cell(self, lane: int) -> Hashable | None:
-        """As `RestartableLanes.cell`; None in the air, where a fall may have begun, and after a long stall."""
+        """As `RestartableLanes.cell`; None after a long stall."""
         episode = self._episodes[lane]
-        if episode is None or not episode.last.standing or episode.stalled >= STALLED:
+        if episode is None or episode.stalled >= STALLED:
             return None
         return mario.cell(self._machine.of(lane).ram)
 
