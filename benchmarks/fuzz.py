@@ -47,6 +47,7 @@ from apex_zmq.wire.messages import (
     Heartbeat,
     Hello,
     Parameters,
+    StageArchive,
     Status,
     decode_bye,
     decode_heartbeat,
@@ -210,6 +211,7 @@ class Telemetry:
         if self._heard % 1000 == 0:
             self._stats.summary(float(self._heard), 1)
             self._stats.ends()
+            assert all(len(each.ends) <= 64 for each in self._stats.archive(float(self._heard)))
 
 
 def nothing(_: Any) -> None:
@@ -236,7 +238,10 @@ def targets() -> list[Target]:
     update = PriorityUpdate(5, 0, shard.store.incarnation, 1, keys, td_error, keys % 4 == 0)
     tensors = make_tensors({"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)})
     episodes = (Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4))
-    status = Status("actor", "actor-7", "host", 1, 1, 1.6e9, 1.7e9, 1.7e9, {"decisions": 4096.0}, episodes)
+    archive = (StageArchive("1-1", 128.0, (3, 2, 0, 1), (0, 0, 200, 0)), StageArchive("", 1.0, (1,), (0,)))
+    status = Status(
+        "actor", "actor-7", "host", 1, 1, 1.6e9, 1.7e9, 1.7e9, {"decisions": 4096.0}, episodes, archive=archive
+    )
     found += [
         Target("PRIORITIES", _bytes(encode_priorities(update)), decode_priorities, shard.take_update),
         Target("HELLO", _bytes(encode(Kind.HELLO, Hello("run", 5, 0, SIGNATURE))), decode_hello, nothing),

@@ -20,6 +20,7 @@ PLACES_MIN = 4  # cells of a stage, or moments of a path, before episodes begin 
 PATHS = 4  # kept per stage
 NEARLY = 0.98  # share of the best progress with which a path that reaches the goal is kept
 UNIFORM = 0.3  # share of the draws along a path that ignore what is known of its nodes
+BUCKETS = 64  # of a histogram, at most
 DROP_FROM = 32  # cells of which a full archive drops the one explored most
 
 
@@ -106,6 +107,14 @@ class Archive:
         """Number of cells of all stages."""
         return sum(map(len, self._cells.values()))
 
+    def frontier(self) -> dict[str, list[float]]:
+        """The progress of each cell's moment, by stage; stages without any are absent."""
+        return {
+            stage: [node.snapshot.progress for node in cells.values() if node.snapshot is not None]
+            for stage, cells in self._cells.items()
+            if cells
+        }
+
     def cells(self, stage: str) -> dict[Hashable, Node]:
         """The cells of a stage."""
         return self._cells.setdefault(stage, {})
@@ -188,3 +197,31 @@ class Archive:
         weights = np.array([1.0 if uniform else path.nodes[place].weight for place in places])
         place = places[self._rng.choice(len(places), p=weights / weights.sum())]
         return path.nodes[place], path.actions[path.taken[place] :]
+
+
+class Histograms(NamedTuple):
+    """Counts over progress, of one stage; bucket i covers progress from `i * width` up to `(i + 1) * width`.
+
+    width: the lanes' stride times a power of two, in the unit of `RestartableLanes.progress` (Mario: pixels of new
+        ground; ALE: score).
+    frontier: cells of the archive, by the progress of their moments.
+    ends: the newest ends of real low-epsilon episodes. As many buckets as `frontier`, 1 to `BUCKETS`.
+    """
+
+    width: float
+    frontier: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+def histograms(frontier: Sequence[float], ends: Sequence[float], stride: float) -> Histograms:
+    """Count progress, >= 0, in the narrowest buckets of which at most `BUCKETS` are needed."""
+    furthest, width = max((*frontier, *ends), default=0.0), stride
+    while furthest >= BUCKETS * width:
+        width *= 2
+    num_buckets = int(furthest // width) + 1
+
+    def count(progress: Sequence[float]) -> tuple[int, ...]:
+        buckets = (np.asarray(progress) // width).astype(np.int64)
+        return tuple(np.bincount(buckets, minlength=num_buckets).tolist())
+
+    return Histograms(width, count(frontier), count(ends))

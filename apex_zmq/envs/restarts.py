@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex_zmq.config.settings import Restarts
-from apex_zmq.envs.archive import Archive, Node, Snapshot
+from apex_zmq.envs.archive import Archive, Histograms, Node, Snapshot, histograms
 from apex_zmq.envs.info import ENDS
 from apex_zmq.envs.interface import EnvError, Lanes, Step
 
@@ -28,6 +28,7 @@ EXPLORERS_AFTER = 0.1  # share of explorers once a path reaches the goal
 REPEATS = 0.5  # share of the restarts on a path that repeat its actions first
 REPEAT_MAX = 64  # actions that they repeat
 WINDOW = 16  # low-epsilon episodes by which the need for restarts is judged
+ENDS_MAX = 256  # of their ends, per stage, that a histogram counts
 DEBT_MAX = 500.0  # decisions
 
 
@@ -115,7 +116,7 @@ class Starts:
         self._restarts = restarts
         self._rng = rng
         self._tracks = [_Track(Kind.REAL, "", 1.0, Node()) for _ in range(lanes.num_lanes)]
-        self._low: dict[str, deque[float]] = {}  # progress of the last low-epsilon episodes
+        self._ends: dict[str, deque[float]] = {}  # progress of the last low-epsilon episodes
         self._solved: set[str] = set()  # stages with a path that reaches the goal
         # Decisions by which the shares of the settings exceed what has been played.
         self._owed, self._owed_explorations = 0.0, 0.0
@@ -181,7 +182,7 @@ class Starts:
         if not over:
             self._archive(lanes, lane, track, observation)
         elif track.kind is Kind.REAL and track.epsilon <= LOW_EPSILON:
-            self._low.setdefault(track.stage, deque(maxlen=WINDOW)).append(progress)
+            self._ends.setdefault(track.stage, deque(maxlen=ENDS_MAX)).append(progress)
         longest = {Kind.REAL: None, Kind.EXPLORER: EXPLORATION}.get(track.kind, self._restarts.length)
         return longest is not None and track.decisions >= longest
 
@@ -200,8 +201,21 @@ class Starts:
 
     def need(self, stage: str) -> float:
         """Return the need for restarts: the share of the best path's progress that low-epsilon lanes lack by now."""
-        low, best = self._low.get(stage), self.archive.best(stage)
-        return max(1.0 - float(np.mean(low)) / best, 0.0) if low and best else 1.0
+        ends, best = self._ends.get(stage), self.archive.best(stage)
+        if not ends or not best:
+            return 1.0
+        last = [ends[index] for index in range(-min(WINDOW, len(ends)), 0)]
+        return max(1.0 - float(np.mean(last)) / best, 0.0)
+
+    def histograms(self) -> dict[str, Histograms]:
+        """Progress of the archive's cells and of the newest low-epsilon ends, by stage; empty without restarts."""
+        if self._restartable is None:
+            return {}
+        frontier, stride = self.archive.frontier(), self._restartable.stride
+        return {
+            stage: histograms(frontier.get(stage, ()), self._ends.get(stage, ()), stride)
+            for stage in sorted(frontier.keys() | self._ends.keys())
+        }
 
     def _archive(self, lanes: RestartableLanes, lane: int, track: _Track, observation: npt.NDArray[Any]) -> None:
         cell = lanes.cell(lane)

@@ -16,7 +16,7 @@ from apex_zmq.net.sockets import Links, Outbox
 from apex_zmq.watch import prometheus
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Episode, Refusal, Role, Status
+from apex_zmq.wire.messages import Episode, Refusal, Role, StageArchive, Status
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,17 @@ def process_metrics() -> dict[str, float]:
 class StatusReporter(threading.Thread):
     """Sends the role's metrics to the learner at an interval.
 
-    The main loop replaces `metrics` and `refusals`, and calls `progress` and `episode`. While the learner is down, the
-    newest episodes are kept. If `telemetry.metrics_port` is set, Prometheus can read the metrics too.
+    The main loop replaces `metrics`, `refusals` and `archive`, and calls `progress` and `episode`. Each value of
+    `archive` is sent once. While the learner is down, the newest episodes are kept. If `telemetry.metrics_port` is set,
+    Prometheus can read the metrics too.
     """
 
     def __init__(self, role: Role, name: str, incarnation: int, config: Config, links: Links) -> None:
         super().__init__(name="status", daemon=True)
         self.metrics: dict[str, float] = {}
         self.refusals: tuple[Refusal, ...] = ()
+        self.archive: tuple[StageArchive, ...] = ()
+        self._sent_archive: tuple[StageArchive, ...] = ()
         self._role: Role = role
         self._name = name
         self._incarnation = incarnation
@@ -53,7 +56,7 @@ class StatusReporter(threading.Thread):
         self._episodes: list[Episode] = []
         self._lock = threading.Lock()
         self._start_time = self._progress_time = time.time()
-        self._last = self._status(())
+        self._last = self._status((), ())
         self._closing = threading.Event()
 
     def progress(self) -> None:
@@ -82,7 +85,7 @@ class StatusReporter(threading.Thread):
         self._send()
         self._outbox.close()
 
-    def _status(self, episodes: tuple[Episode, ...]) -> Status:
+    def _status(self, episodes: tuple[Episode, ...], archive: tuple[StageArchive, ...]) -> Status:
         return Status(
             role=self._role,
             name=self._name,
@@ -95,13 +98,16 @@ class StatusReporter(threading.Thread):
             metrics=self.metrics | process_metrics(),
             episodes=episodes,
             refusals=self.refusals,
+            archive=archive,
         )
 
     def _send(self) -> None:
         with self._lock:
             episodes = tuple(self._episodes)
-        self._last = self._status(episodes)
+        archive = self.archive
+        self._last = self._status(episodes, () if archive is self._sent_archive else archive)
         if self._outbox.send(encode(Kind.STATUS, self._last)):
+            self._sent_archive = archive
             with self._lock:
                 del self._episodes[: len(episodes)]
 

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from apex_zmq.envs.info import ENDS, STATISTICS
+from apex_zmq.watch import archive
 from apex_zmq.watch.metrics import COUNTERS, METRICS, ROLES, Metric, rates
-from apex_zmq.wire.messages import Episode, Status
+from apex_zmq.wire.messages import Episode, StageArchive, Status
 
 EPISODE_WINDOW = 100  # episodes averaged, as in Stable-Baselines3's rollout/ep_rew_mean
 LOW_EPSILON = 0.01  # upper bound of epsilon of the episodes under rollout/low_epsilon
@@ -69,6 +70,7 @@ class RunStats:
         before: dict[str, float] = {}
         if key in self._last:
             before = self._last[key].metrics
+            status = replace(status, archive=status.archive or self._last[key].archive)
         elif status.time - status.start_time > now - self.since + STARTED_TOGETHER_S:
             before = status.metrics
         grown = {name: status.metrics.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS}
@@ -168,6 +170,10 @@ class RunStats:
             case "mean":
                 return float(np.mean(values)) if values else None
 
+    def archive(self, now: float) -> tuple[StageArchive, ...]:
+        """The newest histograms of restarts by stage, summed over live actors. now: monotonic seconds."""
+        return archive.total(each for actor in self.live("actor", now) for each in actor.archive)
+
     def ends(self) -> dict[str, npt.NDArray[np.float64]]:
         """`ENDS.entry` (for Mario: largest x) of the newest unsuccessful episodes, by TensorBoard tag of the stage."""
         return {f"{ENDS.tag}/{stage}": np.array(ends) for stage, ends in self._ends.items()}
@@ -184,7 +190,8 @@ def _bounded(status: Status) -> Status:
         for each in status.episodes
     )
     metrics = {name: _clipped(value) for name, value in status.metrics.items()}
-    return replace(status, metrics=metrics, episodes=tuple(episodes))
+    archive = tuple(replace(each, width=_clipped(each.width)) for each in status.archive)
+    return replace(status, metrics=metrics, episodes=tuple(episodes), archive=archive)
 
 
 def _clipped(number: float) -> float:

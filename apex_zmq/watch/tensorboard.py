@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -18,12 +19,14 @@ from torch.utils.tensorboard.summary import hparams
 from apex_zmq.config.loading import to_yaml
 from apex_zmq.config.settings import Config, to_tree
 from apex_zmq.envs.info import statistics_of
+from apex_zmq.watch.archive import Buckets
 from apex_zmq.watch.metrics import Metric, curves
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 60.0  # from a failed write to the next attempt
 BINS = 64  # of equal width, per histogram; TensorBoard displays fewer
+Histogram = npt.NDArray[Any] | Buckets
 # Prefixes of the settings that the page "HParams" compares.
 HYPER_PARAMETERS = ("run.seed", "run.num_actors", "env.", "agent.", "actor.", "replay.", "learner.")
 
@@ -81,14 +84,17 @@ class Board:
 
         self._events.write(add_header)
 
-    def write(self, numbers: Mapping[str, float], histograms: Mapping[str, npt.NDArray[Any]], decisions: int) -> None:
-        """Add a point to each curve, and a histogram of each array."""
+    def write(self, numbers: Mapping[str, float], histograms: Mapping[str, Histogram], decisions: int) -> None:
+        """Add a point to each curve, and a histogram of each array; those of `Buckets` are written as they are."""
 
         def add(writer: SummaryWriter) -> None:
             for tag, value in numbers.items():
                 writer.add_scalar(tag, value, decisions)
             for tag, values in histograms.items():
-                writer.add_histogram(tag, values, decisions, bins=BINS)
+                if isinstance(values, Buckets):
+                    _add_buckets(writer, tag, values, decisions)
+                else:
+                    writer.add_histogram(tag, values, decisions, bins=BINS)
 
         self._events.write(add)
 
@@ -128,6 +134,24 @@ class EvaluationBoard:
     def close(self) -> None:
         """Flush and close the file."""
         self._events.close()
+
+
+def _add_buckets(writer: SummaryWriter, tag: str, buckets: Buckets, decisions: int) -> None:
+    """Add a histogram whose moments are those of the buckets' centres."""
+    counts = np.asarray(buckets.counts, np.float64)
+    limits = buckets.width * np.arange(1, len(counts) + 1)
+    centres = limits - buckets.width / 2
+    writer.add_histogram_raw(
+        tag,
+        min=0.0,
+        max=limits[-1],
+        num=counts.sum(),
+        sum=counts @ centres,
+        sum_squares=counts @ centres**2,
+        bucket_limits=limits.tolist(),
+        bucket_counts=counts.tolist(),
+        global_step=decisions,
+    )
 
 
 def _file_writer(writer: SummaryWriter) -> Any:

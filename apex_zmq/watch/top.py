@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from apex_zmq.net.sockets import Inbox, Links
+from apex_zmq.watch.archive import pooled
 from apex_zmq.watch.stats import progress_line
 from apex_zmq.watch.verdict import Verdict, judge
-from apex_zmq.watch.view import Bucket, Process, State, View, Watch
+from apex_zmq.watch.view import Bucket, Process, Restarts, Stage, State, View, Watch
 from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import Status, decode_relayed_status
 
@@ -26,7 +28,9 @@ REFRESH_S = 1.0
 ONCE_S = 2.0  # shortest interval over which `once` measures rates and shares
 MAX_REFUSALS = 3  # lines per shard
 WIDTH = 120  # columns of output that is not a terminal
-OTHER_ROWS = 16  # rows of a terminal that are reserved for everything but the processes
+OTHER_ROWS = 16  # rows of a terminal that are reserved for everything but the processes and restarts
+MAX_STAGES = 3  # with histograms: those with the most cells
+BLOCKS = " ▁▂▃▄▅▆▇█"
 STYLES: dict[State, str] = {"working": "green", "filling": "cyan", "silent": "bold red", "stuck": "bold red"}
 Numbers = Mapping[str, float]
 
@@ -112,7 +116,8 @@ def live(listener: Listener, stop: threading.Event) -> None:
     with Live(console=console, screen=True, auto_refresh=False) as screen:
         while not stop.is_set():
             view = listener.view()
-            shown = frame(view, judge(view), max_processes=max(1, console.height - OTHER_ROWS))
+            max_processes = max(1, console.height - OTHER_ROWS - _height(view.restarts))
+            shown = frame(view, judge(view), max_processes)
             screen.update(Group(shown, Text(warning.line, style="red")), refresh=True)
             listener.receive(REFRESH_S)
 
@@ -141,6 +146,7 @@ def frame(view: View, verdict: Verdict, max_processes: int | None = None) -> Ren
             for shard in view.live("replay")
             for each in shard.refusals[-MAX_REFUSALS:]
         ),
+        *([] if view.restarts is None else _restarts(view.restarts)),
     )
 
 
@@ -225,6 +231,51 @@ def _buckets(buckets: Sequence[Bucket]) -> Table:
         clears = "" if bucket.clear_rate is None else f"{bucket.clear_rate:.0%}"
         table.add_row(f"to {bucket.up_to:g}", f"{bucket.episodes}", f"{bucket.mean_return:.1f}", clears)
     return table
+
+
+def _restarts(restarts: Restarts) -> Iterator[RenderableType]:
+    """A line of figures, and histograms of the stages with the most cells."""
+    yield Text()
+    passed = f"{restarts.passes} of {restarts.begun} passed ({restarts.passes / max(restarts.begun, 1):.0%})"
+    yield Text(
+        f"restarts: {restarts.share:.0%} of decisions, {passed}; "
+        f"archive: {restarts.cells} cells, {1e-6 * restarts.bytes:.1f} MB"
+    )
+    largest = sorted(restarts.stages, key=lambda stage: -sum(stage.frontier))[:MAX_STAGES]
+    yield from map(Picture, sorted(largest, key=lambda stage: stage.stage))
+    if hidden := len(restarts.stages) - len(largest):
+        yield Text(f"and {hidden} more stages")
+
+
+def _height(restarts: Restarts | None) -> int:
+    """Rows of `_restarts`."""
+    if restarts is None:
+        return 0
+    stages = len(restarts.stages)
+    return 2 + 2 * min(stages, MAX_STAGES) + (stages > MAX_STAGES)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The histograms of a stage as two rows of block characters, pooled to the width of the terminal."""
+
+    stage: Stage
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        stage, label = self.stage, self.stage.stage or "all"
+        scale = f"  0 to {len(stage.frontier) * stage.width:g}"
+        room = options.max_width - len(f"{label} cells {scale}")
+        factor = math.ceil(len(stage.frontier) / max(room, 1))
+        rows = (label, "cells", stage.frontier, scale), (" " * len(label), "ends ", stage.ends, "")
+        for beginning, name, counts, end in rows:
+            line = f"{beginning} {name} {blocks(pooled(counts, factor))}{end}"
+            yield Text(line, no_wrap=True, overflow="crop")
+
+
+def blocks(counts: Sequence[int]) -> str:
+    """Draw each count as a block character, relative to the largest; only counts of 0 are blank."""
+    largest = max(counts, default=0)
+    return "".join(BLOCKS[-(-8 * count // largest)] if count else BLOCKS[0] for count in counts)
 
 
 def _table(*columns: str) -> Table:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from apex_zmq.watch.metrics import SHARES, rates
 from apex_zmq.watch.stats import EPSILON_BOUNDS, MAX_SOURCES, SILENT_S
-from apex_zmq.wire.messages import Status
+from apex_zmq.wire.messages import StageArchive, Status
 
 WINDOW_S = 10.0  # interval over which rates and shares are measured
 FORGET_S = 300.0  # seconds without a status after which an actor or forwarder is dropped
@@ -67,15 +67,43 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Histograms of restarts in one stage, summed over actors, with the fields of StageArchive (docs/PROTOCOL.md)."""
+
+    stage: str
+    width: float
+    frontier: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """Episodes begun from saved states, of all actors.
+
+    share: of all decisions, 0 to 1. begun, passes: episodes since the learner started, and those of them that passed.
+    cells, bytes: of the archives of the live actors.
+    """
+
+    share: float
+    begun: int
+    passes: int
+    cells: int
+    bytes: int
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """Snapshot of a run.
 
     run: the learner's curves, by TensorBoard tag, and `decisions`. processes: by role, the learner first.
+    restarts: None: not in use.
     """
 
     run: Mapping[str, float]
     processes: tuple[Process, ...]
     buckets: tuple[Bucket, ...]
+    restarts: Restarts | None = None
 
     @property
     def learner(self) -> Process | None:
@@ -129,13 +157,17 @@ class Watch:
 
     def complete(self, seconds: float) -> bool:
         """Whether every process that the learner counts has two statuses, and the learner's are `seconds` apart."""
-        past = next((past for past in self._statuses.values() if past[-1][1].role == "learner"), None)
+        past = self._learner()
         if past is None or past[-1][0] - past[0][0] < seconds:
             return False
         learner = past[-1][1]
         known = sum(round(value) for name, value in learner.metrics.items() if name.startswith("live_"))
         measured = sum(len(past) > 1 for past in self._statuses.values() if past[-1][1].role != "learner")
         return measured >= known
+
+    def _learner(self) -> deque[tuple[float, Status]] | None:
+        """The learner's statuses; None before the first."""
+        return next((past for past in self._statuses.values() if past[-1][1].role == "learner"), None)
 
     def view(self, now: float) -> View:
         """Snapshot of the run. now: monotonic seconds."""
@@ -153,6 +185,7 @@ class Watch:
             run=run,
             processes=tuple(_with_relations(each, run, ordered) for each in ordered),
             buckets=tuple(_buckets(run)),
+            restarts=_restarts(run, past[-1][1].archive if (past := self._learner()) is not None else ()),
         )
 
 
@@ -239,3 +272,20 @@ def _buckets(run: Mapping[str, float]) -> Iterable[Bucket]:
                 mean_return=run[f"rollout/ep_rew_mean{suffix}"],
                 clear_rate=run.get(f"rollout/clear_rate{suffix}"),
             )
+
+
+def _restarts(run: Mapping[str, float], archive: Sequence[StageArchive]) -> Restarts | None:
+    """What the learner reports of restarts; None: no actor has begun one or saved a state."""
+    begun = run.get("restarts/episodes", 0.0) + run.get("restarts/explorations", 0.0)
+    cells = run.get("restarts/cells", 0.0)
+    if not begun and not cells:
+        return None
+    decisions_per_s = run.get("time/decisions_per_s", 0.0)
+    return Restarts(
+        share=min(1.0, run.get("restarts/decisions_per_s", 0.0) / decisions_per_s) if decisions_per_s else 0.0,
+        begun=round(begun),
+        passes=round(run.get("restarts/passes", 0.0)),
+        cells=round(cells),
+        bytes=round(run.get("restarts/bytes", 0.0)),
+        stages=tuple(Stage(each.stage, each.width, each.frontier, each.ends) for each in archive),
+    )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from apex_zmq.types import Buffer
 
-PROTOCOL_VERSION = 3, 0  # major, minor
+PROTOCOL_VERSION = 3, 1  # major, minor
 VERSION_BYTES = 4  # leading bytes of a message, which hold kind and version in every version
 PRELUDE = struct.Struct("<BBBBI")
 FLAG_LZ4 = 1

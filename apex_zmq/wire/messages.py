@@ -17,6 +17,9 @@ from apex_zmq.wire.codec import Kind, from_bytes, to_bytes
 Role = Literal["actor", "replay", "learner", "forwarder"]
 InfoName = Annotated[str, Meta(min_length=1, max_length=32)]
 REASON_LENGTH = 200  # characters of `Refusal.reason`
+MAX_STAGES = 64  # of `Status.archive`
+MAX_COUNT = 1 << 30  # of a bucket of a histogram
+Counts = Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_COUNT)], ...], Meta(min_length=1, max_length=64)]
 Dimension = Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
@@ -81,7 +84,20 @@ class Refusal(Body, frozen=True):
     reason: Annotated[str, Meta(max_length=REASON_LENGTH)]  # of the last one
 
 
-class Status(OpenBody, frozen=True):
+class StageArchive(Body, frozen=True):
+    """Histograms over progress in one stage: bucket i covers progress from `i * width` up to `(i + 1) * width`.
+
+    stage: label; empty: the environment has no parts. width: in the environment's unit of progress. frontier: cells of
+    the archive of saved states. ends: recent ends of low-epsilon episodes from the real start; as many buckets.
+    """
+
+    stage: Annotated[str, Meta(max_length=32)]
+    width: Annotated[float, Meta(gt=0)]
+    frontier: Counts
+    ends: Counts
+
+
+class Status(OpenBody, frozen=True, omit_defaults=True):
     """Kinds STATUS (role to learner) and RELAYED_STATUS (learner to all)."""
 
     role: Role
@@ -95,6 +111,7 @@ class Status(OpenBody, frozen=True):
     metrics: Annotated[dict[Name, float], Meta(max_length=256)]
     episodes: Annotated[tuple[Episode, ...], Meta(max_length=4096)] = ()
     refusals: Annotated[tuple[Refusal, ...], Meta(max_length=16)] = ()  # of a shard
+    archive: Annotated[tuple[StageArchive, ...], Meta(max_length=MAX_STAGES)] = ()  # of an actor, or summed over actors
 
 
 class Bye(Body, frozen=True):
@@ -158,5 +175,8 @@ def _decode_status(parts: Parts, kind: Kind) -> Status:
     numbers = [status.start_time, status.time, status.progress_time, *status.metrics.values()]
     for episode in status.episodes:
         numbers += [episode.episode_return, *episode.info.values()]
+    numbers += [each.width for each in status.archive]
     require(np.isfinite(numbers).all(), f"status of {status.name} is not finite")
+    for each in status.archive:
+        require(len(each.frontier) == len(each.ends), f"histograms of {each.stage!r} differ in length")
     return status

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_zmq.envs.archive import PATHS, PLACES_MIN, Archive, Node, Snapshot, path_through
+from apex_zmq.envs.archive import BUCKETS, PATHS, PLACES_MIN, Archive, Node, Snapshot, histograms, path_through
 
 STAGES = ("1-1", "1-2")
 
@@ -143,3 +143,20 @@ def test_dropped_moments_of_a_path_are_passed_over() -> None:
     moments.record("1-1", nodes[-1], [], 10.0, succeeded=False)
     moments.add("1-1", PLACES_MIN - 1, Node(nodes[-2], (3,), snapshot()))  # in place of the path's last
     assert moments.draw_from_path("1-1") is None
+
+
+PROGRESS = st.lists(st.floats(0, 1e6), max_size=40)
+
+
+@given(PROGRESS, PROGRESS, st.sampled_from([0.5, 1.0, 128.0]))
+def test_histograms_count_all_progress_in_the_narrowest_buckets_that_suffice(
+    frontier: list[float], ends: list[float], stride: float
+) -> None:
+    made = histograms(frontier, ends, stride)
+    assert len(made.frontier) == len(made.ends) <= BUCKETS
+    for values, counts in ((frontier, made.frontier), (ends, made.ends)):
+        expected = Counter(int(value // made.width) for value in values)
+        assert counts == tuple(expected[bucket] for bucket in range(len(counts)))
+        assert sum(counts) == len(values)
+    assert made.width == stride or max([*frontier, *ends]) >= BUCKETS * made.width / 2
+    assert np.log2(made.width / stride).is_integer()  # buckets of several actors can be pooled

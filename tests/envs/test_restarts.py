@@ -140,7 +140,7 @@ def test_the_actions_of_a_path_lead_from_any_of_its_nodes_to_its_end(emulator: F
     play(starts, lanes, [0.4] * NUM_LANES, 250)
     path = max(starts.archive.paths("1-1"), key=lambda path: path.progress)
     saved = [(node.snapshot, taken) for node, taken in zip(path.nodes, path.taken, strict=True) if node.snapshot]
-    assert len(saved) > 5
+    assert len(saved) > 2
     for snapshot, taken in saved:
         lanes.restore(0, snapshot.state)
         for action in path.actions[taken:]:
@@ -213,8 +213,41 @@ def test_restarts_are_needed_for_what_the_greedy_lanes_lack(
     starts = Starts(lanes_of(emulator), ALWAYS, np.random.default_rng(0))
     assert starts.need("1-1") == 1.0
     starts.archive.record("1-1", Node(), [], 400.0, succeeded=False)
-    starts._low["1-1"] = deque(progress)
+    starts._ends["1-1"] = deque(progress)
     assert starts.need("1-1") == expected
+
+
+def test_histograms_show_the_archive_and_where_low_epsilon_lanes_die(emulator: FCEUmm) -> None:
+    lanes = lanes_of(emulator)
+    starts = Starts(lanes, ALWAYS, np.random.default_rng(0))
+    assert starts.histograms() == {}
+    seen = play(starts, lanes, [0.4, 0.01] * (NUM_LANES // 2), 160)
+    (made,) = starts.histograms().values()
+    assert sum(made.frontier) == starts.archive.num_cells > 0
+    steps = [each for lane in seen[1::2] for each in lane if not isinstance(each[0], Kind)]
+    assert sum(made.ends) == sum(terminated or truncated for _, _, terminated, truncated, *_ in steps) > 0
+    assert made.width == lanes.stride
+    reached = max(starts.archive.frontier()["1-1"])
+    assert made.frontier[int(reached // made.width)] > 0
+
+
+def test_histograms_count_the_newest_ends_only(emulator: FCEUmm, monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes = lanes_of(emulator)
+    starts = Starts(lanes, ALWAYS, np.random.default_rng(0))
+    frame = lanes.reset(0)
+    observation, _ = starts.begin(0, 0.01)
+    ended = Step(frame=frame, reward=0.0, terminated=True, truncated=False, stage="1-1", info={})
+    for progress in (*[100.0] * 5, *[300.0] * restarts.ENDS_MAX):
+        monkeypatch.setattr(lanes, "progress", lambda lane, progress=progress: progress)
+        starts.follow(0, ended, observation)
+    assert starts.histograms()["1-1"].ends == (0, 0, restarts.ENDS_MAX)
+
+
+def test_without_restarts_there_are_no_histograms(emulator: FCEUmm) -> None:
+    lanes = lanes_of(emulator)
+    starts = Starts(lanes, Restarts(), np.random.default_rng(0))
+    play(starts, lanes, [0.01] * NUM_LANES, 60)
+    assert starts.histograms() == {}
 
 
 def test_a_restored_atari_lane_plays_as_the_saved_one_did() -> None:

@@ -4,6 +4,7 @@ import math
 import threading
 
 import pytest
+from msgspec.structs import replace
 
 from apex_zmq.watch.stats import (
     EPISODE_WINDOW,
@@ -15,7 +16,7 @@ from apex_zmq.watch.stats import (
     RunStats,
     progress_line,
 )
-from apex_zmq.wire.messages import Episode, Status
+from apex_zmq.wire.messages import Episode, StageArchive, Status
 
 
 def status(
@@ -276,6 +277,30 @@ def test_ends_of_unsuccessful_episodes_are_listed_by_stage() -> None:
     for _ in range(EPISODE_WINDOW):
         stats.add(status(episodes=(episode(1, max_x=5),)), 0)
     assert set(stats.ends()["rollout/end_x/1-1"]) == {5}
+
+
+def archived(name: str, incarnation: int = 1, *archive: StageArchive) -> Status:
+    return replace(status(name, incarnation), archive=archive)
+
+
+def test_histograms_of_restarts_are_summed_over_live_actors() -> None:
+    stats = RunStats()
+    assert stats.archive(0) == ()
+    stats.add(archived("actor-0", 1, StageArchive("1-1", 128.0, (1, 1, 1), (0, 0, 4))), 0)
+    stats.add(archived("actor-1", 1, StageArchive("1-1", 256.0, (5,), (6,))), 0)
+    assert stats.archive(1) == (StageArchive("1-1", 256.0, (7, 1), (6, 4)),)
+    stats.add(archived("actor-0", 1), 6)  # unchanged
+    stats.add(archived("actor-1", 2), 6)  # restarted, nothing archived yet
+    assert stats.archive(7) == (StageArchive("1-1", 128.0, (1, 1, 1), (0, 0, 4)),)
+    stats.add(archived("actor-0", 1, StageArchive("1-2", 128.0, (2,), (0,))), 8)
+    assert stats.archive(9) == (StageArchive("1-2", 128.0, (2,), (0,)),)
+    assert stats.archive(8 + SILENT_S + 1) == ()
+
+
+def test_widths_of_histograms_are_clipped_to_a_finite_range() -> None:
+    stats = RunStats()
+    stats.add(archived("actor-0", 1, StageArchive("1-1", 1e308, (1,) * 64, (1,) * 64)), 0)
+    assert stats.archive(0)[0].width <= 2.0**53
 
 
 def test_memory_is_summed_per_role_over_live_processes() -> None:

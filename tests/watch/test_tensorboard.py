@@ -9,6 +9,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Config
+from apex_zmq.watch.archive import Buckets
 from apex_zmq.watch.tensorboard import Board
 
 CARTPOLE = loading.replace(Config(), {"env.id": "CartPole-v1"})
@@ -70,6 +71,17 @@ def test_a_histogram_counts_every_value(tmp_path: Path) -> None:
     assert sum(count for limit, count in zip(value.bucket_limit, value.bucket, strict=True) if limit < 4) == 300
     (alone,) = events.Histograms("rollout/end_x/1-1")
     assert (alone.histogram_value.num, alone.histogram_value.max) == (1, 722)
+
+
+def test_a_histogram_of_buckets_is_written_as_it_is(tmp_path: Path) -> None:
+    board = Board(tmp_path, Config(), start=0)
+    board.write({}, {"restarts/ends/1-1": Buckets(128.0, (3, 0, 1))}, decisions=10)
+    board.close()
+    (histogram,) = read(tmp_path).Histograms("restarts/ends/1-1")
+    value = histogram.histogram_value
+    assert (histogram.step, value.num, value.min, value.max) == (10, 4, 0, 384)
+    assert (value.sum, value.sum_squares) == (3 * 64 + 320, 3 * 64**2 + 320**2)
+    assert list(zip(value.bucket_limit, value.bucket, strict=True)) == [(128, 3), (256, 0), (384, 1)]
 
 
 def charts(directory: Path) -> dict[str, dict[str, list[str]]]:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from apex_zmq.cli import tools
@@ -28,7 +30,7 @@ from apex_zmq.watch.verdict import Verdict, judge
 from apex_zmq.watch.view import FORGET_S, WINDOW_S, Process, View, Watch
 from apex_zmq.wire.body import encode
 from apex_zmq.wire.codec import Kind
-from apex_zmq.wire.messages import Refusal
+from apex_zmq.wire.messages import MAX_COUNT, Refusal, StageArchive
 
 from ..channels import publisher_of
 from ..conftest import ROOT, environment, free_tcp_address
@@ -224,6 +226,79 @@ def test_json_holds_everything_that_the_table_shows() -> None:
     assert found["processes"][0]["numbers"]["updates_per_s"] == 30
     assert found["run"]["rollout/clears"] == 2
     assert found["buckets"][0] == {"up_to": 0.001, "episodes": 8, "mean_return": 250.5, "clear_rate": 0.25}
+
+
+RESTARTS = {
+    "time/decisions_per_s": 400.0,
+    "restarts/decisions_per_s": 100.0,
+    "restarts/episodes": 150.0,
+    "restarts/explorations": 50.0,
+    "restarts/passes": 20.0,
+    "restarts/cells": 42.0,
+    "restarts/bytes": 12_300_000.0,
+}
+ENDS = StageArchive("1-1", 128.0, (8, 4, 0, 1), (0, 0, 0, 16))
+
+
+def restarting(*archive: StageArchive) -> View:
+    """A run with restarts."""
+    statuses = watch(changed(BALANCED, {"learner": RESTARTS}))
+    statuses.add(status("learner", NOW, metrics={**LEARNER, **RESTARTS}, archive=archive), NOW)
+    return statuses.view(NOW)
+
+
+def last_lines(view: View, width: int = top.WIDTH) -> list[str]:
+    """The lines below the tables."""
+    page = io.StringIO()
+    Console(width=width, file=page).print(top.frame(view, Verdict("fine", "")))
+    lines = page.getvalue().splitlines()
+    return lines[next(at for at, line in enumerate(lines) if line.startswith("restarts: ")) :]
+
+
+def test_restarts_are_shown_with_a_histogram_per_stage() -> None:
+    figures, cells, ends = last_lines(restarting(ENDS))
+    assert figures == "restarts: 25% of decisions, 20 of 200 passed (10%); archive: 42 cells, 12.3 MB"
+    assert cells.rstrip() == "1-1 cells █▄ ▁  0 to 512"
+    assert ends.rstrip() == "    ends     █"
+
+
+def test_only_the_stages_with_the_most_cells_have_a_histogram() -> None:
+    stages = [StageArchive(f"1-{number}", 128.0, (number % 5,), (0,)) for number in range(1, 9)]
+    _, *shown, more = last_lines(restarting(*stages))
+    assert [line.split()[0] for line in shown[::2]] == ["1-3", "1-4", "1-8"]
+    assert more == "and 5 more stages"
+    assert top._height(restarting(*stages).restarts) == len(shown) + 3  # with a blank line
+
+
+@given(st.lists(st.integers(0, MAX_COUNT), min_size=1, max_size=64), st.integers(30, 130))
+def test_a_histogram_fits_the_terminal(counts: list[int], width: int) -> None:
+    shown = restarting(StageArchive("8-4", 128.0, tuple(counts), (0,) * len(counts)))
+    *_, cells, _ends = last_lines(shown, width)
+    drawn = cells.removeprefix("8-4 cells ").partition("  0 to ")[0]
+    assert cells.rstrip().endswith(f"  0 to {128 * len(counts):g}")
+    assert len(drawn) <= len(counts)
+    assert ("█" in drawn) == any(counts)
+    if width >= 100:
+        assert [character != " " for character in drawn] == [count > 0 for count in counts]
+
+
+def test_a_run_without_restarts_shows_none_of_it() -> None:
+    shown = view(changed(BALANCED, {"learner": dict.fromkeys(RESTARTS, 0.0)}))
+    assert shown.restarts is None
+    assert "restarts" not in rendered(shown, Verdict("fine", ""))
+    assert json.loads(top.to_json(shown, judge(shown)))["restarts"] is None
+
+
+def test_json_holds_restarts_and_their_histograms() -> None:
+    shown = restarting(ENDS)
+    assert json.loads(top.to_json(shown, judge(shown)))["restarts"] == {
+        "share": 0.25,
+        "begun": 200,
+        "passes": 20,
+        "cells": 42,
+        "bytes": 12_300_000,
+        "stages": [{"stage": "1-1", "width": 128.0, "frontier": [8, 4, 0, 1], "ends": [0, 0, 0, 16]}],
+    }
 
 
 # The program.

@@ -26,6 +26,7 @@ from apex_zmq.wire.messages import (
     Hello,
     Parameters,
     Refusal,
+    StageArchive,
     Status,
     decode_bye,
     decode_heartbeat,
@@ -128,6 +129,7 @@ def bodies() -> dict[Kind, Body]:
         metrics={"decisions": 4096.0, "blocked_s": 0.5},
         episodes=(Episode(12.5, 300, 0.01, "1-1", {"max_x": 3161.0, "cleared": 1.0}), Episode(-3.0, 17, 0.4)),
         refusals=(Refusal("actor-8", 3, "segment of 0 frames"),),
+        archive=(StageArchive("1-1", 128.0, (3, 2, 0, 1), (0, 0, 200, 0)), StageArchive("8-4", 256.0, (1,), (0,))),
     )
     return {
         Kind.HELLO: Hello("run-1", 2**60, 0, SIGNATURE),

@@ -235,6 +235,16 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("STATUS", "refusals", [{"actor": "", "segments": 1, "reason": ""}], "length"),
     ("STATUS", "refusals", [{"actor": "a", "segments": -1, "reason": ""}], ">= 0"),
     ("STATUS", "refusals", [{"actor": "a", "segments": 1, "reason": ""}] * 17, "length"),
+    ("STATUS", "archive.0.stage", "1" * 33, "length"),
+    ("STATUS", "archive.0.width", 0.0, "> 0"),
+    ("STATUS", "archive.0.width", INF, "not finite"),
+    ("STATUS", "archive.1.width", NAN, "> 0"),
+    ("STATUS", "archive.0.frontier", [], "length"),
+    ("STATUS", "archive.0.frontier", [0] * 65, "length"),
+    ("STATUS", "archive.0.frontier.1", -1, ">= 0"),
+    ("STATUS", "archive.0.ends.1", 2**30 + 1, "<="),
+    ("STATUS", "archive.0.ends", [1, 2, 3], "histograms of '1-1' differ in length"),
+    ("STATUS", "archive", lambda archive: archive * 33, "length"),
     ("RELAYED_STATUS", "time", NAN, "not finite"),
 ]
 
@@ -326,7 +336,7 @@ def test_unknown_and_missing_fields_are_refused(name: str, valid: dict[str, Mess
     if name not in OPEN:
         with pytest.raises(WireError, match="unknown field `surplus`"):
             decoders[name](with_body(valid[name], body | {"surplus": 1}))
-    for field in body.keys() - {"episodes", "refusals"}:  # which have defaults
+    for field in body.keys() - {"episodes", "refusals", "archive"}:  # which have defaults
         with pytest.raises(WireError, match=f"missing required field `{field}`"):
             decoders[name](with_body(valid[name], {key: value for key, value in body.items() if key != field}))
 
@@ -358,6 +368,15 @@ def test_fields_of_a_later_minor_version_are_ignored(
     parts = encode(kind, later)
     assert b"surplus" in bytes(unpack(parts[0])[1])
     assert decoders[name](parts) == body == decoders[name](valid[name])
+
+
+def test_an_empty_archive_is_not_sent(bodies: dict[Kind, Body], decoders: Decoders) -> None:
+    status = bodies[Kind.STATUS]
+    assert isinstance(status, Status)
+    without = msgspec.structs.replace(status, archive=())
+    parts = [bytes(part) for part in encode(Kind.STATUS, without)]
+    assert "archive" not in body_of(parts)
+    assert decoders["STATUS"](parts) == without
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,6 +50,7 @@ STRUCTS: dict[str, type[Body]] = {
     "Frame": experience.FrameBody,
     "Tensor": messages.Tensor,
     "Episode": messages.Episode,
+    "StageArchive": messages.StageArchive,
     "Refusal": messages.Refusal,
 }
 HEADINGS = {struct: heading for heading, struct in STRUCTS.items()}

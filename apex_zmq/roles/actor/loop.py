@@ -26,7 +26,7 @@ from apex_zmq.roles.actor.shipper import Shipper
 from apex_zmq.roles.status import StatusReporter
 from apex_zmq.signature import experience_signature, network_signature
 from apex_zmq.types import Segment
-from apex_zmq.wire.messages import Episode
+from apex_zmq.wire.messages import MAX_STAGES, Episode, StageArchive
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ class Actor:
         self._returns = np.zeros(count)
         self._lengths = np.zeros(count, np.int64)
         self._decisions = 0
+        self._archive_due = 0.0  # monotonic seconds
         self._reporter = StatusReporter("actor", name, incarnation, config, links)
 
     def run(self, stop: threading.Event) -> None:
@@ -289,3 +290,12 @@ class Actor:
             "archive_cells": self._starts.archive.num_cells,
             "archive_bytes": self._starts.archive.size,
         }
+        self._report_archive()
+
+    def _report_archive(self) -> None:
+        """Count the archive for the next status, at the interval at which the learner writes it."""
+        if time.monotonic() < self._archive_due:
+            return
+        self._archive_due = time.monotonic() + self._config.telemetry.log_interval_s
+        stages = list(self._starts.histograms().items())[:MAX_STAGES]
+        self._reporter.archive = tuple(StageArchive(stage, *counts) for stage, counts in stages)

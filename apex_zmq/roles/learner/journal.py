@@ -28,11 +28,11 @@ from apex_zmq.rundir.checkpoint import Checkpoint, CheckpointStore
 from apex_zmq.rundir.directory import keep_settings
 from apex_zmq.rundir.episodes import EpisodeLog
 from apex_zmq.types import Float64s
-from apex_zmq.watch import prometheus
+from apex_zmq.watch import archive, prometheus
 from apex_zmq.watch.metrics import ROLES
 from apex_zmq.watch.stats import PROGRESS_LOG, TOTALS, Meter, RunStats, progress_line
-from apex_zmq.watch.tensorboard import Board
-from apex_zmq.wire.messages import Status
+from apex_zmq.watch.tensorboard import Board, Histogram
+from apex_zmq.wire.messages import StageArchive, Status
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class Journal(threading.Thread):
         self._incarnation = secrets.randbits(63)
         self._at_summary = time.monotonic(), begin.rank_waited_s
         self._summary: dict[str, float] = {}
+        self._archive: tuple[StageArchive, ...] = ()  # as last written
         self._process = process_metrics()
         self._last = self._status({})
         self._endpoint: prometheus.Endpoint | None = None
@@ -196,7 +197,10 @@ class Journal(threading.Thread):
         report = self._report
         self._stats.add(self._status(self._own(report)), now)
         numbers = self._stats.summary(now, report.update) | self._meter.take() | self._rank_waits(report, now)
-        board.write(numbers, {**report.histograms, **self._stats.ends()}, self.totals.decisions)
+        self._archive = self._stats.archive(now)
+        histograms: dict[str, Histogram] = {**report.histograms, **self._stats.ends()}
+        histograms.update(archive.curves(self._archive))
+        board.write(numbers, histograms, self.totals.decisions)
         self._summary = numbers | {"decisions": self.totals.decisions}
         logging.getLogger(PROGRESS_LOG).info("progress  %s", progress_line(numbers))
 
@@ -247,6 +251,7 @@ class Journal(threading.Thread):
             time=time.time(),
             progress_time=self._report.progress_time,
             metrics=metrics,
+            archive=self._archive,
         )
 
     def close(self) -> None:

@@ -15,9 +15,10 @@ from apex_zmq.agent.exploration import ladder
 from apex_zmq.agent.networks import make_network, to_arrays
 from apex_zmq.config import loading
 from apex_zmq.config.settings import Agent, Config
+from apex_zmq.envs.lanes import GymLanes
 from apex_zmq.net.parameters import ParameterPublisher
 from apex_zmq.net.sockets import Inbox, Links, wait
-from apex_zmq.roles.actor import shipper
+from apex_zmq.roles.actor import loop, shipper
 from apex_zmq.roles.actor.loop import Actor
 from apex_zmq.roles.actor.shipper import QUEUED_SEGMENTS
 from apex_zmq.signature import experience_signature, network_signature
@@ -273,6 +274,57 @@ def test_bye_reports_the_number_of_segments_sent(make: MakePeers, monkeypatch: p
     bye = peers.await_bye()
     assert [each.sequence for each in peers.shipments] == list(range(bye.count))
     assert {(each.actor, each.incarnation) for each in peers.shipments} == {(bye.actor, bye.incarnation)}
+
+
+class SavedWalks(GymLanes):
+    """Walks that can be saved, one cell per decision."""
+
+    stride = 1.0
+
+    def next_stage(self, lane: int) -> str:
+        return "meadow"
+
+    def save(self, lane: int) -> tuple[Any, int]:
+        return self._decisions[lane], 8
+
+    def restore(self, lane: int, state: Any) -> None:
+        self._decisions[lane] = self._walk(lane).time = state
+
+    def cell(self, lane: int) -> int:
+        return self._decisions[lane]
+
+    def progress(self, lane: int) -> float:
+        return float(self._decisions[lane])
+
+    def _walk(self, lane: int) -> Any:
+        return self._lanes[lane].unwrapped
+
+
+def test_statuses_have_histograms_of_restarts(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "make_lanes", SavedWalks)
+    settings = {"actor__restarts__share": 0.9, "telemetry__log_interval_s": 0.05}
+    peers = make(actor__lanes=2, actor__epsilon_alpha=100.0, **settings)
+    actor, stop = Actor(peers.config, "actor", 0, 2), threading.Event()  # epsilons 0.4 and 0
+    thread = threading.Thread(target=actor.run, args=(stop,))
+    thread.start()
+    try:
+        while not any(any(each.ends) for status in peers.statuses for each in status.archive):
+            peers.serve()
+    finally:
+        stop.set()
+        peers.see_off(thread)
+    archives = [status.archive for status in peers.statuses if status.archive]
+    for (each,) in archives:
+        assert (each.stage, each.width) == ("meadow", 1.0)
+        assert set(np.flatnonzero(each.ends)) <= {LENGTH}
+        assert set(each.frontier) <= {0, 1}
+
+
+def test_statuses_without_restarts_have_no_histograms(make: MakePeers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "make_lanes", SavedWalks)
+    peers = make(telemetry__log_interval_s=0.001)
+    peers.watch()
+    assert all(status.archive == () for status in peers.statuses)
 
 
 @pytest.mark.parametrize("policy", ["block", "drop_oldest"])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,7 @@ from apex_zmq.wire.codec import Kind
 from apex_zmq.wire.messages import (
     Episode,
     Parameters,
+    StageArchive,
     Status,
     decode_parameters,
     decode_relayed_status,
@@ -132,6 +134,21 @@ def test_statuses_update_totals_episode_log_and_own_status(kept: Kept) -> None:
         ("20", "0.25", "1"),
     ]
     assert loading.load(kept.directory / SETTINGS, []) == kept.config
+
+
+def test_histograms_of_restarts_are_written_and_relayed_as_sums(kept: Kept) -> None:
+    for name in ("actor-0", "actor-1"):
+        archive = (StageArchive("1-1", 128.0, (3, 1), (0, 2)),)
+        kept.send(msgspec.structs.replace(status(decisions=10), name=name, archive=archive))
+    while (own := kept.next(Status, "learner")).metrics.get("decisions") != 20:
+        pass
+    assert own.archive == (StageArchive("1-1", 128.0, (6, 2), (0, 4)),)
+    kept.journal.close()
+    accumulator = EventAccumulator(str(kept.directory))
+    accumulator.Reload()
+    for name, counts in (("frontier", [6, 2]), ("ends", [0, 4])):
+        value = accumulator.Histograms(f"restarts/{name}/1-1")[-1].histogram_value
+        assert (value.bucket_limit, value.bucket) == ([128, 256], counts)
 
 
 def test_statuses_received_before_close_are_in_last_point(kept: Kept) -> None:

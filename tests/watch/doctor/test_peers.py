@@ -139,7 +139,7 @@ def test_different_signatures_fail(ask: Ask) -> None:
 def test_another_protocol_version_fails(ask: Ask) -> None:
     found = ask(Learner(version=9))
     assert found["protocol"].level == "fail"
-    assert "protocol version 9.0, this program has" in found["protocol"].found
+    assert "protocol version 9.1, this program has" in found["protocol"].found
     assert "same version of apex_zmq" in found["protocol"].remedy
 
 
