@@ -82,7 +82,7 @@ class Run:
     """
 
     name: str
-    group: Literal["headline", "sweep", "ablation", "peer", "stage", "fine-tuning", "game", "experiment"]
+    group: Literal["headline", "sweep", "ablation", "peer", "stage", "fine-tuning", "game", "experiment", "atari"]
     seed: int
     minutes: float
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Run:
     @property
     def config(self) -> str:
         """The config file, from the project's root."""
-        return RECIPE if self.group in ("game", "experiment") else CONFIG
+        return RECIPE if self.group in ("game", "experiment", "atari") else CONFIG
 
 
 def _trials(group: Literal["sweep", "ablation"], settings: Mapping[str, Mapping[str, str]]) -> list[Run]:
@@ -149,6 +149,9 @@ EXPERIMENTS: dict[str, dict[str, dict[str, str]]] = {
     "1-2": {"no-restarts": {"actor.restarts.share": "0"}},
     "2-1": {"no-restarts": {"actor.restarts.share": "0"}},
 }
+# Games whose first points are far from the start, with a key to fetch or pits to cross.
+ATARI = ("MontezumaRevenge", "Pitfall")
+ATARI_SETTINGS = {"env.clip_reward": "true", "env.max_episode_steps": "4500", "agent.gamma": "0.99"}
 # Single random actions, as in the noop protocol but several times as many, for an agent that clears the stage already.
 PERTURBED = {
     "actor.epsilon": "0.1",
@@ -172,6 +175,11 @@ QUEUE = [
         for stage, trials in EXPERIMENTS.items()
         for name, changes in trials.items()
         for seed in (1, 2)
+    ),
+    *(
+        Run(f"atari-{game}-{name}", "atari", 1, 25.0, {"env.id": f"ALE/{game}-v5", **ATARI_SETTINGS, **changes})
+        for game in ATARI
+        for name, changes in {"restarts": {}, "no-restarts": {"actor.restarts.share": "0"}}.items()
     ),
 ]
 
@@ -206,7 +214,10 @@ def train(run: Run) -> None:
         raise subprocess.CalledProcessError(training.returncode, training.args)
     episodes = _episodes(directory / EPISODES, started)
     checkpoints = _checkpoints(directory, started)
-    if run.group in TRIAL_MINUTES:
+    entries = () if run.group == "atari" else MARIO_COLUMNS
+    if run.group == "atari":
+        evaluations = []
+    elif run.group in TRIAL_MINUTES:
         evaluations = [_row(run, checkpoints[-1], "noop", SELECTION_SEED, GAMES)]
     else:
         evaluations = evaluate(run, checkpoints, _first_clear(episodes))
@@ -226,7 +237,7 @@ def train(run: Run) -> None:
         _publish(run, evaluations)
     RESULTS.mkdir(exist_ok=True)
     about_file(run.name).unlink(missing_ok=True)
-    write_csv(episodes_file(run.name), ("minutes", *COLUMNS[1:], *MARIO_COLUMNS), episodes)
+    write_csv(episodes_file(run.name), ("minutes", *COLUMNS[1:], *entries), episodes)
     write_csv(evaluations_file(run.name), EVALUATION, evaluations)
     about_file(run.name).write_text(json.dumps(about, indent=1) + "\n")
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ CARDS = sorted(ROOT.glob("models/*/README.md"))
 WINDOW = 20  # low-epsilon episodes
 CURVE_WINDOW = 100
 EARLY = (200_000, 300_000)  # decisions; clear rates of this window do not depend on the machine's speed
-COMPARED_MINUTES = {**TRIAL_MINUTES, "quantiles": 25.0}  # longer runs are cut to so many minutes for their table
+COMPARED_MINUTES = {group: TRIAL_MINUTES[group] for group in ("ablation", "sweep", "fine-tuning")} | {
+    "quantiles": 25.0
+}  # longer runs are cut to so many minutes for their table
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
 COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
 MARKED = re.compile(r"(<!-- (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -61,11 +63,12 @@ class Curve:
     decisions: Floats
     cleared: Floats
     max_x: Floats
+    returns: Floats
 
     def until(self, minutes: float) -> Curve:
         """The episodes that had ended after this many minutes."""
         early = self.minutes <= minutes
-        return Curve(self.minutes[early], self.decisions[early], self.cleared[early], self.max_x[early])
+        return Curve(*(getattr(self, each.name)[early] for each in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,8 @@ def read(name: str, directory: Path = RESULTS) -> Result:
 
 
 def _curve(rows: Sequence[dict[str, str]]) -> Curve:
-    return Curve(
-        *(np.array([float(row[name]) for row in rows]) for name in ("minutes", "decisions", "cleared", "max_x"))
-    )
+    names = ("minutes", "decisions", "cleared", "max_x", "return")
+    return Curve(*(np.array([float(row.get(name, 0)) for row in rows]) for name in names))
 
 
 def moving_mean(values: Floats, window: int) -> Floats:
@@ -219,6 +221,22 @@ def game(results: Sequence[Result]) -> str:
             f"{result.all.decisions[-1] / 1000:,.0f}k",
             *(_rate(result.fresh(protocol)) for protocol in ("noop", "sticky", "greedy")),
             f"{max(result.all.max_x):,.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def atari(results: Sequence[Result]) -> str:
+    """Table of Atari games: returns of real episodes, by any lane and by low-epsilon lanes in the last five minutes."""
+    lines = ["| run | decisions | first point | best return | low-epsilon lanes at the end |", "|---|---|---|---|---|"]
+    for result in results:
+        late = result.low.minutes >= result.low.minutes[-1] - 5
+        cells = (
+            result.about["name"].removeprefix("atari-"),
+            f"{result.all.decisions[-1] / 1000:,.0f}k",
+            _when(_first(result.all, result.all.returns > 0)),
+            f"{max(result.all.returns):,.0f}",
+            f"{result.low.returns[late].mean():,.1f} of {late.sum()}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -379,6 +397,10 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     made = {}
     if runs := _of(results, "headline", "peer"):
         made["headline"] = headline(runs)
+    if runs := _of(results, "experiment"):
+        made["experiment"] = comparison(runs, "experiment")
+    if runs := _of(results, "atari"):
+        made["atari"] = atari(runs)
     for group, minutes in COMPARED_MINUTES.items():
         if _of(results, group):
             made[group] = comparison([run.until(minutes) for run in _of(results, "headline", group)], group)

@@ -90,6 +90,17 @@ def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
     assert (tmp_path / "game.png").stat().st_size > 10_000
 
 
+def test_the_table_of_atari_games_shows_returns(tmp_path: Path) -> None:
+    columns = ("minutes", "decisions", "epsilon", "stage", "return", "length")
+    rows = [(1.0, 1000, 0.4, "", 0, 9), (2.0, 2000, 0.4, "", 300, 9), (7.0, 7000, 0.001, "", 100, 9)]
+    write(learning.episodes_file("run", tmp_path), columns, rows)
+    write(learning.evaluations_file("run", tmp_path), EVALUATION, [])
+    about = {"algorithm": "apex", "name": "atari-Pitfall-restarts", "settings": {}}
+    learning.about_file("run", tmp_path).write_text(json.dumps(about))
+    row = results.atari([results.read("run", tmp_path)]).splitlines()[-1]
+    assert row == "| Pitfall-restarts | 7k | 2.0 min, 2k | 300 | 100.0 of 1 |"
+
+
 def test_all_episodes_count_when_lanes_share_one_epsilon(tmp_path: Path) -> None:
     write_run(tmp_path, [(minutes, decisions, 0.05, cleared) for minutes, decisions, _, cleared in EPISODES])
     assert len(results.read("run", tmp_path).low.minutes) == len(EPISODES)
