@@ -108,7 +108,7 @@ def test_option_changes_only_its_setting(flag: str, name: str, resolve: Callable
         (["--set", "learner.batchsize=64"], "--set: unknown setting learner.batchsize; did you mean"),
         (["--alpha", "0.5", "--set", "replay.alpha=7"], "--set: replay.alpha: wanted"),
         (["--alpha", "7", "--config", str(ROOT / "configs/cartpole.yaml")], "--alpha: replay.alpha: wanted"),
-        (["--alpha", "["], "--alpha: [ is not valid YAML"),
+        (["--alpha", "["], "--alpha: [: the value is not valid YAML"),
         (
             ["--batch-size", "600", "--buffer-size", "500"],
             "raise replay.capacity (learner.batch_size from --batch-size, replay.capacity from --buffer-size)",

@@ -86,11 +86,10 @@ def test_unknown_settings_are_refused(override: str, named: str, remedy: str) ->
         ("run.seed=-1", "wanted int >= 0 and"),
         ("run.seed=9223372036854775808", "<= 9,223,372,036,854,775,807, got 9223372036854775808"),
         ("run.dir={a: 1}", 'wanted str or null, got {"a": 1}'),
-        ("run.dir=2026-01-01", 'wanted str or null, got "date 2026-01-01"'),
         ("replay.tolerance=0", "wanted float > 0 or null, got 0"),
         ("addresses.experience=[]", "wanted [str, ...] length >= 1, got []"),
         ("addresses.batches=[]", "wanted str or [str, ...] length >= 1, got []"),
-        ("telemetry.status_interval_s=1e10", 'wanted float > 0 and <= 1,000,000,000.0, got "1e10"'),
+        ("telemetry.status_interval_s=1e10", "wanted float > 0 and <= 1,000,000,000.0, got 10000000000"),
     ],
 )
 def test_wrong_types_and_impossible_values_are_refused(override: str, expected: str) -> None:

@@ -3,6 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apex_zmq.config import loading, sources
 from apex_zmq.config.sources import Value
@@ -53,9 +56,61 @@ def test_error_names_the_bad_file(tmp_path: Path, content: bytes, expected: str)
     assert expected in message
 
 
-def test_invalid_date_is_refused() -> None:
-    message = refusal(lambda: sources.from_set("run.dir=2026-02-30"))
-    assert message == "--set: run.dir=2026-02-30: the value is not valid YAML"
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e6", 1_000_000),
+        ("1_000_000", 1_000_000),
+        ("2.5e3", 2500.0),
+        ("1e-5", 1e-5),
+        ("010", 10),
+        ("-3", -3),
+        ("+.5", 0.5),
+        (".inf", float("inf")),
+        ("1:30", "1:30"),
+        ("1-1", "1-1"),
+        ("2026-02-30", "2026-02-30"),
+        ("0x10", "0x10"),
+        ('"7"', "7"),
+        ("true", True),
+        ("null", None),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
+    read = sources.from_set(f"learner.batch_size={text}").value
+    assert read == value
+    assert type(read) is type(value)
+
+
+@given(st.integers(-(10**18), 10**18) | st.floats(allow_nan=False))
+def test_every_number_that_yaml_writes_is_read_back(number: float) -> None:
+    written = yaml.safe_dump(number).removesuffix("...\n")
+    assert sources.from_set(f"learner.beta={written}").value == number
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("learner:\n  loss: l2\nrun:\n  seed: 1\nlearner:\n  beta: 1\n", "lines 1 and 5 both give learner; keep one"),
+        ("learner:\n  beta: 1\n  loss: l2\n  beta: 0\n", "lines 2 and 4 both give beta; keep one"),
+        ("env:\n  reward: {death: 1,\n    death: 2}\n", "lines 2 and 3 both give death; keep one"),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_both_lines(content: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(content)
+    assert refusal(lambda: sources.from_file(path)) == f"{path} {expected}"
+
+
+def test_a_key_given_twice_in_an_override_is_refused() -> None:
+    message = refusal(lambda: sources.from_set("env.reward={death: 1, death: 2}"))
+    assert message == "--set: env.reward={death: 1, death: 2}: death is given twice; keep one"
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("learner:\n  # loss: l2\nenv:\n  reward:\nrun:\n  seed: 3\n")
+    assert [value.name for value in sources.from_file(path)] == ["run.seed"]
 
 
 def test_a_missing_file_is_named_with_a_remedy(tmp_path: Path) -> None:
