@@ -24,8 +24,8 @@ Settings form one tree of sections. A config file names the settings it changes;
 An unknown key is an error. The resolved settings of a run are stored in its checkpoints and on TensorBoard's text page.
 
 If a setting is given more than once, the last of these wins: config file, environment variable, flag, `--set`. An error
-names the source of the value: file and line, variable, flag, or `--set`. A key given twice in a file is an error. Numbers
-may be written `1e6` and `1_000_000`; a section without keys is empty.
+names the source of the value: file and line, variable, flag, or `--set`. A key given twice in a file is an error.
+Numbers may be written `1e6` and `1_000_000`; a section without keys is empty.
 
 ```sh
 bin/apex-train --config configs/mario-cpu.yaml --batch-size 128 --set env.stages=[1-1,1-2] --set run.episodes=null

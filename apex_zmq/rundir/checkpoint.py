@@ -12,13 +12,15 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from apex_zmq.rundir.files import replacing
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: checksums of the tensors
 LATEST = "latest.safetensors"
 BEST = "best.safetensors"
 BEST_EVAL = "best-eval.safetensors"  # written by apex-eval --follow
@@ -77,7 +79,12 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "experience": str,
     "network": str,
 }
+_CHECKSUMS = "checksums"  # in the header since format 2: CRC-32 of each tensor's bytes
 _ATTRIBUTES = {"epoch": "learner_incarnation"}  # fields of the file's header that `Checkpoint` names otherwise
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint file of this program that is incomplete or has changed since it was written."""
 
 
 def save(path: Path | str, checkpoint: Checkpoint) -> None:
@@ -88,54 +95,93 @@ def save(path: Path | str, checkpoint: Checkpoint) -> None:
     """
     path = Path(path)
     tensors = {
-        f"{group}/{name}": tensor.detach().contiguous()
+        f"{group}/{name}": tensor.detach().cpu().contiguous()
         for group, named in checkpoint.tensors.items()
         for name, tensor in named.items()
     }
     header = {"format_version": FORMAT_VERSION} | {
         name: getattr(checkpoint, _ATTRIBUTES.get(name, name)) for name in _JSON_TYPES
     }
+    header[_CHECKSUMS] = {key: _checksum(tensor) for key, tensor in tensors.items()}
     data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(header, allow_nan=False)})
     with _replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint file, or the latest checkpoint of a run directory.
+    """Read a checkpoint file, or the newest undamaged checkpoint of a run directory.
 
     Raises:
         CheckpointError: the file is missing or damaged, or of another program or a newer format.
     """
     path = Path(path)
-    if path.is_dir():
-        path = _latest(path)
+    if not path.is_dir():
+        return _load(path)
+    newest, *others = _newest(path)
+    try:
+        return _load(newest)
+    except DamagedCheckpointError as error:
+        for other in others:
+            with suppress(DamagedCheckpointError):
+                checkpoint = _load(other)
+                log.warning("%s; %s is used", error, other)
+                return checkpoint
+        raise
+
+
+def _load(path: Path) -> Checkpoint:
+    with _reading(path) as file:
+        header = _read_header(path, file.metadata() or {})
+        checksums = header.pop(_CHECKSUMS, None)
+        tensors: dict[str, Tensors] = {group: {} for group in _GROUPS}
+        for key in file.keys():  # noqa: SIM118 (not a mapping)
+            group, _, name = key.partition("/")
+            tensors.setdefault(group, {})[name] = tensor = file.get_tensor(key)
+            if checksums is not None and checksums.get(key) != _checksum(tensor):
+                raise DamagedCheckpointError(f"checkpoint {path} is damaged (checksum of {key}); use another")
+    return Checkpoint(tensors=tensors, **header)
+
+
+def age(directory: Path) -> tuple[int, float]:
+    """Return a sort key by age of a run's newest checkpoint, from its own record; (0, 0): there is none to read."""
+    for path in _newest(directory):
+        with suppress(CheckpointError), _reading(path) as file:
+            header = _read_header(path, file.metadata() or {})
+            return header["learner_incarnation"], header["counters"]["updates"]
+    return 0, 0.0
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a file, and turn errors of opening and reading into CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = _read_header(path, file.metadata() or {})
-            tensors: dict[str, Tensors] = {group: {} for group in _GROUPS}
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                group, _, name = key.partition("/")
-                tensors.setdefault(group, {})[name] = file.get_tensor(key)
+            yield file
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist; name a checkpoint file or a run directory") from None
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
     except SafetensorError as error:
-        if _looks_like_safetensors(path):
-            remedy = "the file is truncated or damaged, use another step-*.safetensors of its run"
-        else:
+        if not _looks_like_safetensors(path):
             remedy = "it is not a safetensors file, name a checkpoint of this program"
-        raise CheckpointError(f"cannot read checkpoint {path}: {remedy} ({error})") from None
-    return Checkpoint(tensors=tensors, **header)
+            raise CheckpointError(f"cannot read checkpoint {path}: {remedy} ({error})") from None
+        remedy = "the file is truncated or damaged, use another step-*.safetensors of its run"
+        raise DamagedCheckpointError(f"cannot read checkpoint {path}: {remedy} ({error})") from None
 
 
-def _latest(directory: Path) -> Path:
-    """Return the checkpoint to resume from: latest, or the newest numbered one if latest is missing."""
-    if (directory / LATEST).is_file():
-        return directory / LATEST
-    if numbered := sorted(directory.glob("step-*.safetensors"), key=_age):
-        return numbered[-1]
-    raise CheckpointError(f"{directory} has no {LATEST}; name a run directory with a checkpoint, or a checkpoint file")
+def _newest(directory: Path) -> list[Path]:
+    """Return the checkpoints to resume from, the newest first: latest, then the numbered ones."""
+    latest = [directory / LATEST] if (directory / LATEST).is_file() else []
+    found = latest + sorted(directory.glob("step-*.safetensors"), key=_age, reverse=True)
+    if not found:
+        raise CheckpointError(
+            f"{directory} has no {LATEST}; name a run directory with a checkpoint, or a checkpoint file"
+        )
+    return found
 
 
 def _age(path: Path) -> tuple[int, str]:
@@ -160,13 +206,14 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} has checkpoint format {version}, this program reads up to {FORMAT_VERSION}; update apex_zmq"
             )
-        if header.keys() != _JSON_TYPES.keys():
-            raise ValueError(f"fields {', '.join(sorted(header.keys() ^ _JSON_TYPES.keys()))}")
-        for name, kind in _JSON_TYPES.items():
+        types = _JSON_TYPES | ({_CHECKSUMS: dict} if version >= 2 else {})
+        if header.keys() != types.keys():
+            raise ValueError(f"fields {', '.join(sorted(header.keys() ^ types.keys()))}")
+        for name, kind in types.items():
             if not isinstance(header[name], kind):
                 raise ValueError(f"{name} is a {type(header[name]).__name__}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error}); use another checkpoint") from None
+        raise DamagedCheckpointError(f"{path} has a damaged header ({error}); use another checkpoint") from None
     return {_ATTRIBUTES.get(name, name): value for name, value in header.items()}
 
 

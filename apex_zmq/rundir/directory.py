@@ -31,7 +31,9 @@ def choose(given: Path | None, config_name: str, resume: bool) -> Path:
     runs = [path for path in RUNS.glob("*") if ours.fullmatch(path.name) and holds_run(path)]
     if not runs:
         raise ConfigError(f"--resume found no run {RUNS}/{config_name}-*; name one with --run-dir")
-    return max(runs, key=lambda path: path.stat().st_mtime)
+    from apex_zmq.rundir.checkpoint import age  # imports torch
+
+    return max(runs, key=lambda path: (age(path), path.name))
 
 
 def check(path: Path, resume: bool) -> None:

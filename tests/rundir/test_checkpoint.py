@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 
 from apex_zmq.agent.networks import QNetwork, make_network
 from apex_zmq.agent.optimizers import make_optimizer, optimizer_from_tensors, optimizer_to_tensors
@@ -17,7 +18,10 @@ from apex_zmq.errors import CheckpointError
 from apex_zmq.rundir.checkpoint import BEST, LATEST, Checkpoint, CheckpointStore, load, save
 from apex_zmq.types import FrameSpec
 
+from ..conftest import ROOT
+
 FRAME = FrameSpec((20, 20), "uint8", 2)
+MODEL = ROOT / "models/mario-1-1/best.safetensors"
 
 
 def make_checkpoint(updates: int = 5000, value: float = 1.0) -> Checkpoint:
@@ -105,7 +109,7 @@ def write_truncated_in_header(path: Path) -> None:
         (write_truncated, "truncated or damaged, use another"),
         (write_truncated_in_header, "truncated or damaged, use another"),
         (write_foreign, "of another program"),
-        (lambda path: write_with_header(path, {"format_version": 99}), "format 99, this program reads up to 1; update"),
+        (lambda path: write_with_header(path, {"format_version": 99}), "format 99, this program reads up to 2; update"),
         (lambda path: write_with_header(path, {"format_version": 1}), "damaged header"),
         (lambda path: write_with_header(path, [1]), "damaged header"),
     ],
@@ -212,6 +216,46 @@ def test_stale_temporary_files_are_removed_not_written_through(tmp_path: Path) -
     (tmp_path / ".step-000000007.safetensors.tmp").write_bytes(b"half")
     CheckpointStore(tmp_path, keep=2)
     assert set(os.listdir(tmp_path)) == {numbered.name, LATEST}
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_anywhere_in_the_tensors_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save(path, make_checkpoint())
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for position in [*range(begin, begin + 64), len(whole) - 1]:
+        path.write_bytes(whole)
+        flip(path, position)
+        with pytest.raises(CheckpointError, match=r"is damaged \(checksum of .*\); use another"):
+            load(path)
+
+
+def test_a_checkpoint_without_checksums_of_format_1_is_read(tmp_path: Path) -> None:
+    assert load(MODEL).tensors["online"]
+    with safe_open(MODEL, framework="pt") as file:
+        assert json.loads(file.metadata()["apex_zmq_checkpoint"])["format_version"] == 1
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 400), lambda path: flip(path, -1)])
+def test_the_newest_undamaged_checkpoint_of_a_run_is_used(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep=0)
+    for updates in (1, 2, 3):
+        os.utime(store.save(make_checkpoint(updates)), ns=(updates, updates))
+    damage(tmp_path / LATEST)  # a link to the third
+    assert load(tmp_path).counters["updates"] == 2
+    assert f"{tmp_path}/step-000000002.safetensors is used" in caplog.text
+    for path in tmp_path.glob("step-*"):
+        os.truncate(path, 400)
+    with pytest.raises(CheckpointError, match=r"latest.safetensors: the file is truncated or damaged"):
+        load(tmp_path)
 
 
 def test_run_without_latest_link_loads_its_step_checkpoint(tmp_path: Path) -> None:
