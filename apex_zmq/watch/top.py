@@ -236,9 +236,8 @@ def _buckets(buckets: Sequence[Bucket]) -> Table:
 def _restarts(restarts: Restarts) -> Iterator[RenderableType]:
     """A line of figures, and histograms of the stages with the most cells."""
     yield Text()
-    passed = f"{restarts.passes} of {restarts.begun} passed ({restarts.passes / max(restarts.begun, 1):.0%})"
     yield Text(
-        f"restarts: {restarts.share:.0%} of decisions, {passed}; "
+        f"restarts: {restarts.share:.0%} of decisions, {restarts.begun} episodes, {restarts.passes} passes; "
         f"archive: {restarts.cells} cells, {1e-6 * restarts.bytes:.1f} MB"
     )
     largest = sorted(restarts.stages, key=lambda stage: -sum(stage.frontier))[:MAX_STAGES]

@@ -80,7 +80,8 @@ class Stage:
 class Restarts:
     """Episodes begun from saved states, of all actors.
 
-    share: of all decisions, 0 to 1. begun, passes: episodes since the learner started, and those of them that passed.
+    share: of all decisions, 0 to 1.
+    begun, passes: episodes since the learner started, and those that passed; those that repeat a path never pass.
     cells, bytes: of the archives of the live actors.
     """
 

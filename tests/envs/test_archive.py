@@ -160,3 +160,15 @@ def test_histograms_count_all_progress_in_the_narrowest_buckets_that_suffice(
         assert sum(counts) == len(values)
     assert made.width == stride or max([*frontier, *ends]) >= BUCKETS * made.width / 2
     assert np.log2(made.width / stride).is_integer()  # buckets of several actors can be pooled
+
+
+def test_the_frontier_is_the_progress_of_the_cells_that_are_kept() -> None:
+    moments = archive(max_bytes=3)
+    assert moments.frontier() == {}
+    chain(moments, 2)
+    assert moments.frontier() == {"1-1": [1.0, 2.0]}
+    chain(moments, 1, "1-2")
+    chain(moments, 4, "1-2")  # drops moments of other cells
+    frontier = moments.frontier()
+    assert sum(map(len, frontier.values())) == moments.num_cells == 3
+    assert [] not in frontier.values()

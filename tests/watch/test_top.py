@@ -257,7 +257,7 @@ def last_lines(view: View, width: int = top.WIDTH) -> list[str]:
 
 def test_restarts_are_shown_with_a_histogram_per_stage() -> None:
     figures, cells, ends = last_lines(restarting(ENDS))
-    assert figures == "restarts: 25% of decisions, 20 of 200 passed (10%); archive: 42 cells, 12.3 MB"
+    assert figures == "restarts: 25% of decisions, 200 episodes, 20 passes; archive: 42 cells, 12.3 MB"
     assert cells.rstrip() == "1-1 cells █▄ ▁  0 to 512"
     assert ends.rstrip() == "    ends     █"
 
