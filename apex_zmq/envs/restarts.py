@@ -200,9 +200,12 @@ class Starts:
             self.counts["restart_passes"] += 1
 
     def need(self, stage: str) -> float:
-        """Return the need for restarts: the share of the best path's progress that low-epsilon lanes lack by now."""
+        """Return the need for restarts: the share of the way to the goal that low-epsilon lanes lack by now.
+
+        While no path reaches the goal, nobody knows how long the way is: 1.
+        """
         ends, best = self._ends.get(stage), self.archive.best(stage)
-        if not ends or not best:
+        if stage not in self._solved or not ends:
             return 1.0
         last = [ends[index] for index in range(-min(WINDOW, len(ends)), 0)]
         return max(1.0 - float(np.mean(last)) / best, 0.0)

@@ -212,8 +212,10 @@ def test_restarts_are_needed_for_what_the_greedy_lanes_lack(
 ) -> None:
     starts = Starts(lanes_of(emulator), ALWAYS, np.random.default_rng(0))
     assert starts.need("1-1") == 1.0
-    starts.archive.record("1-1", Node(), [], 400.0, succeeded=False)
+    starts.archive.record("1-1", Node(), [], 400.0, succeeded=True)
     starts._ends["1-1"] = deque(progress)
+    assert starts.need("1-1") == 1.0
+    starts._solved.add("1-1")
     assert starts.need("1-1") == expected
 
 
