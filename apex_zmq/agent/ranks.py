@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from apex_zmq.errors import ConfigError
+from apex_zmq.config import torchrun
 
 
 class RankLostError(Exception):
@@ -46,14 +46,11 @@ class Ranks:
         """Join the process group of torchrun's environment; without WORLD_SIZE, be a single rank.
 
         Raises:
-            ConfigError: WORLD_SIZE is set, but another of torchrun's variables is not.
+            ConfigError: as `torchrun.place`.
         """
-        size = int(environ.get("WORLD_SIZE", "1"))
+        _, size, local_rank = torchrun.place(environ)
         if size == 1:
             return cls()
-        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
-        if missing:
-            raise ConfigError(f"WORLD_SIZE is {size} and {missing[0]} is not set; start the learner with torchrun")
         on_one_host = environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
         if on_one_host:
             # Loopback suffices for gloo on one host, and does not require the host's name to resolve.
@@ -68,7 +65,7 @@ class Ranks:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
         signal.signal(signal.SIGTERM, handler)
-        return cls(rank, size, int(environ["LOCAL_RANK"]))
+        return cls(rank, size, local_rank)
 
     def share(self, value: Any) -> Any:
         """Broadcast rank 0's value, of a type that JSON supports; other ranks' values are ignored.

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from apex_zmq.cli import logs
 from apex_zmq.cli.program import EXIT_BAD_INPUT
-from apex_zmq.config import loading, sources
+from apex_zmq.config import loading, sources, torchrun
 from apex_zmq.config.settings import ADDRESSES, Config
 from apex_zmq.net.links import LINKS
 from apex_zmq.rundir import directory as rundir
 
-ADDRESS_VARIABLES = {sources.variable_of(f"addresses.{name}") for name in ADDRESSES}  # for several machines
+# Of several machines or several learners, which a run on this machine alone has not.
+DROPPED_VARIABLES = {*(sources.variable_of(f"addresses.{name}") for name in ADDRESSES), *torchrun.VARIABLES}
 LAUNCHED = "APEX_LAUNCHED"  # environment variable; a role with it ends when its launcher ends
 MAX_RESTARTS = 5  # in a row
 BACKOFF_S = 1.0  # before a restart; doubles with each one in a row
@@ -137,7 +138,7 @@ class Role:
             text=True,
             errors="replace",
             env={
-                **{name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES},
+                **{name: value for name, value in os.environ.items() if name not in DROPPED_VARIABLES},
                 LAUNCHED: "1",
                 **self.environment,
             },

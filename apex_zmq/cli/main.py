@@ -19,6 +19,7 @@ from apex_zmq.cli import logs, options
 from apex_zmq.cli.launch import LAUNCHED, launch
 from apex_zmq.cli.options import Parser
 from apex_zmq.cli.program import Argv, program
+from apex_zmq.config import torchrun
 from apex_zmq.config.check import check_address
 from apex_zmq.config.settings import Config
 from apex_zmq.errors import ConfigError
@@ -87,7 +88,7 @@ def learner(parser: Parser, argv: Argv) -> int:
     options.add_run_options(parser)
     arguments, config = options.parse(parser, argv)
 
-    rank = int(os.environ.get("RANK", "0"))  # set by torchrun
+    rank = torchrun.place().rank
     run = _run_directory(arguments, config) if rank == 0 else None
     name = "learner" if rank == 0 else f"learner-{rank}"
     stop = _start_role(name, config, config.learner.threads, arguments)

@@ -172,7 +172,7 @@ def test_libzmq_without_curve_is_reported(root: Path, monkeypatch: pytest.Monkey
 
 def test_a_run_on_one_machine_needs_no_keys() -> None:
     assert launch.local_addresses(2, None)["addresses.keys"] is None
-    assert "APEX_KEYS" in launch.ADDRESS_VARIABLES
+    assert "APEX_KEYS" in launch.DROPPED_VARIABLES
 
 
 def test_apex_keys_program_writes_keys(tmp_path: Path) -> None:

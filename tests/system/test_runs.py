@@ -281,6 +281,8 @@ def test_a_game_is_learned_over_the_real_processes(
     """Low-epsilon lanes earn 19 of 20 where guessing earns 10."""
     (tmp_path / "signs.py").write_text(SIGNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": ""}.items():
+        monkeypatch.setenv(name, value)  # left by a cluster's shell; the launcher drops them
     settings = {
         "env.id": "signs:Signs-v0",
         "env.frame_stack": 1,
@@ -298,11 +300,11 @@ def test_a_game_is_learned_over_the_real_processes(
         "telemetry.log_interval_s": 1,
     }
     changes = [argument for name, value in settings.items() for argument in ("--set", f"{name}={value}")]
-    train = start("train", "--num-actors", "1", "--max-updates", "2000", "--run-dir", "run", *changes)
+    # A busy machine may need many times the 1,000 updates that an idle one needs.
+    train = start("train", "--num-actors", "1", "--max-updates", "100000", "--run-dir", "run", *changes)
+    train.wait_for(r"low-eps return (19\.[1-9]|20\.0)")
+    train.interrupt()
     assert train.wait() == 0, train.output
-    curves = EventAccumulator(str(tmp_path / "run"))
-    curves.Reload()
-    assert max(event.value for event in curves.Scalars("rollout/low_epsilon/ep_rew_mean")) > 19.0
 
 
 @pytest.mark.long
