@@ -20,6 +20,7 @@ from pathlib import Path
 from apex_zmq.cli import logs
 from apex_zmq.cli.program import EXIT_BAD_INPUT
 from apex_zmq.config import loading, sources, torchrun
+from apex_zmq.config.check import check_temporary_directory
 from apex_zmq.config.settings import ADDRESSES, Config
 from apex_zmq.net.links import LINKS
 from apex_zmq.rundir import directory as rundir
@@ -188,7 +189,12 @@ def launch(
 
     Returns:
         Exit code: 0 after a budget or Ctrl-C, else that of the role that failed.
+
+    Raises:
+        ConfigError: TMPDIR is too long for ipc sockets.
     """
+    if not tcp:
+        check_temporary_directory(tempfile.gettempdir())
     home = Path(tempfile.mkdtemp(prefix="apex-"))  # 0700
     lock = os.open(home, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_SH)  # systemd-tmpfiles(8) would otherwise remove files ten days old

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from apex_zmq.config import loading, sources
+from apex_zmq.config import loading, paths, sources
 from apex_zmq.config.settings import ADDRESSES, Config, Setting, by_name, settings
 from apex_zmq.config.sources import Value
 from apex_zmq.envs.games import check_env
@@ -34,6 +34,14 @@ TRAIN_FLAGS = {
 }
 ADDRESS_FLAGS = {f"--{name}": f"addresses.{name}" for name in ADDRESSES}  # each has an environment variable too
 INSECURE_FLAG = {"--insecure": "addresses.insecure"}
+
+
+def path(text: str) -> Path:
+    """The type of options that are paths: ~ is expanded, what cannot be a path is refused."""
+    try:
+        return paths.expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,7 +82,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "settings, for --set and config files (seconds in _s, bytes in _bytes):\n" + "\n".join(lines)
     parser.add_argument(
         "--config",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="YAML file of settings, such as configs/mario-cpu.yaml (default: none)",
     )
@@ -144,7 +152,7 @@ def add_role_options(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ADDRESS_FLAGS | INSECURE_FLAG)
     parser.add_argument(
         "--log-dir",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="directory of log files, DIR/<role>.log, rotated by size (default: none)",
     )
@@ -153,7 +161,7 @@ def add_role_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the run directory, and the state that training starts from."""
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="run directory (default: checkpoints/<config name>-<time>)"
+        "--run-dir", type=path, metavar="DIR", help="run directory (default: checkpoints/<config name>-<time>)"
     )
     parser.add_argument(
         "--resume",
@@ -165,7 +173,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--init-from",
-        type=Path,
+        type=path,
         metavar="CHECKPOINT",
         help="checkpoint file or run directory whose evaluation parameters a new run starts from (default: none)",
     )
@@ -174,7 +182,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint_options(parser: argparse.ArgumentParser, episodes: int) -> None:
     """Add the options of programs that play a checkpoint with its own settings; episodes: default of the option."""
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint file, or run directory (its best)"
+        "--checkpoint", type=path, required=True, metavar="PATH", help="checkpoint file, or run directory (its best)"
     )
     parser.add_argument(
         "--episodes", type=int, default=episodes, metavar="N", help=f"episodes to play (default: {episodes})"

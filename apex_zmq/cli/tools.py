@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from apex_zmq.cli import options
@@ -26,7 +25,7 @@ def evaluate(parser: Parser, argv: Argv) -> int:
     """bin/apex-eval."""
     options.add_checkpoint_options(parser, episodes=10)
     parser.add_argument(
-        "--video", type=Path, metavar="FILE", help="video of the games, FILE.mp4 or FILE.gif (default: none)"
+        "--video", type=options.path, metavar="FILE", help="video of the games, FILE.mp4 or FILE.gif (default: none)"
     )
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     parser.add_argument(
@@ -43,7 +42,7 @@ def evaluate(parser: Parser, argv: Argv) -> int:
     )
     parser.add_argument(
         "--keys",
-        type=Path,
+        type=options.path,
         metavar="DIR",
         help="directory of the evaluator's keys, with --follow of a run with keys (default: none)",
     )
@@ -84,7 +83,10 @@ def play(parser: Parser, argv: Argv) -> int:
     """bin/apex-play."""
     options.add_checkpoint_options(parser, episodes=1)
     parser.add_argument(
-        "--video", type=Path, metavar="FILE", help="video to write, FILE.mp4 or FILE.gif (default: none, a window)"
+        "--video",
+        type=options.path,
+        metavar="FILE",
+        help="video to write, FILE.mp4 or FILE.gif (default: none, a window)",
     )
     arguments = parser.parse_args(argv)
 
@@ -116,7 +118,7 @@ def _prepare_to_play(arguments: argparse.Namespace) -> None:
 )
 def keys(parser: Parser, argv: Argv) -> int:
     """bin/apex-keys."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of all keys of the run")
+    parser.add_argument("directory", type=options.path, metavar="DIR", help="directory of all keys of the run")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a client, such as one actor host")
     parser.add_argument(
         "--role", choices=("actor", "evaluator", "forwarder"), help="role of the client (default: none)"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from apex_zmq.config.settings import LINK_ADDRESSES, Addresses, Config, addresses_of, tolerance
 from apex_zmq.errors import ConfigError
+
+IPC_PATH_BYTES = 107  # of a socket's address on Linux
 
 
 class SettingError(ConfigError):
@@ -109,11 +113,27 @@ def check_address(address: str) -> None:
     """
     scheme, separator, rest = address.partition("://")
     if scheme == "ipc" and separator and rest:
-        if len(rest.encode()) > 107:
-            raise ConfigError(f"address {address}: an ipc path has at most 107 bytes; use a shorter directory")
+        if len(rest.encode()) > IPC_PATH_BYTES:
+            raise ConfigError(
+                f"address {address}: an ipc path has at most {IPC_PATH_BYTES} bytes; use a shorter directory"
+            )
         return
     host, colon, port = rest.rpartition(":")
     if scheme != "tcp" or not host or not colon or not (port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError(f"address {address}: write tcp://host:port (port 1 to 65535) or ipc:///path")
     if host.startswith("["):
         raise ConfigError(f"address {address}: IPv6 is not supported; write a host's name or its IPv4 address")
+
+
+def check_temporary_directory(directory: str) -> None:
+    """Check that apex-train can make its ipc sockets in a directory of temporary files.
+
+    Raises:
+        ConfigError: its path is too long.
+    """
+    room = IPC_PATH_BYTES - len("/apex-12345678/123")
+    if len(os.fsencode(directory)) > room:
+        raise ConfigError(
+            f"the temporary directory {directory} is too long for ipc sockets; set TMPDIR to one of at most {room} "
+            "bytes, or pass --tcp"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from apex_zmq.config import sources
+from apex_zmq.config import paths, sources
 from apex_zmq.config.check import SettingError, validate
 from apex_zmq.config.settings import Config, Section, Setting, by_name, sections, to_tree
 from apex_zmq.config.sources import Value
@@ -113,6 +113,11 @@ def _suggestion(name: str) -> str:
 def _converted(value: Value) -> Any:
     """The value in the type of its setting."""
     setting = by_name()[value.name]
+    if value.name in paths.SETTINGS and isinstance(value.value, str):
+        try:
+            return str(paths.expanded(value.value))
+        except ValueError as error:
+            raise ConfigError(f"{value.place}: {value.name}: {error}") from None
     try:
         return msgspec.convert(value.value, setting.hint, strict=False)
     except msgspec.ValidationError:

@@ -47,6 +47,8 @@ def examine(config: Config, given: Sequence[str] = ()) -> Iterator[Check]:
         yield host.check_memory(config, shards, sum(resident.values()))
     network_bytes = sum(array.nbytes for array in network.values())
     yield from host.check_disks(config, roles, shards, network_bytes, together=train)
+    if train:
+        yield host.check_sockets()
     yield host.check_open_files(config.run.num_actors, roles)
     if train:
         return

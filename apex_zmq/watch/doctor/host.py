@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import numpy.typing as npt
 import psutil
 from packaging.requirements import Requirement
 
+from apex_zmq.config.check import check_temporary_directory
 from apex_zmq.config.settings import Config
 from apex_zmq.envs.emulators import FCEUmm, NESPy, core_path, rom_path
 from apex_zmq.envs.make import EnvError, env_spec
-from apex_zmq.errors import INSTALL, UserError
+from apex_zmq.errors import INSTALL, ConfigError, UserError
 from apex_zmq.replay.disk import budget
 from apex_zmq.rundir import directory as rundir
 from apex_zmq.watch.doctor.check import Check, failed
@@ -152,6 +154,16 @@ def check_disk(name: str, directory: Path, needed: int, kept: int, setting: str)
     if needed > free:
         return Check(name, "fail", found, f"free disk space, or set another {setting}")
     return Check(name, "ok", found)
+
+
+def check_sockets() -> Check:
+    """Check that apex-train can make its ipc sockets."""
+    directory = tempfile.gettempdir()
+    try:
+        check_temporary_directory(directory)
+    except ConfigError as error:
+        return failed("sockets", error)
+    return Check("sockets", "ok", f"in {directory}")
 
 
 def check_open_files(actors: int, roles: Sequence[str]) -> Check:
