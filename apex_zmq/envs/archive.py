@@ -181,21 +181,32 @@ class Archive:
         node.fresh = False
         return node
 
-    def draw_from_path(self, stage: str) -> tuple[Node, list[int]] | None:
-        """A node of a path to restart from, by its weight or at random, and the path's actions from there on.
+    def draw_from_path(self, stage: str, near: tuple[float, float] | None) -> tuple[Node, list[int]] | None:
+        """A node of a path to restart from, and the path's actions from there on.
 
-        None: no path with enough saved moments.
+        Args:
+            stage: the stage.
+            near: bounds of progress; a node between them, or the nearest, is drawn. None: any, by weight or at random.
+
+        Returns:
+            None: no path with enough saved moments.
         """
         paths = self.paths(stage)
         if not paths:
             return None
         path = paths[self._rng.integers(len(paths))]
-        places = [index for index, node in enumerate(path.nodes) if node.snapshot is not None]
-        if len(places) < PLACES_MIN:
+        saved = {index: node.snapshot.progress for index, node in enumerate(path.nodes) if node.snapshot is not None}
+        if len(saved) < PLACES_MIN:
             return None
-        uniform = self._rng.random() < UNIFORM
-        weights = np.array([1.0 if uniform else path.nodes[place].weight for place in places])
-        place = places[self._rng.choice(len(places), p=weights / weights.sum())]
+        if near is not None:
+            progress = np.array(list(saved.values()))
+            distance = np.maximum(near[0] - progress, 0) + np.maximum(progress - near[1], 0)
+            weights = (distance == distance.min()).astype(float)
+        elif self._rng.random() < UNIFORM:
+            weights = np.ones(len(saved))
+        else:
+            weights = np.array([path.nodes[index].weight for index in saved])
+        place = int(self._rng.choice(list(saved), p=weights / weights.sum()))
         return path.nodes[place], path.actions[path.taken[place] :]
 
 

@@ -25,6 +25,8 @@ from apex_zmq.envs.interface import EnvError, Lanes, Step
 LOW_EPSILON = 0.01  # lanes of at most this epsilon always take the real start
 EXPLORATION = 25  # decisions of an explorer's episode
 EXPLORERS_AFTER = 0.1  # share of explorers once a path reaches the goal
+NEAR_ENDS = 0.7  # share of the restarts on a path that begin around the end of a low-epsilon episode
+BEFORE = 2.0  # strides that they begin before it at most; after it: one
 REPEATS = 0.5  # share of the restarts on a path that repeat its actions first
 REPEAT_MAX = 64  # actions that they repeat
 WINDOW = 16  # low-epsilon episodes by which the need for restarts is judged
@@ -127,7 +129,7 @@ class Starts:
         if lanes is None:
             return Start(self._lanes.spec.frame.observation_of(self._lanes.reset(lane)), Kind.REAL)
         stage = lanes.next_stage(lane)
-        track = self._draw(stage, epsilon) if epsilon > LOW_EPSILON and self._owed > 0 else None
+        track = self._draw(lanes, stage, epsilon) if epsilon > LOW_EPSILON and self._owed > 0 else None
         if track is None:
             self._tracks[lane] = _Track(Kind.REAL, stage, epsilon, Node())
             return Start(lanes.spec.frame.observation_of(lanes.reset(lane)), Kind.REAL)
@@ -139,11 +141,11 @@ class Starts:
         self.counts["explorations" if track.kind is Kind.EXPLORER else "restarts"] += 1
         return Start(snapshot.observation.copy(), track.kind)
 
-    def _draw(self, stage: str, epsilon: float) -> _Track | None:
+    def _draw(self, lanes: RestartableLanes, stage: str, epsilon: float) -> _Track | None:
         if self._owed_explorations > 0:
             node = self.archive.draw_cell(stage)
             return None if node is None else _Track(Kind.EXPLORER, stage, epsilon, node, begun=node)
-        drawn = self.archive.draw_from_path(stage)
+        drawn = self.archive.draw_from_path(stage, self._near_an_end(stage, lanes.stride))
         if drawn is None:
             return None
         node, actions = drawn
@@ -152,6 +154,14 @@ class Starts:
             return _Track(Kind.REPEAT, stage, epsilon, node, script=repeated[::-1])
         node.starts += 1
         return _Track(Kind.RESTART, stage, epsilon, node, begun=node)
+
+    def _near_an_end(self, stage: str, stride: float) -> tuple[float, float] | None:
+        """Bounds of progress around the end of a low-epsilon episode; None: anywhere."""
+        ends = self._ends.get(stage)
+        if not ends or self._rng.random() >= NEAR_ENDS:
+            return None
+        end = ends[-1 - int(self._rng.integers(min(WINDOW, len(ends))))]
+        return end - BEFORE * stride, end + stride
 
     def choose(self, lane: int, action: int) -> int:
         """Return the action that a lane takes, given the one that its policy has chosen."""

@@ -120,13 +120,13 @@ def test_cells_explored_seldom_are_drawn_more_often() -> None:
 def test_nodes_neither_mastered_nor_hopeless_are_drawn_more_often() -> None:
     moments = archive()
     nodes = chain(moments, 4)
-    assert moments.draw_from_path("1-1") is None
+    assert moments.draw_from_path("1-1", None) is None
     moments.record("1-1", nodes[4], [8, 9], 10.0, succeeded=False)
     for node, passes in zip(nodes[1:], (100, 50, 0, 0), strict=True):
         node.starts, node.passes = 100, passes
     drawn: Counter[int] = Counter()
     for _ in range(2000):
-        found = moments.draw_from_path("1-1")
+        found = moments.draw_from_path("1-1", None)
         assert found is not None
         node, actions = found
         assert actions == [0, 1, 2, 3, 8, 9][nodes.index(node) :]
@@ -137,12 +137,23 @@ def test_nodes_neither_mastered_nor_hopeless_are_drawn_more_often() -> None:
     assert Node(starts=3).weight < Node().weight
 
 
+@pytest.mark.parametrize(
+    ("near", "expected"), [((2.0, 3.5), {2, 3}), ((2.2, 2.6), {2}), ((-5.0, 0.0), {1}), ((99.0, 100.0), {4})]
+)
+def test_a_node_near_some_progress_is_drawn(near: tuple[float, float], expected: set[int]) -> None:
+    moments = archive()
+    nodes = chain(moments, 4)  # of progress 1 to 4
+    moments.record("1-1", nodes[4], [], 10.0, succeeded=False)
+    drawn = {nodes.index(found[0]) for _ in range(40) if (found := moments.draw_from_path("1-1", near)) is not None}
+    assert drawn == expected
+
+
 def test_dropped_moments_of_a_path_are_passed_over() -> None:
     moments = archive()
     nodes = chain(moments, PLACES_MIN)
     moments.record("1-1", nodes[-1], [], 10.0, succeeded=False)
     moments.add("1-1", PLACES_MIN - 1, Node(nodes[-2], (3,), snapshot()))  # in place of the path's last
-    assert moments.draw_from_path("1-1") is None
+    assert moments.draw_from_path("1-1", None) is None
 
 
 PROGRESS = st.lists(st.floats(0, 1e6), max_size=40)
