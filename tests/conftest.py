@@ -147,8 +147,8 @@ def start(tmp_path: Path, fork_server: ForkServer) -> Iterator[StartProgram]:
 
 
 def environment() -> dict[str, str]:
-    """For a program under a pseudo-terminal: COLUMNS, where the test runner has it, would hide that one's width."""
-    return {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    """For a program under a pseudo-terminal: COLUMNS and TERM of the test runner would hide that one's."""
+    return {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
 
 
 def free_tcp_address() -> str:

@@ -43,7 +43,7 @@ class Terminal:
     """
 
     def __init__(self, log_format: logs.Format) -> None:
-        self.is_live = sys.stdout.isatty()
+        self.is_live = logs.moves_cursor()
         self._json = log_format == "json"
         self._lock = threading.Lock()
         self._progress = ""

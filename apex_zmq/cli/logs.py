@@ -20,6 +20,11 @@ OLD_FILES = 3  # number of rotated files kept: <role>.log.1 and so on
 PROGRESS_IN_FILE = "APEX_PROGRESS_IN_FILE"  # environment variable; if set, progress lines go only to the log file
 
 
+def moves_cursor() -> bool:
+    """Whether standard output is a terminal that can redraw lines, unlike TERM=dumb."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class _File(RotatingFileHandler):
     """A log file. If the disk is full, lines are lost, an error is printed once, and the program continues."""
 

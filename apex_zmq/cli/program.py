@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,6 +14,7 @@ from apex_zmq.cli.options import Parser
 from apex_zmq.errors import UserError
 
 EXIT_BAD_INPUT = 2
+EXIT_BROKEN_PIPE = 128 + 13
 Argv = Sequence[str] | None  # None: sys.argv
 
 
@@ -25,7 +27,8 @@ class Program(Protocol):
 def program(name: str, description: str) -> Callable[[Callable[[Parser, Argv], int]], Program]:
     """Decorator of a function that adds its options to a parser, parses `argv` with it and runs the program.
 
-    A `UserError` is printed as one line and ends the program with exit code 2, Ctrl-C with 130.
+    A `UserError` is printed as one line and ends the program with exit code 2, Ctrl-C with 130, and a reader of its
+    output that is gone with 141, as SIGPIPE would.
     """
 
     def decorate(run: Callable[[Parser, Argv], int]) -> Program:
@@ -41,6 +44,9 @@ def program(name: str, description: str) -> Callable[[Callable[[Parser, Argv], i
                 message = f"cannot use {error.filename}: {error.strerror}; change its permissions, or choose another"
             except KeyboardInterrupt:
                 return 130
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+                return EXIT_BROKEN_PIPE
             print(f"{name}: error: {message}", file=sys.stderr)
             logs.keep(message)
             return EXIT_BAD_INPUT

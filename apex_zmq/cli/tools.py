@@ -8,12 +8,11 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 from collections import Counter
 from typing import Any
 
-from apex_zmq.cli import options
+from apex_zmq.cli import logs, options
 from apex_zmq.cli.options import Parser
 from apex_zmq.cli.program import Argv, program
 from apex_zmq.config.check import check_address, validate
@@ -209,8 +208,8 @@ def top(parser: Parser, argv: Argv) -> int:
 
     if not arguments.once and (arguments.json or arguments.timeout is not None):
         raise ConfigError("--json and --timeout need --once; add it, or leave them out")
-    if not arguments.once and not sys.stdout.isatty():
-        raise ConfigError("standard output is not a terminal; give --once, or --once --json")
+    if not arguments.once and not logs.moves_cursor():
+        raise ConfigError("standard output is not a terminal that can redraw lines; give --once, or --once --json")
     address = config.addresses.parameters
     check_address(address)
     from apex_zmq.net.sockets import Links

@@ -12,6 +12,7 @@ import pytest
 
 from apex_zmq import __main__
 from apex_zmq.cli import tools
+from apex_zmq.cli.launch import Terminal
 from apex_zmq.play import evaluator
 
 from ..conftest import ROOT
@@ -53,3 +54,33 @@ def test_permission_denied_error_names_the_path(closed: Path, capsys: pytest.Cap
     assert tools.evaluate(["--checkpoint", str(closed / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"apex-eval: error: cannot use {closed / 'run'}: Permission denied; ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "apex-doctor --config configs/cartpole.yaml --role train",
+        "apex-eval --checkpoint models/mario-1-1 --episodes 1 --protocol greedy",
+    ],
+)
+def test_a_reader_that_is_gone_ends_a_program_quietly(command: str) -> None:
+    program, *arguments = command.split()
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [ROOT / "bin" / program, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("term", "live"), [("xterm", True), ("dumb", False)])
+def test_a_dumb_terminal_gets_no_control_codes(
+    term: str, live: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    terminal = Terminal("text")
+    assert terminal.is_live is live
+    terminal.print_line("actor-0", "playing")
+    assert ("\x1b" in capsys.readouterr().out) is live

@@ -145,7 +145,9 @@ BAD = {
         "directory {nowhere} does not exist",
         "create it first",
     ),
-    "watching without a terminal": Case("apex-top", "standard output is not a terminal", "give --once"),
+    "watching without a terminal": Case(
+        "apex-top", "standard output is not a terminal that can redraw lines", "give --once"
+    ),
     "an object without end": Case("apex-top --json", "--json and --timeout need --once", "add it"),
     "no address to watch": Case("apex-top --once --parameters host:1", "address host:1", "write tcp://host:port"),
 }
