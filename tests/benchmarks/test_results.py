@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -140,6 +141,35 @@ def test_a_stage_is_learned_once_most_of_the_last_low_epsilon_episodes_cleared_i
     rows = [{"epsilon": "0.001", "cleared": digit} for digit in cleared]
     others = [{"epsilon": "0.4", "cleared": "0"}] * 100
     assert learning.learned(rows + others) is expected
+
+
+@pytest.mark.parametrize(("clears", "ended_early"), [(40, True), (35, False)])
+def test_a_run_is_interrupted_once_its_stage_is_learned(
+    clears: int, ended_early: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "AFTER_MINUTES", 0.0)
+    monkeypatch.setattr(learning, "POLL_S", 0.01)
+    written, watched = tmp_path / "written.csv", tmp_path / "episodes.csv"
+    rows = [{"epsilon": "0.001", "cleared": int(number < clears)} for number in range(40)]
+    csv_files.write_csv(written, ("cleared", "epsilon"), rows)
+    with written.open("a") as file:
+        file.write("1,")  # a row that the learner is writing
+    run = (  # waits for the signal if it has learned the stage, else spends its budget
+        "import os, signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(7)); "
+        f"os.rename({str(written)!r}, {str(watched)!r}); {ended_early} and signal.pause()"
+    )
+    training = subprocess.Popen([sys.executable, "-c", run])
+    assert learning._end_early(training, watched) is ended_early
+    assert training.wait() == (7 if ended_early else 0)
+
+
+def test_repeats_of_a_stage_are_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (learning._game("7-2", seed) for seed in (1, 2))
+    assert (first.name, second.name) == ("game-7-2", "game-7-2-seed-2")
+    assert "--seed 2" in " ".join(learning.command(second, Path("there")))
+    row = {"seed": learning.FRESH_SEED, "protocol": "noop", "clear_rate": 1.0, "checkpoint": "step-1.safetensors"}
+    monkeypatch.setattr(learning, "export", lambda source, path: pytest.fail(f"{path} is exported"))
+    learning._publish(second, [row])
 
 
 def test_every_stage_of_the_game_is_trained_with_the_recipe() -> None:
