@@ -52,6 +52,7 @@ COMPARED_MINUTES = {group: TRIAL_MINUTES[group] for group in ("ablation", "sweep
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
 COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
 MARKED = re.compile(r"(<!-- (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+GAME_CHART = "![Clear rates of the low-epsilon lanes over decisions, stage by stage](images/game.png)"
 Floats = npt.NDArray[np.float64]
 
 
@@ -213,8 +214,9 @@ def game(results: Sequence[Result]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
+        seed = result.about["seed"]
         cells = (
-            stage_of(result),
+            stage_of(result) if seed == 1 else f"{stage_of(result)}, seed {seed}",
             _when(_first(result.low, result.low.cleared > 0)),
             _when(half_clear(result)),
             f"{result.all.minutes[-1]:.0f}",
@@ -351,7 +353,7 @@ def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path
 
 
 def draw_game(results: Sequence[Result], path: Path) -> None:
-    """Draw clear rates of the low-epsilon lanes over decisions, a panel per stage: a row per world."""
+    """Draw clear rates of the low-epsilon lanes over decisions, a panel per stage: a row per world, a line per seed."""
     figure, axes = pyplot.subplots(8, 4, figsize=(10, 14), layout="constrained", sharex=True, sharey=True)
     panels = dict(zip(stages_of(MARIO), axes.flat, strict=True))
     for stage, axis in panels.items():
@@ -409,7 +411,7 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     if runs := _of(results, "stage"):
         made["stage"] = stages(runs)
     if runs := _of(results, "game"):
-        made["game"] = game(runs)
+        made["game"] = f"{game(runs)}\n\n{GAME_CHART}"
     return made
 
 

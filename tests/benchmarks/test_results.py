@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +77,12 @@ def test_milestones_of_a_run_are_computed(tmp_path: Path) -> None:
 def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
     fresh = [(9, 90, protocol, 30_000, 100, rate) for protocol, rate in (("noop", 0.5), ("sticky", 0.2), ("greedy", 1))]
     write_run(tmp_path, EPISODES, fresh)
-    about = {"algorithm": "apex", "name": "run", "settings": {"env.stages": "[7-2]"}}
+    about = {"algorithm": "apex", "name": "run", "seed": 1, "settings": {"env.stages": "[7-2]"}}
     learning.about_file("run", tmp_path).write_text(json.dumps(about))
-    row = results.game([results.read("run", tmp_path)]).splitlines()[-1]
+    first = results.read("run", tmp_path)
+    repeat = replace(first, about=about | {"seed": 2})
+    row, repeated = results.game([first, repeat]).splitlines()[-2:]
+    assert repeated.startswith("| 7-2, seed 2 | ")
     assert [cell.strip() for cell in row.split("|")[1:7]] == [
         "7-2",
         "4.0 min, 3k",
@@ -87,7 +91,7 @@ def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
         "3k",
         "0.50 (0.40 to 0.60)",
     ]
-    results.draw_game([results.read("run", tmp_path)], tmp_path / "game.png")
+    results.draw_game([first, repeat], tmp_path / "game.png")
     assert (tmp_path / "game.png").stat().st_size > 10_000
 
 
@@ -120,7 +124,10 @@ def test_the_documents_are_up_to_date() -> None:
     for document in documents:
         assert results.fill(document, tables) == document
     marks = [match["name"] for document in documents for match in results.MARKED.finditer(document)]
-    assert sorted(marks) == sorted(tables)  # each table stands in one document, and no name is misspelled
+    assert len(marks) == len(set(marks))
+    assert set(tables) <= set(marks)
+    groups = {run.group for run in learning.QUEUE}  # marks of a group without results are empty
+    assert set(marks) <= groups | set(tables), "misspelled"
     for path in results.CARDS:
         assert "evaluation" in {match["name"] for match in results.MARKED.finditer(path.read_text())}
         assert results.card(path) == path.read_text()
