@@ -412,7 +412,7 @@ def commit(names: Sequence[str], directory: Path = RESULTS) -> None:
     """Commit the results of these runs, and nothing else, as one commit."""
     files = [file for name in names for file in _files(name)]
     models = (model_of(name, directory.parents[1] / "models") for name in names)
-    files += [str(model) for model in models if model.exists()]
+    files += [str(model.parent) for model in models if model.exists()]  # also a deleted evaluation
     subject, body = commit_message(names)
     subprocess.run(["git", "add", "--", *files], check=True, cwd=directory)
     subprocess.run(["git", "commit", "--quiet", "-m", subject, "-m", body, "--", *files], check=True, cwd=directory)

@@ -133,6 +133,38 @@ def test_the_documents_are_up_to_date() -> None:
         assert results.card(path) == path.read_text()
 
 
+def test_the_common_card_of_the_models_is_up_to_date() -> None:
+    card = results.game_card(results.read_all())
+    assert card == results.GAME_CARD.read_text()
+    assert "| [1-1](mario-1-1/README.md) | 1000 | 0.95 (0.94 to 0.96) |" in card
+
+
+def test_the_table_of_models_says_which_stages_have_none(tmp_path: Path) -> None:
+    columns = ("emulator", "protocol", "seed", "episodes", "clear_rate", "mean_x")
+    figures = [
+        ("fceumm", "noop", 1, 100, 0.5, 1000),
+        ("fceumm", "noop", 2, 300, 0.7, 2000),
+        ("nes-py", "noop", 1, 100, 0.1, 100),
+        ("fceumm", "sticky", 1, 100, 0.2, 900),
+        ("fceumm", "greedy", 1, 1, 1, 3000),
+    ]
+    for stage in ("7-2", "7-3"):
+        (tmp_path / f"mario-{stage}").mkdir()
+    write(tmp_path / "mario-7-2/evaluation.csv", columns, figures)
+    write_run(tmp_path, EPISODES, [(9, 90, "noop", 30_000, 100, 0.31)])
+    run = results.read("run", tmp_path)
+    trained = [
+        replace(run, about={"seed": seed, "settings": {"env.stages": f"[{stage}]"}})
+        for stage, seed in (("7-2", 1), ("7-3", 1), ("7-4", 1), ("8-1", 2))
+    ]
+    _, _, row, _, failed, _, others = results.models(trained, tmp_path).splitlines()
+    assert row == "| 7-2 | 400 | 0.65 (0.60 to 0.70) | 0.20 (0.13 to 0.29) | 1 of 1 | 1,750 |"
+    assert failed.endswith(": 7-4 (0.31).")
+    assert len(others.split(", ")) == 30
+    assert "7-3" in others  # exported, but not evaluated
+    assert "8-1" in others  # only a repeat
+
+
 def test_a_run_starts_from_the_best_checkpoint_of_another() -> None:
     run = next(run for run in learning.QUEUE if run.init_from == "headline-1")
     best = results.read("headline-1").fresh("noop")["checkpoint"]
@@ -213,7 +245,12 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
     git(tmp_path, "add", "staged.txt")
     model = learning.model_of("game-7-2", tmp_path / "models")
     model.parent.mkdir(parents=True)
+    model.write_bytes(b"of an earlier run")
+    (model.parent / "evaluation.csv").write_text("of an earlier run")
+    git(tmp_path, "add", "models")
+    git(tmp_path, "commit", "--quiet", "-m", "earlier", "--", "models")
     model.write_bytes(b"parameters")
+    (model.parent / "evaluation.csv").unlink()  # as an export does
     for age, name in ((20, "game-7-2"), (30, "second"), (60, "first")):
         for of in (learning.episodes_file, learning.evaluations_file, learning.about_file):
             of(name, directory).write_bytes(b"{}")
@@ -221,7 +258,7 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
     learning.episodes_file("interrupted", directory).write_bytes(b"")
     assert learning.uncommitted(directory) == ["first", "second", "game-7-2"]
     learning.commit(["first", "second", "game-7-2"], directory)
-    assert git(tmp_path, "log", "--format=%s%b").strip() == "results: add first, second, game-7-2"
+    assert git(tmp_path, "log", "-1", "--format=%s%b").strip() == "results: add first, second, game-7-2"
     assert len(git(tmp_path, "ls-files", "docs").splitlines()) == 9
     assert git(tmp_path, "ls-files", "models").split() == ["models/mario-7-2/best.safetensors"]
     assert git(tmp_path, "status", "--porcelain", "-uall").splitlines() == [
@@ -246,6 +283,7 @@ def test_a_stage_that_is_cleared_half_the_time_becomes_a_model(
     learning._publish(run, [row])
     assert model.exists() is published
     if published:
+        assert model.stat().st_size < 1_000_000
         assert {tensor.dtype for tensor in load(model).played.values()} == {torch.float16}
         player = Player.of(load(model), "noop", 0)
         assert max(moment.length for moment in player.episode()) > 0
