@@ -8,8 +8,8 @@ NAME.csv.gz       one row per episode: minutes, decisions, epsilon, stage, retur
 NAME-eval.csv.gz  one row per evaluation of a checkpoint
 NAME.json         command, settings, seed, commit, versions and machine; written last, so it marks a finished run
 
-The best checkpoint of a stage of the game that clears half of the noop episodes becomes models/mario-STAGE, unless that
-model has a card of its own.
+The best checkpoint of a stage of the game becomes models/mario-STAGE if it clears half of the noop episodes, unless
+that model has a card of its own; repeats with other seeds make no models.
 
 With --commit the queue ends with one commit of all finished runs that are not committed yet. After a crash the results
 are in the working tree, and the next queue commits them.
@@ -60,6 +60,8 @@ POLL_S = 5.0
 SUBJECT_LENGTH = 72  # of a commit message
 TRIAL_MINUTES = {"ablation": 25.0, "sweep": 15.0, "fine-tuning": 40.0, "experiment": 25.0}
 GAME_MINUTES = 60.0
+REPEATED: tuple[str, ...] = ()  # stages of the game that are also trained with the seeds below
+REPEATED_SEEDS = (2, 3, 4)
 EVALUATION = (
     "minutes",
     "decisions",
@@ -93,6 +95,12 @@ class Run:
     def config(self) -> str:
         """The config file, from the project's root."""
         return RECIPE if self.group in ("game", "experiment", "atari") else CONFIG
+
+
+def _game(stage: str, seed: int = 1) -> Run:
+    """A run of a stage of the game."""
+    name = f"game-{stage}" if seed == 1 else f"game-{stage}-seed-{seed}"
+    return Run(name, "game", seed, GAME_MINUTES, {"env.stages": f"[{stage}]"})
 
 
 def _trials(group: Literal["sweep", "ablation"], settings: Mapping[str, Mapping[str, str]]) -> list[Run]:
@@ -169,7 +177,8 @@ QUEUE = [
     *(Run(f"stage-{name}", "stage", 1, 45.0, settings) for name, settings in STAGES.items()),
     *_trials("sweep", SWEEP),
     Run("fine-tuning-1", "fine-tuning", 1, 40.0, PERTURBED, init_from="headline-1"),
-    *(Run(f"game-{stage}", "game", 1, GAME_MINUTES, {"env.stages": f"[{stage}]"}) for stage in stages(MARIO)),
+    *(_game(stage) for stage in stages(MARIO)),
+    *(_game(stage, seed) for stage in REPEATED for seed in REPEATED_SEEDS),
     *(
         Run(f"experiment-{stage}-{name}-{seed}", "experiment", seed, 25.0, {"env.stages": f"[{stage}]", **changes})
         for stage, trials in EXPERIMENTS.items()
@@ -250,7 +259,7 @@ def model_of(name: str, directory: Path = MODELS) -> Path:
 def _publish(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> None:
     noop = next(row for row in evaluations if (row["seed"], row["protocol"]) == (FRESH_SEED, "noop"))
     model = model_of(run.name)
-    if noop["clear_rate"] >= PUBLISHED and not (model.parent / "README.md").exists():
+    if run.seed == 1 and noop["clear_rate"] >= PUBLISHED and not (model.parent / "README.md").exists():
         export(RUNS / run.name / str(noop["checkpoint"]), model)
 
 
@@ -403,7 +412,7 @@ def commit(names: Sequence[str], directory: Path = RESULTS) -> None:
     """Commit the results of these runs, and nothing else, as one commit."""
     files = [file for name in names for file in _files(name)]
     models = (model_of(name, directory.parents[1] / "models") for name in names)
-    files += [str(model) for model in models if model.exists()]
+    files += [str(model.parent) for model in models if model.exists()]  # also a deleted evaluation
     subject, body = commit_message(names)
     subprocess.run(["git", "add", "--", *files], check=True, cwd=directory)
     subprocess.run(["git", "commit", "--quiet", "-m", subject, "-m", body, "--", *files], check=True, cwd=directory)

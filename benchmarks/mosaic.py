@@ -20,14 +20,18 @@ from apex_zmq.config import loading
 from apex_zmq.envs.games import MARIO, stages
 from apex_zmq.envs.make import make_lanes
 from apex_zmq.play.player import Player
-from apex_zmq.rundir.checkpoint import BEST, load
+from apex_zmq.play.video import save_gif
+from apex_zmq.rundir.checkpoint import load
+from benchmarks.learning import MODELS, model_of
 from benchmarks.rows import ROOT
 
 FILM = ROOT / "docs/images/game.gif"
-TILE = (60, 56)  # width, height: a quarter of the screen
+TILE = (80, 75)  # width, height: a third of the screen
+GAP = 2  # pixels, right of and below each tile
 TRIES, SEED = 20, 90_000
+DECISIONS_PER_S = 15  # at `env.frame_skip` 4
 MAX_BYTES = 3_000_000
-FITS = ((3, 32), (3, 16), (4, 16), (5, 16), (6, 8))  # decisions per picture, colours
+FITS = ((2, 32), (3, 32), (3, 16), (4, 16), (5, 16), (6, 8))  # decisions per picture, colours
 
 
 class Play(NamedTuple):
@@ -37,9 +41,9 @@ class Play(NamedTuple):
     cleared: bool
 
 
-def play(directory: Path) -> Play:
+def play(model: Path) -> Play:
     """Play a model until it clears its stage; of failures, the one that got furthest."""
-    player = Player.of(load(directory / BEST), "noop", SEED, render=True)
+    player = Player.of(load(model), "noop", SEED, render=True)
     best, furthest = Play([], False), -1.0
     try:
         for _ in range(TRIES):
@@ -69,32 +73,33 @@ def start(stage: str) -> Play:
 def film(plays: Sequence[Play], stride: int, colours: int) -> bytes:
     """A GIF of the plays, four to a column, with every `stride`-th picture in real time."""
     length = max(len(each.pictures) for each in plays)
+    width, height = TILE[0] + GAP, TILE[1] + GAP
     frames = []
     for moment in [*range(0, length, stride), length - 1]:
-        frame = Image.new("RGB", (TILE[0] * -(-len(plays) // 4), TILE[1] * 4))
+        frame = Image.new("RGB", (width * -(-len(plays) // 4), height * 4))
         for index, each in enumerate(plays):
             picture = each.pictures[min(moment, len(each.pictures) - 1)]
             if not each.cleared:
                 picture = picture.convert("L").point(lambda value: value // 2)
-            frame.paste(picture, (TILE[0] * (index // 4), TILE[1] * (index % 4)))
+            frame.paste(picture, (width * (index // 4), height * (index % 4)))
         frames.append(frame)
     palette = Image.fromarray(np.concatenate([np.array(frame) for frame in frames[:: len(frames) // 8 + 1]]))
     common = palette.quantize(colours)
-    first, *rest = [frame.quantize(palette=common, dither=Image.Dither.NONE) for frame in frames]
+    rate = DECISIONS_PER_S / stride
     file = io.BytesIO()
-    first.save(
-        file, "GIF", save_all=True, append_images=rest, duration=round(1000 * stride / 15), loop=0, optimize=True
-    )
+    save_gif(file, [frame.quantize(palette=common, dither=Image.Dither.NONE) for frame in frames], rate)
     return file.getvalue()
 
 
-def main(path: Path) -> None:
-    models = {stage: ROOT / f"models/mario-{stage}" for stage in stages(MARIO)}
-    plays = [play(model) if model.is_dir() else start(stage) for stage, model in models.items()]
+def main(path: Path, directory: Path = MODELS) -> None:
+    models = {stage: model_of(f"game-{stage}", directory) for stage in stages(MARIO)}
+    plays = [play(model) if model.is_file() else start(stage) for stage, model in models.items()]
     for stride, colours in FITS:
         made = film(plays, stride, colours)
         if len(made) <= MAX_BYTES:
             break
+    else:
+        sys.exit(f"{path} is not written: {len(made):,} bytes, more than {MAX_BYTES:,}; add a smaller row to FITS")
     path.write_bytes(made)
     cleared = sum(each.cleared for each in plays)
     print(f"{path}: {cleared} of {len(plays)} stages cleared, {len(made):,} bytes, {colours} colours")

@@ -1,35 +1,47 @@
-"""Export a checkpoint as a published model: python -m benchmarks.publish DIRECTORY CHECKPOINT [CHECKPOINT ...].
+"""Publish models: python -m benchmarks.publish (DIRECTORY CHECKPOINT [CHECKPOINT ...] | game).
 
-Of several checkpoints, the one that clears most of 1,000 episodes is exported; each takes four to six minutes on two
-cores. DIRECTORY/best.safetensors holds the network that evaluations play, in half precision, and the settings without
-those that name the machine. The exported model is then evaluated, in about ten minutes: DIRECTORY/evaluation.csv, from
-which `python -m benchmarks.results` makes the table of the model's card.
+The first form exports a checkpoint and evaluates it. Of several checkpoints, the one that clears most of 1,000 episodes
+is exported; each takes four to six minutes on two cores. DIRECTORY/best.safetensors holds the network that evaluations
+play, in half precision, and the settings without those that name the machine. The exported model is then evaluated, in
+about ten minutes: DIRECTORY/evaluation.csv, from which `python -m benchmarks.results` makes the table of the model's
+card.
+
+The second form evaluates the models of the game's stages that `python -m benchmarks.learning` has exported since the
+last time, on 401 episodes each. `python -m benchmarks.results` makes the table of their common card, models/README.md,
+from their evaluation.csv.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from apex_zmq.envs.games import MARIO, stages
 from apex_zmq.rundir.checkpoint import BEST
 from benchmarks.csv_files import write_csv
-from benchmarks.export import export
-from benchmarks.learning import play
+from benchmarks.export import EVALUATION, export
+from benchmarks.learning import MODELS, model_of, play
 
 CHOICE_SEEDS = range(40_000, 40_010)  # not used in training
 SEEDS = range(70_000, 70_010)  # used neither in training nor for the choice of a checkpoint
 FIGURES = ("emulator", "protocol", "seed", "episodes", "clear_rate", "mean_length", "mean_return", "mean_x")
-# emulator, protocol, seed, episodes
-GAMES = [
+Games = Sequence[tuple[str, str, int, int]]  # emulator, protocol, seed, episodes
+GAMES: Games = [
     *(("fceumm", "noop", seed, 100) for seed in SEEDS),
     *(("nes-py", "noop", seed, 100) for seed in SEEDS[:3]),  # a fifth of FCEUmm's speed
     ("fceumm", "sticky", SEEDS[0], 100),
     ("fceumm", "greedy", SEEDS[0], 1),
     ("nes-py", "greedy", SEEDS[0], 1),
+]
+STAGE_GAMES: Games = [
+    *(("fceumm", "noop", seed, 100) for seed in SEEDS[:3]),
+    ("fceumm", "sticky", SEEDS[0], 100),
+    ("fceumm", "greedy", SEEDS[0], 1),
 ]
 
 
@@ -46,16 +58,33 @@ def _clear_rate(candidate: str, pool: ThreadPoolExecutor) -> float:
     return rate
 
 
-def main(directory: str, *candidates: str) -> None:
-    path = Path(directory).resolve() / BEST
+def _write_evaluation(directory: Path, games: Games, pool: ThreadPoolExecutor) -> None:
+    rows = list(pool.map(lambda each: _evaluate(directory, *each), games))
+    write_csv(directory / EVALUATION, FIGURES, rows)
+
+
+def publish(directory: Path, candidates: Sequence[str]) -> None:
+    """Export the best of these checkpoints to a directory, and evaluate it."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         several = len(candidates) > 1
-        export(max(candidates, key=lambda each: _clear_rate(each, pool)) if several else candidates[0], path)
-        rows = list(pool.map(lambda games: _evaluate(path, *games), GAMES))
-    write_csv(path.parent / "evaluation.csv", FIGURES, rows)
+        best = max(candidates, key=lambda each: _clear_rate(each, pool)) if several else candidates[0]
+        export(best, directory / BEST)
+        _write_evaluation(directory, GAMES, pool)
+
+
+def publish_game(models: Path = MODELS) -> None:
+    """Evaluate each model of a stage of the game that has no evaluation."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for path in (model_of(f"game-{stage}", models) for stage in stages(MARIO)):
+            if path.is_file() and not (path.parent / EVALUATION).exists():
+                print(path.parent.name, file=sys.stderr, flush=True)
+                _write_evaluation(path.parent, STAGE_GAMES, pool)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if sys.argv[1:] == ["game"]:
+        publish_game()
+    elif len(sys.argv) > 2:
+        publish(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    else:
         sys.exit(__doc__)
-    main(*sys.argv[1:])

@@ -27,8 +27,10 @@ from apex_zmq.envs.games import stages as stages_of
 from apex_zmq.play.evaluator import wilson
 from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv
+from benchmarks.export import EVALUATION
 from benchmarks.learning import (
     FRESH_SEED,
+    MODELS,
     QUEUE,
     RESULTS,
     SELECTION_SEED,
@@ -37,12 +39,14 @@ from benchmarks.learning import (
     about_file,
     episodes_file,
     evaluations_file,
+    model_of,
 )
 from benchmarks.rows import ROOT
 
 DOCUMENTS = [ROOT / "docs/RESULTS.md", *sorted(ROOT.glob("docs/lab/*.md"))]
 IMAGES = ROOT / "docs/images"
-CARDS = sorted(ROOT.glob("models/*/README.md"))
+CARDS = sorted(MODELS.glob("*/README.md"))
+GAME_CARD = MODELS / "README.md"
 WINDOW = 20  # low-epsilon episodes
 CURVE_WINDOW = 100
 EARLY = (200_000, 300_000)  # decisions; clear rates of this window do not depend on the machine's speed
@@ -52,6 +56,7 @@ COMPARED_MINUTES = {group: TRIAL_MINUTES[group] for group in ("ablation", "sweep
 NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
 COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
 MARKED = re.compile(r"(<!-- (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+GAME_CHART = "![Clear rates of the low-epsilon lanes over decisions, stage by stage](images/game.png)"
 Floats = npt.NDArray[np.float64]
 
 
@@ -213,8 +218,9 @@ def game(results: Sequence[Result]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
+        seed = result.about["seed"]
         cells = (
-            stage_of(result),
+            stage_of(result) if seed == 1 else f"{stage_of(result)}, seed {seed}",
             _when(_first(result.low, result.low.cleared > 0)),
             _when(half_clear(result)),
             f"{result.all.minutes[-1]:.0f}",
@@ -259,13 +265,48 @@ def evaluation(rows: Sequence[dict[str, str]]) -> str:
     for row in rows:
         games.setdefault((row["emulator"], row["protocol"]), []).append(row)
     for (emulator, protocol), own in games.items():
-        weights = [int(row["episodes"]) for row in own]
-        rates, x = ([float(row[name]) for row in own] for name in ("clear_rate", "mean_x"))
-        rate = {"clear_rate": f"{np.average(rates, weights=weights)}", "episodes": f"{sum(weights)}"}
-        worst = f"{min(rates):.2f}" if len(own) > 1 else ""
-        cells = (emulator, protocol, rate["episodes"], _rate(rate), worst, f"{np.average(x, weights=weights):,.0f}")
+        all_seeds = _pooled(own)
+        worst = f"{min(float(row['clear_rate']) for row in own):.2f}" if len(own) > 1 else ""
+        x = f"{float(all_seeds['mean_x']):,.0f}"
+        cells = (emulator, protocol, all_seeds["episodes"], _rate(all_seeds), worst, x)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _pooled(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The figures of several evaluations over all of their episodes."""
+    weights = [int(row["episodes"]) for row in rows]
+    means = {name: np.average([float(row[name]) for row in rows], weights=weights) for name in ("clear_rate", "mean_x")}
+    return {"episodes": f"{sum(weights)}", **{name: f"{mean}" for name, mean in means.items()}}
+
+
+def models(results: Sequence[Result], directory: Path = MODELS) -> str:
+    """Table of the models of the game's stages on FCEUmm, and the stages without a model, by reason."""
+    lines = ["| stage | noop episodes | noop | sticky | greedy | mean x under noop |", "|---|---|---|---|---|---|"]
+    first = {stage_of(result): result for result in results if result.about["seed"] == 1}
+    failed, others = [], []
+    for stage in stages_of(MARIO):
+        own = model_of(f"game-{stage}", directory).parent
+        if (own / EVALUATION).exists():
+            lines.append(_model(stage, own))
+        elif stage in first and not own.exists():
+            failed.append(f"{stage} ({float(first[stage].fresh('noop')['clear_rate']):.2f})")
+        else:
+            others.append(stage)
+    if failed:
+        lines += ["", f"Stages without a model, with the clear rate of their best checkpoint: {', '.join(failed)}."]
+    if others:
+        lines += ["", f"Stages not trained or not evaluated yet: {', '.join(others)}."]
+    return "\n".join(lines)
+
+
+def _model(stage: str, directory: Path) -> str:
+    """The row of a stage's model; a model with a card of its own is linked."""
+    rows = [row for row in read_csv(directory / EVALUATION) if row["emulator"] == "fceumm"]
+    noop, *others = (_pooled([row for row in rows if row["protocol"] == name]) for name in ("noop", "sticky", "greedy"))
+    name = f"[{stage}]({directory.name}/README.md)" if (directory / "README.md").exists() else stage
+    cells = (name, noop["episodes"], *map(_rate, (noop, *others)), f"{float(noop['mean_x']):,.0f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def _median(values: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
@@ -351,7 +392,7 @@ def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path
 
 
 def draw_game(results: Sequence[Result], path: Path) -> None:
-    """Draw clear rates of the low-epsilon lanes over decisions, a panel per stage: a row per world."""
+    """Draw clear rates of the low-epsilon lanes over decisions, a panel per stage: a row per world, a line per seed."""
     figure, axes = pyplot.subplots(8, 4, figsize=(10, 14), layout="constrained", sharex=True, sharey=True)
     panels = dict(zip(stages_of(MARIO), axes.flat, strict=True))
     for stage, axis in panels.items():
@@ -409,13 +450,18 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     if runs := _of(results, "stage"):
         made["stage"] = stages(runs)
     if runs := _of(results, "game"):
-        made["game"] = game(runs)
+        made["game"] = f"{game(runs)}\n\n{GAME_CHART}"
     return made
 
 
 def card(path: Path) -> str:
     """A model's card with the table of its evaluation."""
-    return fill(path.read_text(), {"evaluation": evaluation(read_csv(path.parent / "evaluation.csv"))})
+    return fill(path.read_text(), {"evaluation": evaluation(read_csv(path.parent / EVALUATION))})
+
+
+def game_card(results: Sequence[Result]) -> str:
+    """The common card of the models of the game's stages, with their table."""
+    return fill(GAME_CARD.read_text(), {"models": models(_of(results, "game"))})
 
 
 def main() -> None:
@@ -425,6 +471,7 @@ def main() -> None:
         path.write_text(fill(path.read_text(), made))
     for path in CARDS:
         path.write_text(card(path))
+    GAME_CARD.write_text(game_card(results))
     if runs := _of(results, "headline", "peer"):
         draw(runs, IMAGES / "learning.png")
     if runs := _of(results, "ablation"):

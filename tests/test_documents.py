@@ -20,7 +20,7 @@ from apex_zmq.watch.metrics import find
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-OTHERS = sorted([*ROOT.glob("docs/*/*.md"), *ROOT.glob("models/*/*.md")])
+OTHERS = sorted([*ROOT.glob("docs/*/*.md"), *ROOT.glob("models/**/*.md")])
 IMAGES = sorted((ROOT / "docs" / "images").glob("*.svg"))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SVG = "{http://www.w3.org/2000/svg}"

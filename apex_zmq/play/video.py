@@ -37,7 +37,8 @@ def check(path: Path) -> None:
         raise VideoError(f"video {path}: .mp4 needs imageio-ffmpeg; pip install imageio-ffmpeg, or write a .gif")
 
 
-def _save_gif(target: Path | IO[bytes], images: Sequence[Image.Image], pictures_per_s: float) -> None:
+def save_gif(target: Path | IO[bytes], images: Sequence[Image.Image], pictures_per_s: float) -> None:
+    """Write an endless GIF of one image or more, with delays rounded to its unit of 10 ms."""
     first, *rest = images
     hundredths = max(2, round(100 / pictures_per_s))  # unit of a GIF's delay; browsers slow down delays below 2
     first.save(target, "GIF", save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
@@ -71,7 +72,7 @@ class Digest:
     def gif(self) -> bytes:
         """Return the GIF's bytes; at least one picture must have been added."""
         file = io.BytesIO()
-        _save_gif(file, [image.quantize() for image in self._images], self._rate / self._stride)
+        save_gif(file, [image.quantize() for image in self._images], self._rate / self._stride)
         return file.getvalue()
 
 
@@ -118,7 +119,7 @@ class Video:
                 raise self._error((complaint.decode(errors="replace").splitlines() or ["ffmpeg failed"])[-1])
         if self._images:
             try:
-                _save_gif(self._path, self._images, self._rate)
+                save_gif(self._path, self._images, self._rate)
             except OSError as error:
                 raise self._error(error.strerror or str(error)) from error
 

@@ -6,7 +6,9 @@ import gzip
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +77,12 @@ def test_milestones_of_a_run_are_computed(tmp_path: Path) -> None:
 def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
     fresh = [(9, 90, protocol, 30_000, 100, rate) for protocol, rate in (("noop", 0.5), ("sticky", 0.2), ("greedy", 1))]
     write_run(tmp_path, EPISODES, fresh)
-    about = {"algorithm": "apex", "name": "run", "settings": {"env.stages": "[7-2]"}}
+    about = {"algorithm": "apex", "name": "run", "seed": 1, "settings": {"env.stages": "[7-2]"}}
     learning.about_file("run", tmp_path).write_text(json.dumps(about))
-    row = results.game([results.read("run", tmp_path)]).splitlines()[-1]
+    first = results.read("run", tmp_path)
+    repeat = replace(first, about=about | {"seed": 2})
+    row, repeated = results.game([first, repeat]).splitlines()[-2:]
+    assert repeated.startswith("| 7-2, seed 2 | ")
     assert [cell.strip() for cell in row.split("|")[1:7]] == [
         "7-2",
         "4.0 min, 3k",
@@ -86,7 +91,7 @@ def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
         "3k",
         "0.50 (0.40 to 0.60)",
     ]
-    results.draw_game([results.read("run", tmp_path)], tmp_path / "game.png")
+    results.draw_game([first, repeat], tmp_path / "game.png")
     assert (tmp_path / "game.png").stat().st_size > 10_000
 
 
@@ -119,10 +124,45 @@ def test_the_documents_are_up_to_date() -> None:
     for document in documents:
         assert results.fill(document, tables) == document
     marks = [match["name"] for document in documents for match in results.MARKED.finditer(document)]
-    assert sorted(marks) == sorted(tables)  # each table stands in one document, and no name is misspelled
+    assert len(marks) == len(set(marks))
+    assert set(tables) <= set(marks)
+    groups = {run.group for run in learning.QUEUE}  # marks of a group without results are empty
+    assert set(marks) <= groups | set(tables), "misspelled"
     for path in results.CARDS:
         assert "evaluation" in {match["name"] for match in results.MARKED.finditer(path.read_text())}
         assert results.card(path) == path.read_text()
+
+
+def test_the_common_card_of_the_models_is_up_to_date() -> None:
+    card = results.game_card(results.read_all())
+    assert card == results.GAME_CARD.read_text()
+    assert "| [1-1](mario-1-1/README.md) | 1000 | 0.95 (0.94 to 0.96) |" in card
+
+
+def test_the_table_of_models_says_which_stages_have_none(tmp_path: Path) -> None:
+    columns = ("emulator", "protocol", "seed", "episodes", "clear_rate", "mean_x")
+    figures = [
+        ("fceumm", "noop", 1, 100, 0.5, 1000),
+        ("fceumm", "noop", 2, 300, 0.7, 2000),
+        ("nes-py", "noop", 1, 100, 0.1, 100),
+        ("fceumm", "sticky", 1, 100, 0.2, 900),
+        ("fceumm", "greedy", 1, 1, 1, 3000),
+    ]
+    for stage in ("7-2", "7-3"):
+        (tmp_path / f"mario-{stage}").mkdir()
+    write(tmp_path / "mario-7-2/evaluation.csv", columns, figures)
+    write_run(tmp_path, EPISODES, [(9, 90, "noop", 30_000, 100, 0.31)])
+    run = results.read("run", tmp_path)
+    trained = [
+        replace(run, about={"seed": seed, "settings": {"env.stages": f"[{stage}]"}})
+        for stage, seed in (("7-2", 1), ("7-3", 1), ("7-4", 1), ("8-1", 2))
+    ]
+    _, _, row, _, failed, _, others = results.models(trained, tmp_path).splitlines()
+    assert row == "| 7-2 | 400 | 0.65 (0.60 to 0.70) | 0.20 (0.13 to 0.29) | 1 of 1 | 1,750 |"
+    assert failed.endswith(": 7-4 (0.31).")
+    assert len(others.split(", ")) == 30
+    assert "7-3" in others  # exported, but not evaluated
+    assert "8-1" in others  # only a repeat
 
 
 def test_a_run_starts_from_the_best_checkpoint_of_another() -> None:
@@ -140,6 +180,35 @@ def test_a_stage_is_learned_once_most_of_the_last_low_epsilon_episodes_cleared_i
     rows = [{"epsilon": "0.001", "cleared": digit} for digit in cleared]
     others = [{"epsilon": "0.4", "cleared": "0"}] * 100
     assert learning.learned(rows + others) is expected
+
+
+@pytest.mark.parametrize(("clears", "ended_early"), [(40, True), (35, False)])
+def test_a_run_is_interrupted_once_its_stage_is_learned(
+    clears: int, ended_early: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "AFTER_MINUTES", 0.0)
+    monkeypatch.setattr(learning, "POLL_S", 0.01)
+    written, watched = tmp_path / "written.csv", tmp_path / "episodes.csv"
+    rows = [{"epsilon": "0.001", "cleared": int(number < clears)} for number in range(40)]
+    csv_files.write_csv(written, ("cleared", "epsilon"), rows)
+    with written.open("a") as file:
+        file.write("1,")  # a row that the learner is writing
+    run = (  # waits for the signal if it has learned the stage, else spends its budget
+        "import os, signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(7)); "
+        f"os.rename({str(written)!r}, {str(watched)!r}); {ended_early} and signal.pause()"
+    )
+    training = subprocess.Popen([sys.executable, "-c", run])
+    assert learning._end_early(training, watched) is ended_early
+    assert training.wait() == (7 if ended_early else 0)
+
+
+def test_repeats_of_a_stage_are_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (learning._game("7-2", seed) for seed in (1, 2))
+    assert (first.name, second.name) == ("game-7-2", "game-7-2-seed-2")
+    assert "--seed 2" in " ".join(learning.command(second, Path("there")))
+    row = {"seed": learning.FRESH_SEED, "protocol": "noop", "clear_rate": 1.0, "checkpoint": "step-1.safetensors"}
+    monkeypatch.setattr(learning, "export", lambda source, path: pytest.fail(f"{path} is exported"))
+    learning._publish(second, [row])
 
 
 def test_every_stage_of_the_game_is_trained_with_the_recipe() -> None:
@@ -176,7 +245,12 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
     git(tmp_path, "add", "staged.txt")
     model = learning.model_of("game-7-2", tmp_path / "models")
     model.parent.mkdir(parents=True)
+    model.write_bytes(b"of an earlier run")
+    (model.parent / "evaluation.csv").write_text("of an earlier run")
+    git(tmp_path, "add", "models")
+    git(tmp_path, "commit", "--quiet", "-m", "earlier", "--", "models")
     model.write_bytes(b"parameters")
+    (model.parent / "evaluation.csv").unlink()  # as an export does
     for age, name in ((20, "game-7-2"), (30, "second"), (60, "first")):
         for of in (learning.episodes_file, learning.evaluations_file, learning.about_file):
             of(name, directory).write_bytes(b"{}")
@@ -184,7 +258,7 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
     learning.episodes_file("interrupted", directory).write_bytes(b"")
     assert learning.uncommitted(directory) == ["first", "second", "game-7-2"]
     learning.commit(["first", "second", "game-7-2"], directory)
-    assert git(tmp_path, "log", "--format=%s%b").strip() == "results: add first, second, game-7-2"
+    assert git(tmp_path, "log", "-1", "--format=%s%b").strip() == "results: add first, second, game-7-2"
     assert len(git(tmp_path, "ls-files", "docs").splitlines()) == 9
     assert git(tmp_path, "ls-files", "models").split() == ["models/mario-7-2/best.safetensors"]
     assert git(tmp_path, "status", "--porcelain", "-uall").splitlines() == [
@@ -209,6 +283,7 @@ def test_a_stage_that_is_cleared_half_the_time_becomes_a_model(
     learning._publish(run, [row])
     assert model.exists() is published
     if published:
+        assert model.stat().st_size < 1_000_000
         assert {tensor.dtype for tensor in load(model).played.values()} == {torch.float16}
         player = Player.of(load(model), "noop", 0)
         assert max(moment.length for moment in player.episode()) > 0

@@ -109,6 +109,7 @@ def test_option_changes_only_its_setting(flag: str, name: str, resolve: Callable
         (["--alpha", "0.5", "--set", "replay.alpha=7"], "--set: replay.alpha: wanted"),
         (["--alpha", "7", "--config", str(ROOT / "configs/cartpole.yaml")], "--alpha: replay.alpha: wanted"),
         (["--alpha", "["], "--alpha: [: the value is not valid YAML"),
+        (["--stage", "1-2,9-9"], "stages run from 1-1 to 8-4 (env.stages from --stage)"),
         (
             ["--batch-size", "600", "--buffer-size", "500"],
             "raise replay.capacity (learner.batch_size from --batch-size, replay.capacity from --buffer-size)",
