@@ -276,7 +276,7 @@ def _buckets(run: Mapping[str, float]) -> Iterable[Bucket]:
 
 
 def _restarts(run: Mapping[str, float], archive: Sequence[StageArchive]) -> Restarts | None:
-    """What the learner reports of restarts; None: no actor has begun one or saved a state."""
+    """The restarts of all actors, as the learner reports them; None: no actor has begun one or saved a state."""
     begun = run.get("restarts/episodes", 0.0) + run.get("restarts/explorations", 0.0)
     cells = run.get("restarts/cells", 0.0)
     if not begun and not cells:
