@@ -22,8 +22,8 @@ from apex_zmq.envs.make import make_lanes
 from apex_zmq.play.player import Player
 from apex_zmq.play.video import save_gif
 from apex_zmq.rundir.checkpoint import load
-from benchmarks.learning import MODELS, model_of
 from benchmarks.rows import ROOT
+from benchmarks.runs import MODELS, model_of
 
 FILM = ROOT / "docs/images/game.gif"
 TILE = (80, 75)  # width, height: a third of the screen

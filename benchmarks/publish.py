@@ -25,7 +25,8 @@ from apex_zmq.envs.games import MARIO, stages
 from apex_zmq.rundir.checkpoint import BEST
 from benchmarks.csv_files import write_csv
 from benchmarks.export import EVALUATION, export
-from benchmarks.learning import MODELS, model_of, play
+from benchmarks.learning import play
+from benchmarks.runs import MODELS, model_of
 
 CHOICE_SEEDS = range(40_000, 40_010)  # not used in training
 SEEDS = range(70_000, 70_010)  # used neither in training nor for the choice of a checkpoint

@@ -28,20 +28,20 @@ from apex_zmq.play.evaluator import wilson
 from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv
 from benchmarks.export import EVALUATION
-from benchmarks.learning import (
+from benchmarks.learning import SOLVED
+from benchmarks.rows import ROOT
+from benchmarks.runs import (
     FRESH_SEED,
     MODELS,
     QUEUE,
     RESULTS,
     SELECTION_SEED,
-    SOLVED,
     TRIAL_MINUTES,
     about_file,
     episodes_file,
     evaluations_file,
     model_of,
 )
-from benchmarks.rows import ROOT
 
 DOCUMENTS = [ROOT / "docs/RESULTS.md", *sorted(ROOT.glob("docs/lab/*.md"))]
 IMAGES = ROOT / "docs/images"

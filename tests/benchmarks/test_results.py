@@ -25,6 +25,7 @@ from ..checkpoints import MARIO, untrained
 pytest.importorskip("matplotlib")
 results = pytest.importorskip("benchmarks.results")
 learning = pytest.importorskip("benchmarks.learning")
+queued = pytest.importorskip("benchmarks.runs")
 csv_files = pytest.importorskip("benchmarks.csv_files")
 
 
@@ -50,10 +51,10 @@ def write_run(
     directory: Path, episodes: Iterable[tuple[float, int, float, int]], evaluations: Sequence[tuple[object, ...]] = ()
 ) -> None:
     rows = [(minutes, decisions, eps, "1-1", 1, 1, 100, hit) for minutes, decisions, eps, hit in episodes]
-    write(learning.episodes_file("run", directory), COLUMNS, rows)
-    write(learning.evaluations_file("run", directory), EVALUATION, evaluations)
+    write(queued.episodes_file("run", directory), COLUMNS, rows)
+    write(queued.evaluations_file("run", directory), EVALUATION, evaluations)
     about = {"algorithm": "apex", "name": "run", "settings": {}}
-    learning.about_file("run", directory).write_text(json.dumps(about))
+    queued.about_file("run", directory).write_text(json.dumps(about))
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
@@ -78,7 +79,7 @@ def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
     fresh = [(9, 90, protocol, 30_000, 100, rate) for protocol, rate in (("noop", 0.5), ("sticky", 0.2), ("greedy", 1))]
     write_run(tmp_path, EPISODES, fresh)
     about = {"algorithm": "apex", "name": "run", "seed": 1, "settings": {"env.stages": "[7-2]"}}
-    learning.about_file("run", tmp_path).write_text(json.dumps(about))
+    queued.about_file("run", tmp_path).write_text(json.dumps(about))
     first = results.read("run", tmp_path)
     repeat = replace(first, about=about | {"seed": 2})
     row, repeated = results.game([first, repeat]).splitlines()[-2:]
@@ -98,10 +99,10 @@ def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
 def test_the_table_of_atari_games_shows_returns(tmp_path: Path) -> None:
     columns = ("minutes", "decisions", "epsilon", "stage", "return", "length")
     rows = [(1.0, 1000, 0.4, "", 0, 9), (2.0, 2000, 0.4, "", 300, 9), (7.0, 7000, 0.001, "", 100, 9)]
-    write(learning.episodes_file("run", tmp_path), columns, rows)
-    write(learning.evaluations_file("run", tmp_path), EVALUATION, [])
+    write(queued.episodes_file("run", tmp_path), columns, rows)
+    write(queued.evaluations_file("run", tmp_path), EVALUATION, [])
     about = {"algorithm": "apex", "name": "atari-Pitfall-restarts", "settings": {}}
-    learning.about_file("run", tmp_path).write_text(json.dumps(about))
+    queued.about_file("run", tmp_path).write_text(json.dumps(about))
     row = results.atari([results.read("run", tmp_path)]).splitlines()[-1]
     assert row == "| Pitfall-restarts | 7k | 2.0 min, 2k | 300 | 100.0 of 1 |"
 
@@ -126,7 +127,7 @@ def test_the_documents_are_up_to_date() -> None:
     marks = [match["name"] for document in documents for match in results.MARKED.finditer(document)]
     assert len(marks) == len(set(marks))
     assert set(tables) <= set(marks)
-    groups = {run.group for run in learning.QUEUE}  # marks of a group without results are empty
+    groups = {run.group for run in queued.QUEUE}  # marks of a group without results are empty
     assert set(marks) <= groups | set(tables), "misspelled"
     for path in results.CARDS:
         assert "evaluation" in {match["name"] for match in results.MARKED.finditer(path.read_text())}
@@ -166,9 +167,9 @@ def test_the_table_of_models_says_which_stages_have_none(tmp_path: Path) -> None
 
 
 def test_a_run_starts_from_the_best_checkpoint_of_another() -> None:
-    run = next(run for run in learning.QUEUE if run.init_from == "headline-1")
+    run = next(run for run in queued.QUEUE if run.init_from == "headline-1")
     best = results.read("headline-1").fresh("noop")["checkpoint"]
-    command = learning.command(run, Path("there"))
+    command = queued.command(run, Path("there"))
     assert command[command.index("--init-from") + 1] == f"build/learning/headline-1/{best}"
 
 
@@ -203,23 +204,23 @@ def test_a_run_is_interrupted_once_its_stage_is_learned(
 
 
 def test_repeats_of_a_stage_are_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (learning._game("7-2", seed) for seed in (1, 2))
+    first, second = (queued.game_run("7-2", seed) for seed in (1, 2))
     assert (first.name, second.name) == ("game-7-2", "game-7-2-seed-2")
-    assert "--seed 2" in " ".join(learning.command(second, Path("there")))
-    row = {"seed": learning.FRESH_SEED, "protocol": "noop", "clear_rate": 1.0, "checkpoint": "step-1.safetensors"}
+    assert "--seed 2" in " ".join(queued.command(second, Path("there")))
+    row = {"seed": queued.FRESH_SEED, "protocol": "noop", "clear_rate": 1.0, "checkpoint": "step-1.safetensors"}
     monkeypatch.setattr(learning, "export", lambda source, path: pytest.fail(f"{path} is exported"))
     learning._publish(second, [row])
 
 
 def test_every_stage_of_the_game_is_trained_with_the_recipe() -> None:
-    runs = [run for run in learning.QUEUE if run.group == "game"]
+    runs = [run for run in queued.QUEUE if run.group == "game"]
     assert len({run.settings["env.stages"] for run in runs}) == 32
-    assert all("configs/mario.yaml" in learning.command(run, Path("there")) for run in runs)
+    assert all("configs/mario.yaml" in queued.command(run, Path("there")) for run in runs)
 
 
 @pytest.mark.parametrize("name", ["headline-1", "headline-1-eval", "ppo-1", "stage-1-3"])
 def test_results_read_and_written_again_are_the_same_bytes(name: str, tmp_path: Path) -> None:
-    stored = learning.RESULTS / f"{name}.csv.gz"
+    stored = queued.RESULTS / f"{name}.csv.gz"
     rows = csv_files.read_csv(stored)
     csv_files.write_csv(tmp_path / "first.csv.gz", list(rows[0]), rows)
     csv_files.write_csv(tmp_path / "second.csv.gz", list(rows[0]), rows)
@@ -243,7 +244,7 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
     directory.mkdir(parents=True)
     (tmp_path / "staged.txt").write_text("not of the queue")
     git(tmp_path, "add", "staged.txt")
-    model = learning.model_of("game-7-2", tmp_path / "models")
+    model = queued.model_of("game-7-2", tmp_path / "models")
     model.parent.mkdir(parents=True)
     model.write_bytes(b"of an earlier run")
     (model.parent / "evaluation.csv").write_text("of an earlier run")
@@ -252,10 +253,10 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
     model.write_bytes(b"parameters")
     (model.parent / "evaluation.csv").unlink()  # as an export does
     for age, name in ((20, "game-7-2"), (30, "second"), (60, "first")):
-        for of in (learning.episodes_file, learning.evaluations_file, learning.about_file):
+        for of in (queued.episodes_file, queued.evaluations_file, queued.about_file):
             of(name, directory).write_bytes(b"{}")
-        os.utime(learning.about_file(name, directory), (1e9 - age, 1e9 - age))
-    learning.episodes_file("interrupted", directory).write_bytes(b"")
+        os.utime(queued.about_file(name, directory), (1e9 - age, 1e9 - age))
+    queued.episodes_file("interrupted", directory).write_bytes(b"")
     assert learning.uncommitted(directory) == ["first", "second", "game-7-2"]
     learning.commit(["first", "second", "game-7-2"], directory)
     assert git(tmp_path, "log", "-1", "--format=%s%b").strip() == "results: add first, second, game-7-2"
@@ -265,7 +266,7 @@ def test_a_queue_ends_with_one_commit_of_its_finished_runs(tmp_path: Path) -> No
         "A  staged.txt",
         "?? docs/results/interrupted.csv.gz",
     ]
-    learning.evaluations_file("first", directory).write_bytes(b"evaluated again")
+    queued.evaluations_file("first", directory).write_bytes(b"evaluated again")
     assert learning.uncommitted(directory) == ["first"]
 
 
@@ -274,12 +275,12 @@ def test_a_stage_that_is_cleared_half_the_time_becomes_a_model(
     rate: float, published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning, "RUNS", tmp_path)
-    model = learning.model_of("game-7-2", tmp_path / "models")
+    model = queued.model_of("game-7-2", tmp_path / "models")
     monkeypatch.setattr(learning, "model_of", lambda name: model)
     (tmp_path / "game-7-2").mkdir()
     save(tmp_path / "game-7-2/step-1.safetensors", untrained(MARIO))
-    run = next(run for run in learning.QUEUE if run.name == "game-7-2")
-    row = {"seed": learning.FRESH_SEED, "protocol": "noop", "clear_rate": rate, "checkpoint": "step-1.safetensors"}
+    run = next(run for run in queued.QUEUE if run.name == "game-7-2")
+    row = {"seed": queued.FRESH_SEED, "protocol": "noop", "clear_rate": rate, "checkpoint": "step-1.safetensors"}
     learning._publish(run, [row])
     assert model.exists() is published
     if published:
