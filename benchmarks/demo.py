@@ -23,7 +23,7 @@ from matplotlib import pyplot
 from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import EPISODES
 from benchmarks.csv_files import read_csv
-from benchmarks.results import Floats, moving_mean
+from benchmarks.curves import Floats, moving_mean
 from benchmarks.rows import ROOT
 
 CONFIG = ROOT / "configs/mario-cpu.yaml"

@@ -38,6 +38,7 @@ from apex_zmq.rundir.checkpoint import load
 from apex_zmq.rundir.episodes import COLUMNS, EPISODES
 from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv, write_csv
+from benchmarks.curves import SOLVED
 from benchmarks.export import export
 from benchmarks.rows import ROOT, machine
 from benchmarks.runs import (
@@ -59,7 +60,6 @@ from benchmarks.runs import (
 
 GAMES = 100  # episodes of an evaluation
 EVALUATE_EVERY = 5.0  # minutes
-SOLVED = 0.9
 PUBLISHED = 0.5  # of the noop episodes, that a model clears
 CANDIDATES = 3  # checkpoints of a run of the recipe that are evaluated on the selection seed, the last ones
 LEARNED, OF_LAST, AFTER_MINUTES = 36, 40, 5.0  # clears of low-epsilon episodes, and time left, before an early end

@@ -6,40 +6,26 @@ cards; the pictures are written to docs/images/.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-import numpy.typing as npt
-from matplotlib import pyplot
-from matplotlib.colors import TABLEAU_COLORS
 
 from apex_zmq.envs.games import MARIO
 from apex_zmq.envs.games import stages as stages_of
 from apex_zmq.play.evaluator import wilson
-from apex_zmq.watch.stats import LOW_EPSILON
 from benchmarks.csv_files import read_csv
+from benchmarks.curves import Result, first_clear, first_of, half_clear, read, solved, stage_of
 from benchmarks.export import EVALUATION
-from benchmarks.learning import SOLVED
+from benchmarks.pictures import NAMES, draw, draw_ablations, draw_game
 from benchmarks.rows import ROOT
 from benchmarks.runs import (
-    FRESH_SEED,
     MODELS,
     QUEUE,
     RESULTS,
-    SELECTION_SEED,
     TRIAL_MINUTES,
-    about_file,
-    episodes_file,
-    evaluations_file,
     model_of,
 )
 
@@ -47,107 +33,12 @@ DOCUMENTS = [ROOT / "docs/RESULTS.md", *sorted(ROOT.glob("docs/lab/*.md"))]
 IMAGES = ROOT / "docs/images"
 CARDS = sorted(MODELS.glob("*/README.md"))
 GAME_CARD = MODELS / "README.md"
-WINDOW = 20  # low-epsilon episodes
-CURVE_WINDOW = 100
 EARLY = (200_000, 300_000)  # decisions; clear rates of this window do not depend on the machine's speed
 COMPARED_MINUTES = {group: TRIAL_MINUTES[group] for group in ("ablation", "sweep", "fine-tuning")} | {
     "quantiles": 25.0
 }  # longer runs are cut to so many minutes for their table
-NAMES = {"apex": "Ape-X (ours)", "ppo": "PPO (SB3)", "dqn": "DQN (SB3)"}
-COLOURS = {"apex": "tab:red", "ppo": "tab:blue", "dqn": "tab:green"}
 MARKED = re.compile(r"(<!-- (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GAME_CHART = "![Clear rates of the low-epsilon lanes over decisions, stage by stage](images/game.png)"
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Episodes of a run in the order of their ends; float64 [E] each."""
-
-    minutes: Floats
-    decisions: Floats
-    cleared: Floats
-    max_x: Floats
-    returns: Floats
-
-    def until(self, minutes: float) -> Curve:
-        """The episodes that had ended after this many minutes."""
-        early = self.minutes <= minutes
-        return Curve(*(getattr(self, each.name)[early] for each in fields(self)))
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run with its results.
-
-    about: NAME.json. all: every episode. low: those of lanes with epsilon 0.01 or less; of all lanes for PPO and for
-    runs without an epsilon ladder. evaluations: rows of NAME-eval.csv.gz.
-    """
-
-    about: dict[str, Any]
-    all: Curve
-    low: Curve
-    evaluations: list[dict[str, str]]
-
-    def selection(self) -> list[dict[str, str]]:
-        """The evaluations on the selection seed, in the order of training."""
-        return [row for row in self.evaluations if row["seed"] == str(SELECTION_SEED)]
-
-    def fresh(self, protocol: str) -> dict[str, str]:
-        """The evaluation of the best checkpoint on fresh seeds."""
-        rows = self.evaluations
-        return next(row for row in rows if row["seed"] == str(FRESH_SEED) and row["protocol"] == protocol)
-
-    def until(self, minutes: float) -> Result:
-        """The run as it stood after this many minutes; a run that is cut has no evaluations on fresh seeds."""
-        if self.about["budget_minutes"] <= minutes:
-            return self
-        rows = [row for row in self.selection() if float(row["minutes"]) <= minutes]
-        return Result(self.about, self.all.until(minutes), self.low.until(minutes), rows)
-
-
-def read(name: str, directory: Path = RESULTS) -> Result:
-    """Read the results of a run."""
-    rows, evaluations = read_csv(episodes_file(name, directory)), read_csv(evaluations_file(name, directory))
-    epsilons = [float(row["epsilon"] or 0) for row in rows]
-    bound = max(LOW_EPSILON, min(epsilons))  # without a ladder all lanes count
-    low = [row for row, epsilon in zip(rows, epsilons, strict=True) if epsilon <= bound]
-    return Result(json.loads(about_file(name, directory).read_text()), _curve(rows), _curve(low), evaluations)
-
-
-def _curve(rows: Sequence[dict[str, str]]) -> Curve:
-    names = ("minutes", "decisions", "cleared", "max_x", "return")
-    return Curve(*(np.array([float(row.get(name, 0)) for row in rows]) for name in names))
-
-
-def moving_mean(values: Floats, window: int) -> Floats:
-    """Mean of the last `window` values up to each value, of fewer at the start: float64 [E] -> float64 [E]."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    begins = np.maximum(ends - window, 0)
-    means: Floats = (sums[ends] - sums[begins]) / (ends - begins)
-    return means
-
-
-def first_clear(result: Result) -> tuple[float, float] | None:
-    """Minutes and decisions until the first clear by any lane; None: not reached."""
-    return _first(result.all, result.all.cleared > 0)
-
-
-def half_clear(result: Result) -> tuple[float, float] | None:
-    """Minutes and decisions until half of the last 20 low-epsilon episodes had cleared; None: not reached."""
-    curve = result.low
-    return _first(curve, (moving_mean(curve.cleared, WINDOW) >= 0.5) & (np.arange(len(curve.cleared)) >= WINDOW - 1))
-
-
-def _first(curve: Curve, mask: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
-    return (curve.minutes[mask][0], curve.decisions[mask][0]) if mask.any() else None
-
-
-def solved(result: Result) -> tuple[float, float] | None:
-    """Minutes and decisions of the first checkpoint that clears 90% under noop on the selection seed; None: none."""
-    rows = (row for row in result.selection() if float(row["clear_rate"]) >= SOLVED)
-    return next(((float(row["minutes"]), float(row["decisions"])) for row in rows), None)
 
 
 def _when(moment: tuple[float, float] | None) -> str:
@@ -221,7 +112,7 @@ def game(results: Sequence[Result]) -> str:
         seed = result.about["seed"]
         cells = (
             stage_of(result) if seed == 1 else f"{stage_of(result)}, seed {seed}",
-            _when(_first(result.low, result.low.cleared > 0)),
+            _when(first_of(result.low, result.low.cleared > 0)),
             _when(half_clear(result)),
             f"{result.all.minutes[-1]:.0f}",
             f"{result.all.decisions[-1] / 1000:,.0f}k",
@@ -240,18 +131,12 @@ def atari(results: Sequence[Result]) -> str:
         cells = (
             result.about["name"].removeprefix("atari-"),
             f"{result.all.decisions[-1] / 1000:,.0f}k",
-            _when(_first(result.all, result.all.returns > 0)),
+            _when(first_of(result.all, result.all.returns > 0)),
             f"{max(result.all.returns):,.0f}",
             f"{result.low.returns[late].mean():,.1f} of {late.sum()}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def stage_of(result: Result) -> str:
-    """The stage of a run on a single one."""
-    stages: str = result.about["settings"]["env.stages"]
-    return stages.strip("[]")
 
 
 def _changed(settings: Mapping[str, str]) -> str:
@@ -340,76 +225,6 @@ def comparison(results: Sequence[Result], group: str) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def draw(results: Sequence[Result], path: Path) -> None:
-    """Draw clear rates over minutes and over decisions: lines from training, dots from evaluations."""
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True)
-    for axis, (label, of) in zip(axes, (("minutes", "minutes"), ("million decisions", "decisions")), strict=True):
-        scale = 1.0 if of == "minutes" else 1e-6
-        named: set[str] = set()
-        for result in results:
-            algorithm = result.about["algorithm"]
-            colour = COLOURS[algorithm]
-            name = None if algorithm in named else NAMES[algorithm]
-            named.add(algorithm)
-            axis.plot(getattr(result.low, of) * scale, _rolling(result.low), color=colour, linewidth=1, label=name)
-            points = result.selection()
-            axis.plot(
-                [float(row[of]) * scale for row in points],
-                [float(row["clear_rate"]) for row in points],
-                "o",
-                color=colour,
-                markersize=4,
-            )
-        axis.axhline(SOLVED, color="gray", linewidth=0.7, linestyle="--")
-        axis.set_xlabel(label)
-        axis.set_xlim(left=0)
-        axis.set_ylim(0, 1)
-    axes[0].set_ylabel("clear rate of World 1-1")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(NAMES))
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
-
-
-def draw_ablations(base: Sequence[Result], results: Sequence[Result], path: Path) -> None:
-    """Draw clear rates of the low-epsilon lanes over minutes: the recipe, and the recipe with each part off."""
-    figure, axis = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
-    for index, result in enumerate(base):
-        label = None if index else "the recipe"
-        axis.plot(result.low.minutes, _rolling(result.low), color=COLOURS["apex"], linewidth=2, label=label)
-    others = [colour for colour in TABLEAU_COLORS if colour != COLOURS["apex"]]
-    for result, colour in zip(results, others, strict=False):
-        label = result.about["name"].removeprefix("ablation-").replace("-", " ")
-        axis.plot(result.low.minutes, _rolling(result.low), color=colour, linewidth=1, label=label)
-    axis.set_xlabel("minutes")
-    axis.set_ylabel("clear rate of World 1-1")
-    axis.set_xlim(left=0)
-    axis.set_ylim(0, 1)
-    figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
-
-
-def draw_game(results: Sequence[Result], path: Path) -> None:
-    """Draw clear rates of the low-epsilon lanes over decisions, a panel per stage: a row per world, a line per seed."""
-    figure, axes = pyplot.subplots(8, 4, figsize=(10, 14), layout="constrained", sharex=True, sharey=True)
-    panels = dict(zip(stages_of(MARIO), axes.flat, strict=True))
-    for stage, axis in panels.items():
-        axis.set_title(stage, fontsize="small", loc="left", pad=2)
-        axis.set_ylim(0, 1)
-    for result in results:
-        curve = result.low
-        panels[stage_of(result)].plot(curve.decisions * 1e-6, _rolling(curve), color=COLOURS["apex"], linewidth=1)
-    axes[0, 0].set_xlim(left=0)
-    figure.supxlabel("million decisions")
-    figure.supylabel("clear rate of the low-epsilon lanes")
-    figure.savefig(path, dpi=70)
-    pyplot.close(figure)
-
-
-def _rolling(curve: Curve) -> Floats:
-    return moving_mean(curve.cleared, CURVE_WINDOW)
 
 
 def fill(document: str, tables: Mapping[str, str]) -> str:

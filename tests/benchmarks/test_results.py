@@ -24,6 +24,8 @@ from ..checkpoints import MARIO, untrained
 
 pytest.importorskip("matplotlib")
 results = pytest.importorskip("benchmarks.results")
+curves = pytest.importorskip("benchmarks.curves")
+pictures = pytest.importorskip("benchmarks.pictures")
 learning = pytest.importorskip("benchmarks.learning")
 queued = pytest.importorskip("benchmarks.runs")
 csv_files = pytest.importorskip("benchmarks.csv_files")
@@ -32,7 +34,7 @@ csv_files = pytest.importorskip("benchmarks.csv_files")
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.integers(1, 30))
 def test_moving_means(values: list[float], window: int) -> None:
     expected = [np.mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
-    np.testing.assert_allclose(results.moving_mean(np.array(values), window), expected, atol=1e-9)
+    np.testing.assert_allclose(curves.moving_mean(np.array(values), window), expected, atol=1e-9)
 
 
 EPISODES = [
@@ -68,10 +70,10 @@ def test_milestones_of_a_run_are_computed(tmp_path: Path) -> None:
         (9, 90, "noop", 30_000, 100, 0.5),
     ]
     write_run(tmp_path, EPISODES, evaluations)
-    result = results.read("run", tmp_path)
-    assert results.first_clear(result) == (2.0, 2_000)
-    assert results.half_clear(result) == (22.0, 3_019)  # the twentieth of them
-    assert results.solved(result) == (9, 90)
+    result = curves.read("run", tmp_path)
+    assert curves.first_clear(result) == (2.0, 2_000)
+    assert curves.half_clear(result) == (22.0, 3_019)  # the twentieth of them
+    assert curves.solved(result) == (9, 90)
     assert result.fresh("noop")["clear_rate"] == "0.5"
 
 
@@ -80,7 +82,7 @@ def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
     write_run(tmp_path, EPISODES, fresh)
     about = {"algorithm": "apex", "name": "run", "seed": 1, "settings": {"env.stages": "[7-2]"}}
     queued.about_file("run", tmp_path).write_text(json.dumps(about))
-    first = results.read("run", tmp_path)
+    first = curves.read("run", tmp_path)
     repeat = replace(first, about=about | {"seed": 2})
     row, repeated = results.game([first, repeat]).splitlines()[-2:]
     assert repeated.startswith("| 7-2, seed 2 | ")
@@ -92,7 +94,7 @@ def test_the_table_of_the_game_has_a_row_per_stage(tmp_path: Path) -> None:
         "3k",
         "0.50 (0.40 to 0.60)",
     ]
-    results.draw_game([first, repeat], tmp_path / "game.png")
+    pictures.draw_game([first, repeat], tmp_path / "game.png")
     assert (tmp_path / "game.png").stat().st_size > 10_000
 
 
@@ -103,19 +105,19 @@ def test_the_table_of_atari_games_shows_returns(tmp_path: Path) -> None:
     write(queued.evaluations_file("run", tmp_path), EVALUATION, [])
     about = {"algorithm": "apex", "name": "atari-Pitfall-restarts", "settings": {}}
     queued.about_file("run", tmp_path).write_text(json.dumps(about))
-    row = results.atari([results.read("run", tmp_path)]).splitlines()[-1]
+    row = results.atari([curves.read("run", tmp_path)]).splitlines()[-1]
     assert row == "| Pitfall-restarts | 7k | 2.0 min, 2k | 300 | 100.0 of 1 |"
 
 
 def test_all_episodes_count_when_lanes_share_one_epsilon(tmp_path: Path) -> None:
     write_run(tmp_path, [(minutes, decisions, 0.05, cleared) for minutes, decisions, _, cleared in EPISODES])
-    assert len(results.read("run", tmp_path).low.minutes) == len(EPISODES)
+    assert len(curves.read("run", tmp_path).low.minutes) == len(EPISODES)
 
 
 def test_trial_too_slow_for_early_window_shows_not_reached(tmp_path: Path) -> None:
     for decisions, early in ((190_000, "not reached"), (210_000, "1.00")):
         write_run(tmp_path, [(15.0, decisions, 0.001, 1)])
-        row = results.comparison([results.read("run", tmp_path)], "sweep").splitlines()[-1]
+        row = results.comparison([curves.read("run", tmp_path)], "sweep").splitlines()[-1]
         assert row.split("|")[5].strip() == early
 
 
@@ -153,7 +155,7 @@ def test_the_table_of_models_says_which_stages_have_none(tmp_path: Path) -> None
         (tmp_path / f"mario-{stage}").mkdir()
     write(tmp_path / "mario-7-2/evaluation.csv", columns, figures)
     write_run(tmp_path, EPISODES, [(9, 90, "noop", 30_000, 100, 0.31)])
-    run = results.read("run", tmp_path)
+    run = curves.read("run", tmp_path)
     trained = [
         replace(run, about={"seed": seed, "settings": {"env.stages": f"[{stage}]"}})
         for stage, seed in (("7-2", 1), ("7-3", 1), ("7-4", 1), ("8-1", 2))
@@ -168,7 +170,7 @@ def test_the_table_of_models_says_which_stages_have_none(tmp_path: Path) -> None
 
 def test_a_run_starts_from_the_best_checkpoint_of_another() -> None:
     run = next(run for run in queued.QUEUE if run.init_from == "headline-1")
-    best = results.read("headline-1").fresh("noop")["checkpoint"]
+    best = curves.read("headline-1").fresh("noop")["checkpoint"]
     command = queued.command(run, Path("there"))
     assert command[command.index("--init-from") + 1] == f"build/learning/headline-1/{best}"
 
