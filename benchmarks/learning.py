@@ -108,9 +108,9 @@ def train(run: Run) -> None:
         raise subprocess.CalledProcessError(training.returncode, training.args)
     episodes = _episodes(directory / EPISODES, started)
     checkpoints = _checkpoints(directory, started)
-    entries = () if run.group == "atari" else MARIO_COLUMNS
+    entries: Sequence[str] = MARIO_COLUMNS
     if run.group == "atari":
-        evaluations = []
+        entries, evaluations = (), []
     elif run.group in TRIAL_MINUTES:
         evaluations = [_row(run, checkpoints[-1], "noop", SELECTION_SEED, GAMES)]
     else:
